@@ -1,0 +1,312 @@
+"""Pictures of evaluations and of meta-training: PNG files, and SVG that takes its colours from the page around it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+# Roles and their colours on a light ground; on a page each is the CSS variable of its role. Learned optimizers in the
+# palette of Okabe and Ito, which the colour-blind can tell apart; baselines grey.
+INK, FAINT = "#24292f", "#d5d9de"
+LEARNED = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b58900")
+BASELINE = ("#57606a", "#6f7882", "#87909a", "#9ea6af", "#4a525b")
+DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+COLOURS = {
+    "ink": INK,
+    "faint": FAINT,
+    **{f"learned-{index}": colour for index, colour in enumerate(LEARNED)},
+    **{f"baseline-{index}": colour for index, colour in enumerate(BASELINE)},
+}
+WIDE, NARROW = (10.0, 4.0), (4.6, 6.8)  # inches: two panels beside each other, or one above the other
+MOST_ABOVE_START, MOST_BELOW_START = 1e2, 1e-14  # what lies beyond these multiples of the first loss is outside
+
+
+class Style(NamedTuple):
+    """How an optimizer is drawn."""
+
+    label: str
+    role: str  # a key of COLOURS
+    dash: Any  # matplotlib's line style
+
+
+def numbers(values: Any) -> np.ndarray:
+    """Floats of a JSON list in which "inf" stands for infinity and null for nan."""
+    return np.array([np.nan if value is None else float(value) for value in values], float)
+
+
+def styles(result: Mapping[str, Any]) -> dict[str, Style]:
+    """name -> style for an entry of evaluation.json; a baseline's label holds its tuned learning rate."""
+    chosen: dict[str, Style] = {}
+    counts = {"learned": 0, "baseline": 0}
+    for name, record in result["optimizers"].items():
+        kind = "learned" if record.get("kind") == "learned" else "baseline"
+        index = counts[kind]
+        counts[kind] += 1
+        tuned = record.get("tuned") or {}
+        rate = tuned.get("learning_rate")
+        label = name if rate is None else f"{name}, rate {float(rate):.2g}"
+        size = len(LEARNED if kind == "learned" else BASELINE)
+        dash = "-" if kind == "learned" else DASHES[index % len(DASHES)]
+        chosen[name] = Style(label, f"{kind}-{index % size}", dash)
+    return chosen
+
+
+# ----- figures --------------------------------------------------------------------------------------------------------
+
+
+def evaluation_figure(result: Mapping[str, Any], *, narrow: bool = False, legend: bool = True) -> Figure:
+    """Mean over tasks, and median with its interquartile band, against the inner step; T is marked by a dashed line."""
+    figure, (mean_axes, median_axes) = _two_panels(narrow)
+    drawn = styles(result)
+    horizon, train_horizon = result["horizon"], result.get("train_horizon")
+    far = bool(train_horizon) and horizon > 20 * train_horizon
+    for name, record in result["optimizers"].items():
+        style, curve = drawn[name], record["curve"]
+        steps = numbers(curve["steps"])
+        learned = record.get("kind") == "learned"
+        look: dict[str, Any] = {
+            "color": COLOURS[style.role],
+            "linestyle": style.dash,
+            "linewidth": 2.0 if learned else 1.3,
+            "zorder": 4 if learned else 3,
+        }
+        _curve(mean_axes, steps, numbers(curve["mean"]), label=style.label, **look)
+        _curve(median_axes, steps, numbers(curve["median"]), **look)
+        if learned or name == result.get("best_baseline"):
+            low, high = _plottable(numbers(curve["q25"])), _plottable(numbers(curve["q75"]), top=1e30)
+            alpha = 0.2 if learned else 0.13
+            median_axes.fill_between(steps, low, high, color=COLOURS[style.role], alpha=alpha, linewidth=0, zorder=2)
+    for axes, field, title in (
+        (mean_axes, ("mean",), "Mean over tasks"),
+        (median_axes, ("median", "q25", "q75"), "Median and interquartile band"),
+    ):
+        values = [numbers(record["curve"][part]) for record in result["optimizers"].values() for part in field]
+        _log_y(axes, np.concatenate(values), start=values[0][0] if len(values[0]) else 1.0)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=20)
+        axes.set_xlabel("inner step")
+        if far:
+            axes.set_xscale("log")
+            axes.set_xlim(1, horizon)
+            axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_xlim(0, horizon)
+            axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        if train_horizon and train_horizon <= horizon:
+            _mark(axes, train_horizon, f"trained to {train_horizon:,}")
+    mean_axes.set_ylabel("loss")
+    if legend:
+        _legend_below(figure, mean_axes)
+    return figure
+
+
+def meta_training_figure(rows: Sequence[Mapping[str, Any]], *, narrow: bool = False, legend: bool = True) -> Figure:
+    """The meta-loss against the meta-step, and the validation losses where there are any."""
+    validation = validation_series(rows)
+    if validation:
+        figure, (left, right) = _two_panels(narrow)
+    else:
+        figure = Figure(figsize=(NARROW[0], 3.4) if narrow else (WIDE[0], 3.4), layout="constrained")
+        left, right = figure.subplots(), None
+        _frame(left)
+    steps, losses = series(rows, "meta_loss")
+    steps, low, middle, high = binned(steps, losses)
+    colour = COLOURS["learned-0"]
+    left.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    left.plot(steps, middle, color=colour, linewidth=1.8, label="meta-loss (median, and 10 to 90%)")
+    _maybe_log_y(left, np.concatenate([low, middle, high]))
+    left.set_title("Meta-loss", loc="left", fontsize=11, fontweight="bold", pad=10)
+    left.set_ylabel("meta-loss")
+    panels = [left]
+    if right is not None:
+        panels.append(right)
+        shown = []
+        for (multiple, statistic), style in validation_styles(rows).items():
+            at, values = validation[multiple, statistic]
+            median = statistic == "median"
+            look = {"color": COLOURS[style.role], "linestyle": style.dash, "linewidth": 1.8 if median else 1.1}
+            _curve(right, at, values, label=style.label, marker="o" if median else None, markersize=3.5, **look)
+            shown.append(values)
+        _maybe_log_y(right, np.concatenate(shown))
+        right.set_title("Validation: final loss on held-out tasks", loc="left", fontsize=11, fontweight="bold", pad=10)
+        right.set_ylabel("loss")
+        if legend:
+            _legend_below(figure, right)
+    for axes in panels:
+        axes.set_xlabel("meta-step")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    return figure
+
+
+def _two_panels(narrow: bool) -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = Figure(figsize=NARROW if narrow else WIDE, layout="constrained")
+    panels = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
+    for axes in panels:
+        _frame(axes)
+    return figure, (panels[0], panels[1])
+
+
+def _frame(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=10)
+    axes.tick_params(which="minor", length=0)
+    axes.grid(True, color=FAINT, linewidth=0.7, alpha=0.6)
+    axes.set_axisbelow(True)
+    for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+        text.set_color(INK)
+
+
+def _plottable(values: np.ndarray, top: float = np.nan) -> np.ndarray:
+    # Zeros sit on the floor of a logarithmic axis; infinities end a line.
+    return np.where(np.isfinite(values), np.maximum(values, 1e-30), np.where(np.isposinf(values), top, np.nan))
+
+
+def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
+    axes.plot(steps, values if (values < 0).any() else _plottable(values), **look)
+    lost = np.flatnonzero(np.isposinf(values))
+    if len(lost) and lost[0] > 0:  # a cross where it becomes infinite
+        last = lost[0] - 1
+        axes.plot(steps[last], values[last], "x", color=look["color"], markersize=8, markeredgewidth=2, zorder=5)
+
+
+def _mark(axes: Axes, step: int, words: str) -> None:
+    axes.axvline(step, color=INK, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+    place = axes.transData.transform((step, 1))[0]
+    left, right = axes.transData.transform([(edge, 1) for edge in axes.get_xlim()])[:, 0]
+    fraction = (place - left) / (right - left)
+    align = "left" if fraction < 0.3 else "right" if fraction > 0.7 else "center"
+    axes.annotate(
+        words, (step, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points",
+        ha=align, va="bottom", fontsize=10, color=INK, annotation_clip=False,
+    )  # fmt: skip
+
+
+def _log_y(axes: Axes, values: np.ndarray, start: float) -> None:
+    known = values[np.isfinite(values) & (values > 0)]
+    start = start if np.isfinite(start) and start > 0 else 1.0
+    low, high = (known.min(), known.max()) if len(known) else (0.1, 1.0)
+    high = min(high, MOST_ABOVE_START * start)
+    low = min(max(low, MOST_BELOW_START * start), high / 1.5)
+    axes.set_yscale("log")
+    axes.set_ylim(low / 1.3, high * 1.3)
+    if high / low < 30:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    else:
+        axes.yaxis.set_major_locator(LogLocator(numticks=7))
+        axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _maybe_log_y(axes: Axes, values: np.ndarray) -> None:
+    known = values[np.isfinite(values)]
+    if len(known) and (known > 0).all():
+        _log_y(axes, known, start=float(known.max()))
+
+
+def _power_of_ten(value: float, _: Any) -> str:
+    exponent = round(np.log10(value))
+    if 0 <= exponent <= 3:
+        return f"{10**exponent:,}"
+    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(len(labels), 2 if figure.get_figwidth() < 6 else 5)
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, frameon=False, labelcolor=INK, fontsize=10,
+        handlelength=3,
+    )  # fmt: skip
+
+
+# ----- rows of metrics.jsonl ------------------------------------------------------------------------------------------
+
+
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(meta-steps, values) of the rows that have a metric."""
+    pairs = [(row["meta_step"], row[name]) for row in rows if "meta_step" in row and name in row]
+    return numbers(step for step, _ in pairs), numbers(value for _, value in pairs)
+
+
+def validation_series(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """(multiple such as "10x", "mean" or "median") -> (meta-steps, losses), from keys `validation/10x/median`."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("validation/"))
+    found = {}
+    for name in names:
+        match = re.fullmatch(r"validation/(\d+x)/(mean|median)", name)
+        if match:
+            found[match[1], match[2]] = series(rows, name)
+    return found
+
+
+def validation_styles(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Style]:
+    """(multiple, statistic) -> style: a colour for each multiple, the median solid and the mean dotted."""
+    keys = sorted(validation_series(rows), key=lambda key: (int(key[0].rstrip("x")), key[1] != "median"))
+    order = list(dict.fromkeys(multiple for multiple, _ in keys))
+    return {
+        (multiple, statistic): Style(
+            f"{statistic} at {'the training horizon' if multiple == '1x' else multiple.rstrip('x') + ' times it'}",
+            f"learned-{order.index(multiple) % len(LEARNED)}",
+            "-" if statistic == "median" else ":",
+        )
+        for multiple, statistic in keys
+    }
+
+
+def binned(steps: np.ndarray, values: np.ndarray, bins: int = 200) -> tuple[np.ndarray, ...]:
+    """(steps, 10%, median, 90%) of at most `bins` groups of neighbouring meta-steps; what is not finite is left out."""
+    keep = np.isfinite(values)
+    steps, values = steps[keep], values[keep]
+    groups = [group for group in np.array_split(np.arange(len(values)), min(bins, max(1, len(values)))) if len(group)]
+    middle = np.array([steps[group].mean() for group in groups])
+    parts = np.array([np.quantile(values[group], (0.1, 0.5, 0.9)) for group in groups]).reshape(-1, 3)
+    return middle, parts[:, 0], parts[:, 1], parts[:, 2]
+
+
+# ----- files ----------------------------------------------------------------------------------------------------------
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    """Writes a figure on white, 160 dots an inch."""
+    figure.savefig(path, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+    return path
+
+
+def to_svg(figure: Figure, *, prefix: str, description: str) -> str:
+    """A figure as an `<svg>` element for a page: transparent, as wide as its place, colours as CSS variables.
+
+    `prefix` keeps its ids apart from other figures'; `description` is what a screen reader says. Escaped here.
+    """
+    from html import escape
+    from io import StringIO
+
+    buffer = StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    head, body = text.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    assert box is not None
+    body = re.sub(r'id="([^"]*)"', rf'id="{prefix}-\1"', body)
+    body = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", body)
+    body = re.sub(r'xlink:href="#([^"]*)"', rf'href="#{prefix}-\1"', body)
+    # The page's own font; matplotlib laid the text out with one that is a little wider.
+    body = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit-family", body).replace(
+        "inherit-family", "system-ui, sans-serif"
+    )
+    for role, colour in COLOURS.items():
+        body = body.replace(colour, f"var(--{role}, {colour})")
+    label = escape(description, quote=True)
+    return f'<svg {box[0]} role="img" aria-label="{label}">{body}'

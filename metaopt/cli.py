@@ -1,0 +1,190 @@
+"""The command `metaopt`. jax and the rest are imported when a command needs them, so that help comes at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from metaopt import __version__
+
+HELP = """\
+usage: metaopt COMMAND ...
+
+Meta-learning of optimizers in JAX.
+
+commands:
+  train EXPERIMENT [--field value ...]      meta-train into a run folder, evaluate, write the report
+  train --resume RUN                        go on with a run
+  evaluate RUN_OR_NAME ... [--tasks F ...] [--horizon T ...]
+                                            learned optimizers beside tuned baselines
+  report RUN ...                            one page, report.html, that opens offline
+  list                                      experiments, task families, optimizers, estimators, pretrained
+
+`metaopt COMMAND --help` tells more; `metaopt --version` prints the version.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command. Returns the exit status: 0 for work done, 2 for a user's mistake, 128 + n after signal n."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        return _fail(f"command {command!r} is unknown{hint} Known: {', '.join(COMMANDS)}.")
+    return _run(COMMANDS[command], rest)
+
+
+def _run(command: Callable[[list[str]], None], arguments: list[str]) -> int:
+    try:
+        # These need jax: imported late, and inside the block, so that Ctrl-C during the import ends quietly too.
+        from metaopt.experiment import UserError
+        from metaopt.runs.interrupts import Interrupted
+
+        try:
+            command(arguments)
+        except UserError as error:
+            return _fail(str(error))
+        except Interrupted as error:
+            return _fail(str(error), error.exit_status)
+        except RuntimeError as error:
+            if type(error).__name__ != "Diverged":
+                raise
+            return _fail(str(error), 1)
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # The reader of our output has gone; Python must not complain about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print(f"metaopt: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+# ----- commands -------------------------------------------------------------------------------------------------------
+
+
+def _train(arguments: list[str]) -> None:
+    from metaopt.experiment import UserError
+    from metaopt.runs import arguments as reader
+    from metaopt.runs.config import experiment_files, load_experiment
+
+    flags = [word.split("=")[0].replace("_", "-") for word in arguments if word.startswith("--")]
+    if "--resume" in flags:
+        _resume(arguments, flags)
+        return
+    if not arguments or arguments[0] in ("-h", "--help"):
+        known = experiment_files()
+        print("usage: metaopt train EXPERIMENT [--field value ...]\n       metaopt train --resume RUN\n")
+        print("EXPERIMENT is a name, a .py or .json file, or a run folder, and decides the defaults of its fields:")
+        print("`metaopt train EXPERIMENT --help` lists them.\n\nNames: " + ", ".join(known))
+        if arguments:
+            return
+        raise UserError("the experiment's name is missing; write `metaopt train EXPERIMENT`.")
+    if arguments[0].startswith("-"):
+        raise UserError(f"the experiment comes first: `metaopt train EXPERIMENT {arguments[0]} ...`.")
+    name, base = load_experiment(arguments[0])
+    prog = f"metaopt train {arguments[0]}"
+    experiment, out = reader.parse_experiment(arguments[1:], prog=prog, base=base)
+    configure_jax(experiment.num_devices)
+    from metaopt.runs.train import train
+
+    train(experiment, None if out is None else Path(out), name=name)
+
+
+def _resume(arguments: list[str], flags: list[str]) -> None:
+    from metaopt.experiment import UserError
+    from metaopt.runs import arguments as reader
+    from metaopt.runs.folder import open_run
+
+    for flag in flags:
+        if flag not in ("--resume", "--num-meta-steps", "--help"):
+            raise UserError(
+                f"{flag} cannot change on resuming, only --num-meta-steps; leave it out or begin a new run."
+            )
+    if not arguments[0].startswith("-"):
+        raise UserError(f"--resume takes the experiment from the run's config.json; leave {arguments[0]!r} out.")
+    parsed = reader.parse(reader.ResumeArguments, arguments, prog="metaopt train")
+    path, experiment = open_run(Path(parsed.resume))
+    configure_jax(experiment.num_devices)
+    from metaopt.runs.train import resume
+
+    resume(path, num_meta_steps=parsed.num_meta_steps)
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from metaopt.runs import arguments as reader
+
+    parsed = reader.parse(reader.EvaluateArguments, arguments, prog="metaopt evaluate")
+    configure_jax(parsed.num_devices)
+    from metaopt.runs.compare import compare
+
+    compare(parsed)
+
+
+def _report(arguments: list[str]) -> None:
+    from metaopt.experiment import UserError
+    from metaopt.runs import arguments as reader
+
+    runs = reader.parse(reader.ReportArguments, arguments, prog="metaopt report").runs
+    if not runs:
+        raise UserError("name at least one run folder.")
+    from metaopt.runs.report import write_report
+
+    for run in runs:
+        print(write_report(Path(run)))
+
+
+def _list(arguments: list[str]) -> None:
+    from metaopt.experiment import UserError
+
+    if arguments and arguments[0] not in ("-h", "--help"):
+        raise UserError(f"`metaopt list` takes no arguments; leave {arguments[0]!r} out.")
+    from metaopt.runs.listing import print_listing
+
+    print_listing()
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "report": _report,
+    "list": _list,
+}
+
+
+def configure_jax(num_devices: int | None = None) -> None:
+    """One CPU device for each core (or as many as asked for), and compiled code kept between runs.
+
+    Has to come before jax touches a device; later it changes nothing.
+    """
+    import jax
+
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        try:
+            jax.config.update("jax_num_cpu_devices", num_devices or len(os.sched_getaffinity(0)))
+        except RuntimeError:
+            pass  # devices are in use already
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metaopt" / "jax"
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return
+        jax.config.update("jax_compilation_cache_dir", str(cache))

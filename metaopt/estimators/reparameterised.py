@@ -1,0 +1,49 @@
+"""The reparameterised policy gradient: the thesis's RL model."""
+
+from __future__ import annotations
+
+from metaopt.estimators.windows import windowed_gradient
+from metaopt.types import MetaGradient, Objective, Optimizer
+from metaopt.unroll import ObjectiveBatch, StateGradient
+
+
+def reparameterised(
+    optimizer: Optimizer,
+    objective: Objective,
+    *,
+    num_tasks: int,
+    horizon: int,
+    unroll_length: int,
+    chunk_size: int | None = None,
+    num_devices: int | None = None,
+    state_gradient: StateGradient = "full",
+    second_order: bool = False,
+    objective_batch: ObjectiveBatch = "fresh",
+) -> MetaGradient:
+    """∇_φ L = E_ξ Σ_t ∇_φ f(θ_t(φ, ξ)): noise is drawn first, the gradient passes through step length and direction.
+
+    The inner run is an MDP with state (θ, ∇), action g and reward -f(θ + g). `state_gradient="stopped"` is the thesis's
+    formula as printed, Σ_t ∇_φ a_t · ∇f(s_t + a_t), which drops the path by which an action changes later states; `full`
+    is the total derivative. Unbiased for E_ξ L under `full`, `second_order` and a full window. Cost: one unroll forward
+    and about three back.
+
+    Raises:
+      ValueError: the optimizer has no step noise.
+    """
+    if not optimizer.explores:
+        raise ValueError(
+            "needs an optimizer with step noise; set its option noise=per_step, or use truncated_backprop."
+        )
+    return windowed_gradient(
+        optimizer,
+        objective,
+        num_tasks=num_tasks,
+        horizon=horizon,
+        unroll_length=unroll_length,
+        explore=True,
+        state_gradient=state_gradient,
+        second_order=second_order,
+        objective_batch=objective_batch,
+        chunk_size=chunk_size,
+        num_devices=num_devices,
+    )

@@ -1,0 +1,108 @@
+"""Hand-designed optimizers with the learning rate that is best for the family and horizon at hand."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from metaopt.evaluation import statistics
+from metaopt.evaluation.curves import plan, run
+from metaopt.experiment import UserError, build_optimizer, choice
+from metaopt.types import Key, MetaParams, Optimizer, TaskFamily
+
+GRID = tuple(range(-6, 2))  # in half-decades: rates 10^(k/2) from 1e-3 to 3
+BOUNDS = (-12, 6)  # how far the grid may be extended: 1e-6 to 1e3
+RECORDS = 10  # points of a tuning curve: enough to see a failure
+BASELINES = ("sgd", "momentum", "rmsprop", "adam")
+
+Tuned = tuple[Optimizer, MetaParams, dict[str, Any]]
+
+
+def tune_baselines(
+    family: TaskFamily,
+    key: Key,
+    *,
+    horizon: int,
+    num_tasks: int,
+    names: Sequence[str] = BASELINES,
+    num_devices: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Tuned]:
+    """name -> (optimizer, φ with the best learning rate, record of the search).
+
+    The rate is chosen by the mean final loss over `num_tasks` tasks with a failed one counted as infinite; by the
+    median where every rate of the grid has a failure. The grid is extended by half-decades until the best is inside it or the
+    bounds are reached. `key` must not be the one whose curves are reported.
+
+    Raises:
+      UserError: a name that is no hand-designed optimizer.
+    """
+    tuned = {}
+    for name in names:
+        if progress is not None:
+            progress(name)
+        tuned[name] = _tune(name, family, key, horizon, num_tasks, num_devices)
+    return tuned
+
+
+@functools.cache
+def _baseline(name: str) -> Optimizer:
+    # Built once, for the compiled code hangs on the Optimizer's identity.
+    return build_optimizer(choice(name))
+
+
+def _tune(name: str, family: TaskFamily, key: Key, horizon: int, num_tasks: int, num_devices: int | None) -> Tuned:
+    optimizer = _baseline(name)
+    meta_params = optimizer.init(jax.random.key(0))
+    if not isinstance(meta_params, dict) or "log_learning_rate" not in meta_params:
+        raise UserError(f"baseline {name!r} has no learning rate to tune; choose from {', '.join(BASELINES)}.")
+    segments = plan(family, horizon, every=max(1, horizon // RECORDS))
+
+    def scores(exponents: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        grid = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(exponents), *leaf.shape)), meta_params)
+        grid["log_learning_rate"] = _log_rate(np.asarray(exponents))
+        how = {"segments": segments, "num_tasks": num_tasks, "splits": (), "num_devices": num_devices}
+        loss = run(optimizer, grid, family, key, grid=True, **how).loss
+        return statistics.score(loss[..., -1], np.stack([statistics.failed(curve) for curve in loss]))
+
+    exponents = list(GRID)
+    means, medians = (values.tolist() for values in scores(exponents))
+    while True:
+        criterion, values = ("mean", means) if np.isfinite(means).any() else ("median", medians)
+        best = int(np.argmin(values))
+        # Without a single finite score only smaller rates can help.
+        step = -1 if best == 0 else 1 if best == len(exponents) - 1 else 0
+        exponent = exponents[best] + step
+        if step == 0 or not BOUNDS[0] <= exponent <= BOUNDS[1]:
+            break
+        (mean,), (median,) = (values.tolist() for values in scores([exponent]))
+        where = 0 if step < 0 else len(exponents)
+        exponents.insert(where, exponent)
+        means.insert(where, mean)
+        medians.insert(where, median)
+    record = {
+        "learning_rate": _rate(exponents[best]),
+        "criterion": criterion,  # over tasks, of the final loss, a failed task counted as infinite
+        "grid": [
+            {"learning_rate": _rate(exponent), "mean": mean, "median": median}
+            for exponent, mean, median in zip(exponents, means, medians, strict=True)
+        ],
+        "extended_by": len(exponents) - len(GRID),  # half-decades
+        "inside": step == 0,  # False: the best lies at the bound of the search
+        "num_tasks": num_tasks,
+        "horizon": horizon,
+    }
+    return optimizer, {**meta_params, "log_learning_rate": _log_rate(np.asarray(exponents[best]))}, record
+
+
+def _rate(exponent: int) -> float:
+    return float(f"{10 ** (exponent / 2):.6g}")
+
+
+def _log_rate(exponent: np.ndarray) -> jax.Array:
+    return jnp.asarray(exponent / 2 * np.log(10.0), jnp.float32)

@@ -1,0 +1,137 @@
+"""One evaluation: learned optimizers beside tuned baselines on one family and horizon, as one JSON-able record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from metaopt.evaluation import statistics
+from metaopt.evaluation.baselines import BASELINES, tune_baselines
+from metaopt.evaluation.curves import Curves, Entry, evaluate
+from metaopt.experiment import Choice, UserError, build_family
+from metaopt.types import Key
+
+MAX_TUNING_TASKS = 50
+
+
+def evaluate_run_on(
+    learned: Mapping[str, Entry],
+    task: Choice,
+    *,
+    horizon: int,
+    train_horizon: int | None = None,
+    num_tasks: int = 100,
+    seed: int = 0,
+    baselines: Sequence[str] = BASELINES,
+    num_tuning_tasks: int | None = None,
+    num_devices: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Tunes the baselines on tasks of their own, then runs everything on the same `num_tasks` tasks.
+
+    Args:
+      learned: name -> (optimizer, φ) or an optax transformation.
+      task: the family, by name and options.
+      num_tuning_tasks: default: `num_tasks`, at most 50.
+      progress: called with one line before each step of the work.
+
+    Returns:
+      One entry of evaluation.json's "results": plain JSON, floats to six digits, "inf" for infinity, null for nan.
+
+    Raises:
+      UserError: unknown families or baselines, counts below 1, names that clash.
+    """
+    for name, value in (("num_tasks", num_tasks), ("horizon", horizon)):
+        if value < 1:
+            raise UserError(f"`{name}` ({value}) must be at least 1.")
+    clashes = sorted(set(learned) & set(baselines))
+    if clashes:
+        raise UserError(f"{', '.join(clashes)}: a learned optimizer bears a baseline's name; give it another.")
+    say = progress or (lambda line: None)
+    family = build_family(task)
+    evaluation_key, tuning_key = _keys(seed)
+    num_tuning_tasks = num_tuning_tasks or min(num_tasks, MAX_TUNING_TASKS)
+    tuned = tune_baselines(
+        family,
+        tuning_key,
+        horizon=horizon,
+        num_tasks=num_tuning_tasks,
+        names=baselines,
+        num_devices=num_devices,
+        progress=lambda name: say(f"{task}, {horizon} steps: tuning {name}"),
+    )
+    entries: dict[str, Entry] = dict(learned)
+    entries |= {name: (optimizer, meta_params) for name, (optimizer, meta_params, _) in tuned.items()}
+    curves = evaluate(
+        entries,
+        family,
+        evaluation_key,
+        horizon=horizon,
+        num_tasks=num_tasks,
+        train_horizon=train_horizon,
+        num_devices=num_devices,
+        progress=lambda name: say(f"{task}, {horizon} steps: running {name}"),
+    )
+    records = {name: record for name, (_, _, record) in tuned.items()}
+    described = describe_curves(curves, tuned=records, seed=seed)
+    return statistics.jsonable(
+        {
+            "task": str(task),
+            "horizon": horizon,
+            "train_horizon": train_horizon,
+            "num_tasks": num_tasks,
+            "seed": seed,
+            "evaluated_on": family.evaluated_on,
+            **described,
+        }
+    )
+
+
+def _keys(seed: int) -> tuple[Key, Key]:
+    evaluation_key, tuning_key = jax.random.split(jax.random.key(seed))
+    return evaluation_key, tuning_key
+
+
+def describe_curves(curves: Curves, *, tuned: Mapping[str, dict[str, Any]], seed: int = 0) -> dict[str, Any]:
+    """{"best_baseline", "keeps_improving_at", "optimizers": name -> record}; `tuned` names the baselines."""
+    horizon, train_horizon = int(curves.steps[-1]), curves.train_horizon
+    finals = {name: curves.loss[name][:, -1] for name in tuned}
+    # By the mean on the reported tasks, so that the learned optimizer meets the hardest opponent; by the median among
+    # baselines whose mean is infinite.
+    best = min(finals, key=lambda name: (finals[name].mean(), np.median(finals[name])), default=None)
+    optimizers = {}
+    for name, loss in curves.loss.items():
+        described = statistics.describe(
+            loss,
+            curves.steps,
+            train_horizon=train_horizon,
+            reference=None if best is None else finals[best],
+            seed=seed,
+        )
+        optimizers[name] = {
+            "kind": "baseline" if name in tuned else "learned",
+            "tuned": tuned.get(name),
+            **described,
+            "test": _on_split(curves, name, "test"),
+            "train": _on_split(curves, name, "train"),
+        }
+    beyond = train_horizon is not None and horizon > train_horizon
+    return {
+        "best_baseline": best,
+        "keeps_improving_at": statistics.improving_step(horizon, train_horizon) if beyond and train_horizon else None,
+        "optimizers": optimizers,
+    }
+
+
+def _on_split(curves: Curves, name: str, split: Any) -> dict[str, Any] | None:
+    """Mean final loss and metrics on a split; a dead run's accuracy counts as 0, its other metrics are unknown."""
+    values = curves.final[name].get(split)
+    if values is None:
+        return None
+    return {
+        metric: float((np.nan_to_num(value, nan=0.0) if metric == "accuracy" else value).mean())
+        for metric, value in values.items()
+    }

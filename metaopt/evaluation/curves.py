@@ -1,0 +1,311 @@
+"""Loss curves of optimizers on a task family: the same tasks, starts and minibatches for all of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from metaopt.batching import map_chunks
+from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollState
+from metaopt.unroll import bind_tasks, reset, unroll
+
+# Parameters and optimizer state that one chunk of tasks may hold on a device: what lies above falls out of the cache.
+STATE_BYTES = 4 * 2**20
+GRID_STATE_BYTES = 2**18  # for grids of φ, whose many small gradients need the cache more
+Segments = tuple[tuple[int, int], ...]  # (inner steps between two recorded points, how many times in a row)
+Entry = tuple[Optimizer, MetaParams] | optax.GradientTransformation
+
+
+class Curves(NamedTuple):
+    """What `evaluate` reports; numpy throughout, one entry a name."""
+
+    steps: np.ndarray  # [points] inner steps, from 0 to the horizon; the training horizon is among them
+    loss: dict[str, np.ndarray]  # [tasks, points]: column 0 is f(θ_0), the same for all; inf once a task is dead
+    alive: dict[str, np.ndarray]  # [tasks, points] bool
+    final: dict[str, dict[Split, dict[str, np.ndarray]]]  # split -> "loss" and the family's metrics at the end, [tasks]
+    evaluated_on: str  # what the losses of the curve are taken on, in words
+    train_horizon: int | None
+
+
+def evaluate(
+    optimizers: Mapping[str, Entry],
+    family: TaskFamily,
+    key: Key,
+    *,
+    horizon: int,
+    num_tasks: int = 100,
+    train_horizon: int | None = None,
+    record_every: int | None = None,
+    num_devices: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Curves:
+    """Runs every optimizer on the same `num_tasks` tasks, from the same starts, on the same minibatches.
+
+    Evaluating other φ of the same optimizer, family object, horizon and number of tasks does not compile anew.
+
+    Args:
+      optimizers: name -> (optimizer, φ), or any optax transformation that needs no more than gradients, parameters and
+        the loss's value.
+      key: decides tasks, starts and minibatches.
+      horizon: inner steps.
+      train_horizon: the horizon an optimizer was meta-trained on; it and its tenfold are among the recorded steps.
+      record_every: inner steps between recorded points; default: at most about 1000 points where the loss is exact and
+        about 100 where a record means a pass over a data set.
+      num_devices: default: every local device.
+      progress: called with each name before it runs.
+
+    Raises:
+      ValueError: counts below 1, or a transformation that needs what an inner loop does not have.
+    """
+    if not optimizers:
+        raise ValueError("`optimizers` is empty; give at least one name -> (optimizer, φ) or optax transformation")
+    bound = {name: as_optimizer(entry, family, name) for name, entry in optimizers.items()}
+    segments = plan(family, horizon, train_horizon, record_every)
+    runs = {}
+    for name, (optimizer, meta_params) in bound.items():
+        if progress is not None:
+            progress(name)
+        runs[name] = run(
+            optimizer, meta_params, family, key, segments=segments, num_tasks=num_tasks, num_devices=num_devices
+        )
+    return Curves(
+        steps=recorded_steps(segments),
+        loss={name: outcome.loss for name, outcome in runs.items()},
+        alive={name: outcome.alive for name, outcome in runs.items()},
+        final={name: outcome.final for name, outcome in runs.items()},
+        evaluated_on=family.evaluated_on,
+        train_horizon=train_horizon,
+    )
+
+
+# ----- optax transformations ------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=128)
+def _wrapped(transformation: optax.GradientTransformation) -> Optimizer:
+    # Cached, for the compiled code hangs on the Optimizer's identity.
+    extended = optax.with_extra_args_support(transformation)
+    return Optimizer(init=lambda key: (), bind=lambda meta_params: extended)
+
+
+def as_optimizer(entry: Entry, family: TaskFamily, name: str = "optimizer") -> tuple[Optimizer, MetaParams]:
+    """(optimizer, φ) as it is, or an optax transformation as an optimizer with φ = ().
+
+    Raises:
+      ValueError: neither of the two, or a transformation such as a line search that needs further arguments.
+    """
+    if not isinstance(entry, optax.GradientTransformation):
+        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], Optimizer)):
+            raise ValueError(f"{name!r} is a {type(entry).__name__}; give (optimizer, φ) or an optax transformation")
+        return entry
+    optimizer = _wrapped(entry)
+
+    def one_update(key: Key) -> Any:
+        params = family.init(key, family.sample(key, family.data))
+        tx = optimizer.bind(())
+        return tx.update(params, tx.init(params), params, key=key, value=jnp.float32(0.0), explore=False)
+
+    try:
+        jax.eval_shape(one_update, jax.random.key(0))
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise ValueError(
+            f"{name!r} cannot run here: its update asks for more than gradients, state, parameters, `key` and `value` "
+            f"({error}). A line search evaluates the loss again (`value_fn`), which the inner loop does not offer, for "
+            "its cost is not that of the others; give an optimizer without a line search."
+        ) from error
+    return optimizer, ()
+
+
+# ----- which steps are recorded ---------------------------------------------------------------------------------------
+
+
+def plan(family: TaskFamily, horizon: int, train_horizon: int | None = None, every: int | None = None) -> Segments:
+    """The recorded steps as runs of equal distance; 0, T, 10 T and the horizon are always among them."""
+    for name, value in (("horizon", horizon), ("train_horizon", train_horizon), ("record_every", every)):
+        if value is not None and value < 1:
+            raise ValueError(f"`{name}` ({value}) must be at least 1")
+    marks = {horizon}
+    if train_horizon is not None:
+        marks |= {mark for mark in (train_horizon, 10 * train_horizon) if mark <= horizon}
+    if every is None:
+        wished = max(1, horizon // (1000 if is_deterministic(family) else 100))
+        # One distance that divides every mark compiles one loop; several compile several.
+        common = math.gcd(*marks)
+        every = max(divisor for divisor in range(1, wished + 1) if common % divisor == 0)
+        every = every if 2 * every > wished else wished
+    steps = sorted({*range(0, horizon + 1, every), *marks})
+    segments: list[tuple[int, int]] = []
+    for distance in np.diff(steps).tolist():
+        if segments and segments[-1][0] == distance:
+            segments[-1] = (distance, segments[-1][1] + 1)
+        else:
+            segments.append((distance, 1))
+    return tuple(segments)
+
+
+def recorded_steps(segments: Segments) -> np.ndarray:
+    """[points] the steps a plan records, from 0."""
+    return np.cumsum([0, *(distance for distance, count in segments for _ in range(count))])
+
+
+def is_deterministic(family: TaskFamily) -> bool:
+    """Whether a family has no minibatches."""
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda data: family.batch(key, family.sample(key, data), data), family.data)
+    return not jax.tree.leaves(shapes)
+
+
+# ----- one optimizer, or a grid of φ ----------------------------------------------------------------------------------
+
+
+class Outcome(NamedTuple):
+    """Curves of one optimizer; under a grid every array has the grid's axis in front."""
+
+    loss: Any  # [tasks, points]
+    alive: Any  # [tasks, points]
+    final: dict[Split, dict[str, Any]]  # [tasks]
+
+
+def run(
+    optimizer: Optimizer,
+    meta_params: MetaParams,
+    family: TaskFamily,
+    key: Key,
+    *,
+    segments: Segments,
+    num_tasks: int,
+    grid: bool = False,
+    splits: tuple[Split, ...] | None = None,
+    num_devices: int | None = None,
+) -> Outcome:
+    """Runs one optimizer; with `grid`, every leaf of `meta_params` has a leading axis and all run on the same tasks.
+
+    `splits`: where the final loss and metrics are taken; default: every split of the family.
+    """
+    splits = family.splits if splits is None else splits
+    if num_tasks < 1:
+        raise ValueError(f"`num_tasks` ({num_tasks}) must be at least 1")
+    available = len(jax.local_devices())
+    if num_devices is not None and not 1 <= num_devices <= available:
+        raise ValueError(f"`num_devices` ({num_devices}) must be between 1 and {available}, the devices there are")
+    devices = min(num_devices or available, num_tasks)
+    chunks, size = _chunks(optimizer, meta_params, family, -(-num_tasks // devices), grid)
+    # A fuller last chunk repeats tasks, which are cut off again: nothing depends on how the tasks are spread.
+    padded = jnp.arange(devices * chunks * size) % num_tasks
+    keys = jax.random.split(key, num_tasks)[padded].reshape(devices * chunks, size)
+    mesh = _mesh(devices)
+    # Placed here, so that it does not matter for the compiled code where φ and the data come from.
+    shared = jax.device_put((meta_params, family), NamedSharding(mesh, PartitionSpec()))
+    keys = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("tasks")))
+    outcome = _run(optimizer, *shared, keys, segments=segments, splits=splits, grid=grid, mesh=mesh)
+    axis = 1 if grid else 0
+    outcome = jax.tree.map(lambda leaf: np.take(leaf, np.arange(num_tasks), axis=axis), jax.device_get(outcome))
+    # Infinite from the first non-finite loss on, also where the run came back to numbers.
+    alive = np.logical_and.accumulate(outcome.alive & np.isfinite(outcome.loss), axis=-1)
+    loss = np.where(alive, outcome.loss, np.inf).astype(np.float64)
+    final = {}
+    for split, values in outcome.final.items():
+        final[split] = {
+            name: np.where(alive[..., -1], value, np.inf if name == "loss" else np.nan).astype(np.float64)
+            for name, value in values.items()
+        }
+    return Outcome(loss, alive, final)
+
+
+def _chunks(
+    optimizer: Optimizer, meta_params: MetaParams, family: TaskFamily, tasks: int, grid: bool
+) -> tuple[int, int]:
+    """(chunks, tasks a chunk) for the tasks of one device, so that memory is bounded however many there are."""
+    points = jax.tree.leaves(meta_params)[0].shape[0] if grid else 1
+
+    def start(meta_params: MetaParams, key: Key) -> UnrollState:
+        first = jax.tree.map(lambda leaf: leaf[0], meta_params) if grid else meta_params
+        return reset(bind_tasks(optimizer, first), family, key[None])[1]
+
+    shapes = jax.tree.leaves(jax.eval_shape(start, meta_params, jax.random.key(0)))
+    numbers = [leaf for leaf in shapes if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    state_bytes = points * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in numbers)
+    chunks = -(-tasks // max(1, (GRID_STATE_BYTES if grid else STATE_BYTES) // state_bytes))
+    return chunks, -(-tasks // chunks)
+
+
+def _mesh(num_devices: int) -> Mesh:
+    # This process's own devices: every process of a job evaluates for itself.
+    devices = jax.local_devices()[:num_devices]
+    return jax.make_mesh((num_devices,), ("tasks",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+@functools.partial(jax.jit, static_argnames=("optimizer", "segments", "splits", "grid", "mesh"))
+def _run(
+    optimizer: Optimizer,
+    meta_params: MetaParams,
+    family: TaskFamily,
+    keys: Key,  # [chunks of all devices, tasks a chunk]
+    *,
+    segments: Segments,
+    splits: tuple[Split, ...],
+    grid: bool,
+    mesh: Mesh,
+) -> Outcome:
+    def chunk(shared: tuple[MetaParams, TaskFamily], keys: Key) -> Outcome:
+        meta_params, family = shared
+        static = {"segments": segments, "splits": splits}
+        one = functools.partial(_run_chunk, optimizer, family=family, keys=keys, **static)
+        return jax.vmap(one)(meta_params) if grid else one(meta_params)
+
+    outcome = map_chunks(chunk, mesh, (meta_params, family), keys)
+
+    def join(leaf: jax.Array) -> jax.Array:  # [chunks, (grid,) tasks a chunk, ...] -> [(grid,) tasks, ...]
+        if grid:
+            leaf = jnp.moveaxis(leaf, 0, 1)
+            return leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
+        return leaf.reshape(-1, *leaf.shape[2:])
+
+    return jax.tree.map(join, outcome)
+
+
+def _run_chunk(
+    optimizer: Optimizer,
+    meta_params: MetaParams,
+    *,
+    family: TaskFamily,
+    keys: Key,
+    segments: Segments,
+    splits: tuple[Split, ...],
+) -> Outcome:
+    tx = bind_tasks(optimizer, meta_params)
+    task, state = reset(tx, family, keys)
+
+    @jax.vmap
+    def full_loss(params: Any, task: Any) -> jax.Array:
+        return family.loss(params, task, family.eval_batch(task, family.data, "train"))
+
+    def advance(length: int, state: UnrollState, _: None) -> tuple[UnrollState, tuple[jax.Array, jax.Array]]:
+        state, _trace = unroll(tx, family, task, state, length=length, objective_batch="none")
+        return state, (full_loss(state.params, task), state.alive)
+
+    records = [(full_loss(state.params, task)[None], state.alive[None])]
+    for length, count in segments:
+        state, record = jax.lax.scan(functools.partial(advance, length), state, length=count)
+        records.append(record)
+    loss, alive = (jnp.concatenate(parts).T for parts in zip(*records, strict=True))
+
+    def at_end(split: Split) -> dict[str, jax.Array]:
+        def one(params: Any, task: Any) -> dict[str, jax.Array]:
+            batch = family.eval_batch(task, family.data, split)
+            metrics = {} if family.metrics is None else family.metrics(params, task, batch)
+            return {"loss": family.loss(params, task, batch), **metrics}
+
+        return jax.vmap(one)(state.params, task)
+
+    return Outcome(loss, alive, {split: at_end(split) for split in splits})

@@ -1,0 +1,209 @@
+"""What curves say: location, spread, paired ratios with bootstrap intervals, three words for failure. numpy only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+FAILURE_FACTOR = 10.0  # a run has failed when its loss exceeds this multiple of f(θ_0)
+RISE_FACTOR = 2.0  # a run rises when its tail lies above this multiple of the loss at the training horizon
+TAIL = 0.05  # the last part of the curve that counts as its tail
+NUM_RESAMPLES = 2000
+
+
+# ----- the three words; `loss` is [tasks, points], inf once a task is dead; `steps` is [points] and starts at 0 -------
+
+
+def failed(loss: np.ndarray) -> np.ndarray:
+    """[tasks] bool: non-finite, or above 10 f(θ_0), at any recorded step."""
+    limit = FAILURE_FACTOR * loss[:, :1]
+    return np.any(~np.isfinite(loss) | (loss > limit), axis=1)
+
+
+def rises(loss: np.ndarray, steps: np.ndarray, train_horizon: int | None) -> np.ndarray | None:
+    """[tasks] bool: mean of the last 5% of the curve above twice f(θ_T); None where it does not go beyond T."""
+    horizon = int(steps[-1])
+    if train_horizon is None or horizon <= train_horizon:
+        return None
+    tail = loss[:, steps > (1 - TAIL) * horizon].mean(axis=1)
+    at_train = at_step(loss, steps, train_horizon)
+    # A run that was dead already at T has not risen since; it is counted as failed.
+    return (tail > RISE_FACTOR * at_train) & np.isfinite(at_train)
+
+
+def keeps_improving(loss: np.ndarray, steps: np.ndarray, train_horizon: int | None) -> np.ndarray | None:
+    """[tasks] bool: f(θ_10T) < f(θ_T), at the end of curves shorter than 10 T; None where they do not go beyond T."""
+    horizon = int(steps[-1])
+    if train_horizon is None or horizon <= train_horizon:
+        return None
+    return at_step(loss, steps, improving_step(horizon, train_horizon)) < at_step(loss, steps, train_horizon)
+
+
+def improving_step(horizon: int, train_horizon: int) -> int:
+    """The step that `keeps_improving` compares with the training horizon."""
+    return min(10 * train_horizon, horizon)
+
+
+def at_step(loss: np.ndarray, steps: np.ndarray, step: int) -> np.ndarray:
+    """[tasks] the loss at one recorded step.
+
+    Raises:
+      ValueError: the step was not recorded.
+    """
+    where = np.flatnonzero(steps == step)
+    if not len(where):
+        raise ValueError(f"step {step} was not recorded; evaluate with train_horizon={step} so that it is")
+    return loss[:, where[0]]
+
+
+# ----- location and spread --------------------------------------------------------------------------------------------
+
+
+def quantile(values: np.ndarray, q: float, axis: int = 0) -> np.ndarray:
+    """`np.quantile`, linear between order statistics, that is right where some values are infinite."""
+    values = np.sort(values, axis=axis)
+    position = q * (values.shape[axis] - 1)
+    below = int(np.floor(position))
+    weight = position - below
+    low = np.take(values, below, axis=axis)
+    high = np.take(values, min(below + 1, values.shape[axis] - 1), axis=axis)
+    with np.errstate(invalid="ignore"):
+        between = (1 - weight) * low + weight * high
+    return np.where((weight == 0) | (low == high), low, between)
+
+
+def bootstrap_interval(
+    *values: np.ndarray, seed: int, statistic: Any = None, level: float = 0.95, resamples: int = NUM_RESAMPLES
+) -> tuple[float, float]:
+    """Percentile interval of a statistic of paired samples, tasks drawn with replacement.
+
+    Args:
+      values: arrays [tasks], resampled together.
+      statistic: from the samples' means [resamples] each to [resamples]; default: the first one's mean.
+    """
+    tasks = len(values[0])
+    rng = np.random.default_rng(seed)
+    block = max(1, min(resamples, 2_000_000 // tasks))  # bounded memory however many tasks there are
+    drawn = []
+    for start in range(0, resamples, block):
+        index = rng.integers(tasks, size=(min(block, resamples - start), tasks))
+        means = [sample[index].mean(axis=1) for sample in values]
+        drawn.append(means[0] if statistic is None else statistic(*means))
+    estimates = np.concatenate(drawn)
+    tail = (1 - level) / 2
+    if np.isnan(estimates).any():
+        return float("nan"), float("nan")
+    return float(quantile(estimates, tail)), float(quantile(estimates, 1 - tail))
+
+
+def summary(values: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
+    """Mean with a 95% bootstrap interval, median and quartiles over tasks; infinite where failures make them so."""
+    values = np.asarray(values, np.float64)
+    return {
+        "mean": float(values.mean()),
+        "mean_interval": list(bootstrap_interval(values, seed=seed)),
+        "median": float(np.median(values)),
+        "q25": float(quantile(values, 0.25)),
+        "q75": float(quantile(values, 0.75)),
+    }
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    # Two exact zeros are equal; infinity over infinity stays nan, for nothing is known of it.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where((numerator == 0) & (denominator == 0), 1.0, np.divide(numerator, denominator))
+
+
+def paired_ratio(values: np.ndarray, reference: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
+    """Values over a reference's on the same tasks: ratio of means (with a 95% bootstrap interval), median of ratios."""
+    values, reference = np.asarray(values, np.float64), np.asarray(reference, np.float64)
+    per_task = _divide(values, reference)
+    known = per_task[~np.isnan(per_task)]
+    return {
+        "of_means": float(_divide(values.mean(), reference.mean())),
+        "interval": list(bootstrap_interval(values, reference, seed=seed, statistic=_divide)),
+        "median": float(np.median(known)) if len(known) else float("nan"),
+    }
+
+
+def score(final: np.ndarray, has_failed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and median of final losses [..., tasks] with a failed task counted as infinite."""
+    counted = np.where(has_failed, np.inf, final)
+    return counted.mean(axis=-1), np.median(counted, axis=-1)
+
+
+# ----- one optimizer's record -----------------------------------------------------------------------------------------
+
+
+def describe(
+    loss: np.ndarray,
+    steps: np.ndarray,
+    *,
+    train_horizon: int | None,
+    reference: np.ndarray | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """All of the above for one optimizer on one family.
+
+    Args:
+      loss: [tasks, points], inf once a task is dead.
+      steps: [points], from 0.
+      train_horizon: T; None where the optimizer has none.
+      reference: [tasks] final losses of the best baseline on the same tasks.
+    """
+    loss = np.asarray(loss, np.float64)
+    inside = train_horizon is not None and train_horizon in steps
+    at_train = at_step(loss, steps, train_horizon) if inside and train_horizon is not None else None
+    words = {
+        "failed": failed(loss),
+        "rises": rises(loss, steps, train_horizon),
+        "keeps_improving": keeps_improving(loss, steps, train_horizon),
+    }
+    shown = thin(steps, keep=(train_horizon,))
+    curve = loss[:, shown]
+    return {
+        "final": summary(loss[:, -1], seed=seed),
+        "at_train_horizon": None if at_train is None else summary(at_train, seed=seed),
+        **{word: None if value is None else float(value.mean()) for word, value in words.items()},
+        "ratio_to_best_baseline": None if reference is None else paired_ratio(loss[:, -1], reference, seed=seed),
+        "curve": {
+            "steps": steps[shown],
+            "mean": curve.mean(axis=0),
+            "median": np.median(curve, axis=0),
+            "q25": quantile(curve, 0.25),
+            "q75": quantile(curve, 0.75),
+        },
+        "per_task": {"initial": loss[:, 0], "at_train_horizon": at_train, "final": loss[:, -1], **words},
+    }
+
+
+def thin(steps: np.ndarray, *, keep: tuple[int | None, ...] = (), limit: int = 200) -> np.ndarray:
+    """Indices of at most about `limit` points, evenly spaced in the step and in its logarithm, with both ends."""
+    points = len(steps)
+    if points <= limit:
+        return np.arange(points)
+    even = np.linspace(0, points - 1, limit // 2)
+    geometric = np.geomspace(1, points - 1, limit // 2 - len(keep))
+    wanted = np.flatnonzero(np.isin(steps, [step for step in keep if step is not None]))
+    return np.unique(np.concatenate([even, geometric, wanted]).round().astype(int))
+
+
+def jsonable(value: Any) -> Any:
+    """Plain valid JSON: six significant digits, infinities as the string "inf" or "-inf", nan as null."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        return jsonable(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [jsonable(entry) for entry in value]
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    if isinstance(value, (float, np.floating)):
+        number = float(value)
+        if np.isnan(number):
+            return None
+        return float(f"{number:.6g}") if np.isfinite(number) else ("inf" if number > 0 else "-inf")
+    return value

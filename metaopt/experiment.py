@@ -1,0 +1,206 @@
+"""Experiments as plain data, and the one place where the registries are read."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_type_hints
+
+import cattrs
+
+from metaopt.types import Families, Optimizer, TaskFamily
+
+
+class UserError(ValueError):
+    """A user's mistake: the command line prints its one line and exits with status 2."""
+
+
+def suggest(name: str, known: Any) -> str:
+    """`"'lstn' is unknown; did you mean 'lstm'? Known: ..."`, for error messages."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"{name!r} is unknown{hint} Known: {', '.join(known)}."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One entry of a registry with its settings; as text `classifier:hidden_layers=3,batch_norm=true`."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        options = ",".join(f"{key}={_to_text(value)}" for key, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
+
+
+def choice(name: str, **options: Any) -> Choice:
+    """`choice("quadratic", dim=20)`."""
+    return Choice(name, options)
+
+
+def _to_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _from_text(text: str) -> Any:
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            pass
+    return text
+
+
+def parse_choice(text: str, *, base: Choice | None = None) -> Choice:
+    """Reads `NAME`, `NAME:key=value,...` or, on top of `base`, `:key=value,...` (keeps its name and other options)."""
+    name, _, tail = text.partition(":")
+    options: dict[str, Any] = {}
+    if not name:
+        if base is None:
+            raise UserError(f"{text!r} names no entry; write NAME:key=value,...")
+        name, options = base.name, dict(base.options)
+    for part in filter(None, tail.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise UserError(f"{part!r} in {text!r} is not key=value; write NAME:key=value,...")
+        options[key.strip()] = _from_text(value.strip())
+    return Choice(name, options)
+
+
+@dataclass(frozen=True)
+class MetaOptimizer:
+    """The optimizer of φ: an optax optimizer, its schedule, and clipping of the meta-gradient before it."""
+
+    name: Literal["adam", "adamw", "sgd", "rmsprop", "lion"] = "adam"
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    warmup_steps: int = 0
+    final_fraction: float = 0.1  # of the learning rate, at the last meta-step (cosine, exponential)
+    clip_norm: float | None = 1.0
+    clip_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out tasks during meta-training, at the training horizon and at multiples of it."""
+
+    every: int = 500  # meta-steps; 0: never
+    num_tasks: int = 32
+    multiples: tuple[int, ...] = (1, 10)  # of the horizon; the best checkpoint is chosen at the last
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `metaopt train` evaluates when meta-training is done; no tasks: the families it was trained on."""
+
+    tasks: tuple[Choice, ...] = ()
+    horizons: tuple[int, ...] = ()  # inner steps; empty: the training horizon and 10 times it
+    num_tasks: int = 100
+    baselines: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adam")
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where metrics go beside the run folder's metrics.jsonl."""
+
+    every: int = 50  # meta-steps per jitted chunk, each of which is one console line and one fetch from the device
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "metaopt"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a meta-training run. Plain data: it goes to config.json and back unchanged."""
+
+    tasks: tuple[Choice, ...]
+    optimizer: Choice
+    estimator: Choice
+    objective: Literal["mean", "last", "log", "relative"] = "mean"
+    seed: int = 0
+    num_meta_steps: int = 2000
+    num_tasks: int = 16  # per meta-step, in equal parts from every family
+    horizon: int = 100  # inner steps of a whole run
+    unroll_length: int | None = None  # inner steps of one truncation window; None: the horizon
+    rescale: float = 0.0  # random rescaling of each task's parameters: log c ~ U[-rescale, rescale]; 0: off
+    chunk_size: int | None = None  # tasks whose residuals are held at once on a device; None: fitted to the cache
+    num_devices: int | None = None  # None: as many as divide num_tasks
+    checkpoint_every: int = 500  # meta-steps
+    meta_optimizer: MetaOptimizer = field(default_factory=MetaOptimizer)
+    validation: Validation = field(default_factory=Validation)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    log: Log = field(default_factory=Log)
+
+
+def build(picked: Choice, registry: Mapping[str, Any], kind: str, *args: Any, **fixed: Any) -> Any:
+    """Calls the registry's factory with the choice's options, checked against the factory's annotated signature.
+
+    Raises:
+      UserError: unknown name or option (with a suggestion), an ill-typed value, or what the factory itself refuses.
+    """
+    if picked.name not in registry:
+        raise UserError(f"{kind} {suggest(picked.name, registry)}")
+    factory = registry[picked.name]
+    hints = get_type_hints(factory)
+    parameters = inspect.signature(factory).parameters
+    known = [name for name in list(parameters)[len(args) :] if name not in fixed]
+    options = {}
+    for key, value in picked.options.items():
+        if key not in known:
+            raise UserError(f"option of {kind} {picked.name!r}: {suggest(key, known)}")
+        options[key] = _typed(value, hints.get(key, Any), f"{kind} {picked.name!r}: {key}")
+    try:
+        return factory(*args, **options, **fixed)
+    except UserError:
+        raise
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"{kind} {picked.name!r}: {error}") from error
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    # cattrs would turn "abc" or 1.5 into an int or fail; strings and booleans must not pass for numbers.
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where} is {value}; give a finite number.")
+    names = str(hint).replace("typing.", "").replace("<class '", "").replace("'>", "")
+    wrong = UserError(f"{where} is {value!r}, which is not of type {names}; give a value of that type.")
+    if isinstance(value, bool) and "bool" not in names and hint is not Any:
+        raise wrong
+    if isinstance(value, str) and "str" not in names and "Literal" not in names and hint is not Any:
+        raise wrong
+    if isinstance(value, float) and "float" not in names and hint is not Any:
+        raise wrong
+    try:
+        return value if hint is Any else cattrs.structure(value, hint)
+    except Exception as error:
+        raise wrong from error
+
+
+def build_family(picked: Choice, *, rescale: float = 0.0) -> TaskFamily:
+    """The task family a choice names, under random rescaling where asked for."""
+    from metaopt.tasks import TASKS
+
+    family = build(picked, TASKS, "task family")
+    if not rescale:
+        return family
+    from metaopt.tasks import rescaled
+
+    return rescaled(family, rescale)
+
+
+def build_families(experiment: Experiment) -> Families:
+    """The families an experiment is meta-trained on."""
+    return tuple(build_family(picked, rescale=experiment.rescale) for picked in experiment.tasks)
+
+
+def build_optimizer(picked: Choice) -> Optimizer:
+    """The learned or hand-designed optimizer a choice names."""
+    from metaopt.optimizers import OPTIMIZERS
+
+    return build(picked, OPTIMIZERS, "optimizer")

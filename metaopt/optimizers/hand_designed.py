@@ -1,0 +1,50 @@
+"""Hand-designed optimizers from optax, with φ = {"log_learning_rate"}: grids are a vmap over φ, tuning is meta-training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from metaopt.types import Optimizer
+
+
+def _from_optax(make: Callable[[Any], optax.GradientTransformation], learning_rate: float) -> Optimizer:
+    if learning_rate <= 0:
+        raise ValueError(f"`learning_rate` ({learning_rate}) must be above 0.")
+
+    def bind(meta_params: Any) -> optax.GradientTransformationExtraArgs:
+        return optax.with_extra_args_support(make(jnp.exp(meta_params["log_learning_rate"])))
+
+    return Optimizer(lambda key: {"log_learning_rate": jnp.log(jnp.asarray(learning_rate, jnp.float32))}, bind)
+
+
+def _decayed(learning_rate: Any, power: float) -> Any:
+    """α_0/(t+1)^γ, the thesis's schedule."""
+    return (lambda count: learning_rate * (count + 1.0) ** -power) if power else learning_rate
+
+
+def sgd(*, learning_rate: float = 1.0, power: float = 0.0) -> Optimizer:
+    """g_t = -α_0/(t+1)^power ∇_t."""
+    return _from_optax(lambda rate: optax.sgd(_decayed(rate, power)), learning_rate)
+
+
+def momentum(*, learning_rate: float = 0.1, mu: float = 0.9, power: float = 0.0) -> Optimizer:
+    """The thesis's momentum: the step is the buffer, h_t = μ h_{t-1} - α_0/(t+1)^power ∇_t."""
+
+    def make(rate: Any) -> optax.GradientTransformation:
+        return optax.chain(optax.scale_by_learning_rate(_decayed(rate, power)), optax.trace(mu))
+
+    return _from_optax(make, learning_rate)
+
+
+def adam(*, learning_rate: float = 0.01, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Optimizer:
+    """Adam (Kingma and Ba 2015)."""
+    return _from_optax(lambda rate: optax.adam(rate, beta1, beta2, eps), learning_rate)
+
+
+def rmsprop(*, learning_rate: float = 0.01, decay: float = 0.99, eps: float = 1e-8) -> Optimizer:
+    """RMSProp with ε outside the root, as in torch."""
+    return _from_optax(lambda rate: optax.rmsprop(rate, decay, eps, eps_in_sqrt=False), learning_rate)

@@ -1,0 +1,63 @@
+"""The thesis's learned optimizer, BP and RL model alike, with every open choice as an option."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from metaopt.optimizers.coordinatewise import coordinatewise
+from metaopt.optimizers.features import FeatureSet, SForm, gradient_statistics
+from metaopt.optimizers.noise import Noise, NoiseInUse
+from metaopt.optimizers.step_rules import Alpha, InitialAlpha, Normalisation, normalised_step
+from metaopt.types import Optimizer
+
+
+def lstm(
+    *,
+    step_rule: Literal["direct", "recursive"] = "direct",
+    features: FeatureSet = "all",
+    s_form: SForm = "adam",
+    alpha: Alpha = "shared",
+    normalisation: Normalisation = "norm",
+    noise: Noise = "none",
+    noise_in_use: NoiseInUse = "one",
+    initial_alpha: InitialAlpha = "drawn",
+    alpha_bias: float | None = None,
+    hidden_size: int = 20,
+    num_layers: int = 2,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+) -> Optimizer:
+    """A coordinatewise LSTM whose step is α_t ξ_t d_t/‖d_t‖.
+
+    Args:
+      step_rule: `recursive`, α_t = α_{t-1} γ_t (the BP model), or `direct`, α_t an output (the RL model).
+      features: `gradient` (∇ alone), `all` (ten) or `scale_free` (six).
+      s_form: whether Adam's ratio s has the square root (`adam`) or not (`printed` in the thesis).
+      alpha: one step length a task (`shared`: the log averaged over coordinates) or `per_coordinate`.
+      normalisation: what d is divided by: its `norm`, its `rms`, or each leaf's own RMS (`tensor_rms`).
+      noise: ξ_t ~ Gamma(2, 1) `per_step`, `per_coordinate` or `none`; drawn when the estimator explores.
+      noise_in_use: what stands for ξ_t in use: `one` (its mode), `two` (its mean), or it stays `on`.
+      initial_alpha: log α_0 ~ U[-6, -2] (`drawn`) or -4 (`median`); only for `recursive`.
+      alpha_bias: where the log α (default -3) or log γ (default 0) head starts.
+    """
+    if alpha_bias is None:
+        alpha_bias = -3.0 if step_rule == "direct" else 0.0
+    if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0):
+        raise ValueError(f"`beta1` ({beta1}) and `beta2` ({beta2}) must be in [0, 1) and `eps` ({eps}) above 0.")
+    rule = normalised_step(
+        rule=step_rule,
+        alpha=alpha,
+        normalisation=normalisation,
+        noise=noise,
+        noise_in_use=noise_in_use,
+        initial_alpha=initial_alpha,
+        alpha_bias=alpha_bias,
+    )
+    return coordinatewise(
+        gradient_statistics(features, s_form, beta1, beta2, eps),
+        rule,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        explores=noise != "none",
+    )

@@ -1,0 +1,104 @@
+"""`metaopt evaluate`: runs and pretrained optimizers beside tuned baselines on the same tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from metaopt.analysis import pictures
+from metaopt.experiment import UserError
+from metaopt.runs import folder
+from metaopt.runs.arguments import EvaluateArguments, merged_all
+from metaopt.runs.environment import describe_environment
+from metaopt.runs.loggers import make_console
+from metaopt.runs.pretrained import Trained, find_optimizer
+from metaopt.runs.report import write_report
+from metaopt.runs.results import check, evaluate_all, plan_of, print_results
+from metaopt.runs.train import learned_name
+
+
+def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
+    """Evaluates, prints the tables, writes JSON and pictures. Returns the folder they are in.
+
+    One run's results go into its own folder and its report; those of several, or of a pretrained optimizer, into `out`.
+
+    Raises:
+      UserError: no such run, task or baseline, counts below 1, or a folder that cannot be written.
+    """
+    console = console or make_console()
+    if not arguments.runs:
+        raise UserError("name at least one run folder or pretrained optimizer.")
+    for flag, value in (("num-tasks", arguments.num_tasks), ("num-devices", arguments.num_devices)):
+        if value is not None and value < 1:
+            raise UserError(f"--{flag} ({value}) must be at least 1.")
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed ({arguments.seed}) must lie between 0 and {2**32 - 1}.")
+    trained = _named(arguments.runs)
+    first = next(iter(trained.values())).experiment
+    own = plan_of(first)
+    tasks = merged_all(arguments.tasks, first.tasks) or tuple(dict((str(task), task) for task, _ in own).values())
+    horizons = arguments.horizon or tuple(dict.fromkeys(horizon for _, horizon in own))
+    plan = tuple((task, horizon) for task in tasks for horizon in dict.fromkeys(horizons))
+    check(plan, arguments.baselines)
+    clashes = sorted(set(trained) & set(arguments.baselines))
+    if clashes:
+        raise UserError(f"{clashes[0]!r} is a run's name and a baseline's; leave it out of --baselines.")
+
+    made = None
+    single = Path(arguments.runs[0]) if len(arguments.runs) == 1 else None
+    if single is not None and single.is_dir() and arguments.out is None:
+        path = single
+    else:
+        made = folder.new_folder(None if arguments.out is None else Path(arguments.out), Path("evaluations"))
+        path = made.path
+    console.print(f"results: {path}", highlight=False, markup=False, soft_wrap=True)
+    horizons_of_training = {one.experiment.horizon for one in trained.values()}
+    if len(horizons_of_training) > 1:
+        text = (
+            f"the runs were trained at different horizons; the first one's ({first.horizon}) counts as the training one"
+        )
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    try:
+        results = evaluate_all(
+            path,
+            {name: (one.optimizer, one.meta_params) for name, one in trained.items()},
+            plan,
+            train_horizon=first.horizon,
+            num_tasks=arguments.num_tasks,
+            seed=arguments.seed,
+            baselines=arguments.baselines,
+            num_devices=arguments.num_devices,
+            trained={name: one.card.get("meta_step") for name, one in trained.items()},
+            progress=lambda line: console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True),
+        )
+    except BaseException:
+        if made is not None and not (path / folder.EVALUATION).exists():
+            made.discard()
+        raise
+    if made is not None:
+        environment = describe_environment(path.name, tasks)
+        runs = {name: run for name, run in zip(trained, arguments.runs, strict=True)}
+        folder.write_json(path / folder.ENVIRONMENT, {**environment, "runs": runs})
+    for index, result in enumerate(results):
+        name = f"{index + 1:02}-{result['task'].partition(':')[0]}-{result['horizon']}"
+        with folder.replacing(path / f"{name}.png") as part:
+            pictures.save_png(pictures.evaluation_figure(result), part)
+    print_results(console, results)
+    last = f"report: {write_report(path)}" if made is None else f"results: {path / folder.EVALUATION}"
+    console.print(f"\n{last}", highlight=False, markup=False, soft_wrap=True)
+    return path
+
+
+def _named(runs: tuple[str, ...]) -> dict[str, Trained]:
+    """Each optimizer under a short name of its own."""
+    trained: dict[str, Trained] = {}
+    for run in runs:
+        path = Path(run)
+        found = find_optimizer(run)
+        name = learned_name(path) if path.is_dir() else path.stem
+        if name in trained or (path.is_dir() and len(runs) > 1):
+            name = f"{name}/{path.resolve().name}" if path.is_dir() else str(path)
+        if name in trained:
+            raise UserError(f"{run} is named twice; name each optimizer once.")
+        trained[name] = found
+    return trained

@@ -1,0 +1,87 @@
+"""What a run stood on: versions, git commit, devices, data sets."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import inspect
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import metaopt
+from metaopt.data import load_dataset
+from metaopt.experiment import Choice
+from metaopt.tasks import TASKS
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "wandb", "scikit-learn", "mlxtend")
+
+
+def describe_environment(name: str, tasks: Iterable[Choice]) -> dict[str, Any]:
+    """The contents of environment.json for a run on these task families."""
+    devices = jax.local_devices()
+    return {
+        "experiment": name,
+        "command": ["metaopt", *sys.argv[1:]],
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "versions": _versions(),
+        "git": _git(Path(metaopt.__file__).resolve().parent),
+        "device": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+        },
+        "data": describe_data(tasks),
+    }
+
+
+def describe_data(tasks: Iterable[Choice]) -> list[dict[str, str]]:
+    """Name, source and hash of every data set that the families read."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    for picked in tasks:
+        parameters = inspect.signature(TASKS[picked.name]).parameters
+        settings = {key: parameters[key].default for key in ("data", "data_dir") if key in parameters}
+        settings |= {key: picked.options[key] for key in settings if key in picked.options}
+        if settings.get("data"):
+            dataset = load_dataset(settings["data"], settings.get("data_dir"))
+            found[dataset.name, dataset.source] = {
+                "name": dataset.name,
+                "source": dataset.source,
+                "sha256": dataset.sha256,
+            }
+    return list(found.values())
+
+
+def _versions() -> dict[str, str]:
+    versions = {"metaopt": metaopt.__version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git(package: Path) -> dict[str, Any] | None:
+    """Commit of the package's own checkout, and whether files were changed; None where it is not a checkout."""
+    if not (package.parent / ".git").exists():
+        return None
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(package.parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

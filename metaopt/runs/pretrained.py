@@ -1,0 +1,132 @@
+"""Trained optimizers as files: φ with the optimizer's description in a .safetensors file; `load` makes optax of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from safetensors import SafetensorError, safe_open
+from safetensors.flax import save_file
+
+import metaopt
+from metaopt.experiment import Experiment, UserError, build_optimizer, suggest
+from metaopt.runs.folder import CONFIG, OPTIMIZER, replacing
+from metaopt.runs.json_config import from_json, to_json
+from metaopt.types import MetaParams, Optimizer, PyTree
+
+SHIPPED = Path(metaopt.__file__).resolve().parent / "shipped"
+
+
+class Trained(NamedTuple):
+    """An optimizer with its φ and where it comes from."""
+
+    optimizer: Optimizer
+    meta_params: MetaParams
+    experiment: Experiment  # what it was meta-trained by
+    card: dict[str, Any]
+
+
+def save_optimizer(path: Path, meta_params: MetaParams, experiment: Experiment, card: Mapping[str, Any]) -> None:
+    """Writes φ, one tensor a leaf under its path, and in the metadata the experiment and a card."""
+    tensors = {name: jnp.asarray(leaf) for name, leaf in _named(meta_params).items()}
+    about = {"version": 1, "experiment": to_json(experiment), "card": dict(card)}
+    with replacing(path) as part:
+        # One entry, for safetensors writes several in no fixed order and equal files should be equal bytes.
+        save_file(tensors, part, {"metaopt": json.dumps(about, sort_keys=True)})
+
+
+def read_optimizer(path: Path) -> Trained:
+    """What `save_optimizer` wrote.
+
+    Raises:
+      UserError: not such a file, or φ of another architecture than its metadata describes.
+    """
+    try:
+        with safe_open(path, framework="flax") as file:
+            about = json.loads((file.metadata() or {})["metaopt"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+        experiment, card = from_json(about["experiment"], str(path)), about["card"]
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} is no trained optimizer of metaopt: {error}.") from None
+    optimizer = build_optimizer(experiment.optimizer)
+    shapes = jax.eval_shape(optimizer.init, jax.random.key(0))
+    wanted = _named(shapes)
+    for name in sorted({*wanted, *tensors}):
+        held, due = (_shape(tree.get(name)) for tree in (tensors, wanted))
+        if held != due:
+            raise UserError(
+                f"{path} is of another architecture: {name} is {held} there and {due} in {experiment.optimizer}."
+            )
+    meta_params = jax.tree.unflatten(jax.tree.structure(shapes), [tensors[name] for name in wanted])
+    return Trained(optimizer, meta_params, experiment, card)
+
+
+def _named(tree: PyTree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _shape(leaf: Any) -> str:
+    return "missing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def pretrained() -> list[str]:
+    """The names that `load` knows: the optimizers that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
+def find_optimizer(name_or_path: str | Path) -> Trained:
+    """A shipped optimizer by name, a run folder's best, or a .safetensors file.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = Path(name_or_path)
+    if str(name_or_path) in pretrained():
+        return read_optimizer(SHIPPED / f"{name_or_path}.safetensors")
+    if path.is_dir():
+        if (path / OPTIMIZER).is_file():
+            return read_optimizer(path / OPTIMIZER)
+        if (path / CONFIG).is_file():
+            raise UserError(f"{path} has no {OPTIMIZER} yet; let `metaopt train --resume {path}` reach a checkpoint.")
+        runs = sorted(path.glob(f"*/{OPTIMIZER}"))
+        hint = f"; did you mean {runs[-1].parent}?" if runs else "."
+        raise UserError(f"{path} is not a run folder, for it has no {CONFIG}{hint}")
+    if path.is_file():
+        return read_optimizer(path)
+    known = pretrained()
+    if known:
+        raise UserError(f"pretrained optimizer {suggest(str(name_or_path), known)} A run folder will do as well.")
+    raise UserError(f"there is no run folder or .safetensors file {name_or_path}.")
+
+
+def load(name_or_path: str | Path, *, noise: bool = False) -> optax.GradientTransformationExtraArgs:
+    """A trained optimizer as an optax transformation for any pytree.
+
+    Args:
+      name_or_path: one of `pretrained()`, a run folder (its best by validation), or a .safetensors file.
+      noise: draw the step noise of meta-training too; `update` then needs `key=`, a fresh one every step.
+
+    Raises:
+      UserError: it is not there, or of another architecture, or `noise` is asked of an optimizer without any.
+    """
+    trained = find_optimizer(name_or_path)
+    tx = trained.optimizer.bind(trained.meta_params)
+    if not noise:
+        return tx
+    if not trained.optimizer.explores:
+        raise UserError(f"{trained.experiment.optimizer} was trained without step noise; leave `noise` out.")
+
+    def update(updates: Any, state: Any, params: Any = None, *, key: Any = None, **extra: Any) -> Any:
+        if key is None:
+            raise ValueError("an optimizer loaded with noise=True draws it from `key`; call update(..., key=step_key)")
+        return tx.update(updates, state, params, key=key, explore=True, **extra)
+
+    return optax.GradientTransformationExtraArgs(tx.init, update)

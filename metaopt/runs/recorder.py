@@ -1,0 +1,157 @@
+"""What happens at the end of every chunk of meta-steps: metrics, validation, checkpoints, the stop on a signal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from metaopt.experiment import Experiment
+from metaopt.runs import folder
+from metaopt.runs.checkpoints import Checkpoints
+from metaopt.runs.interrupts import SignalGuard
+from metaopt.runs.loggers import JsonLines, Logger, cut_back, train_rows
+from metaopt.runs.pretrained import save_optimizer
+from metaopt.runs.validation import Validator
+from metaopt.training import Trainer, TrainState
+from metaopt.types import MetaParams
+
+
+class Recorder:
+    """A callback of `meta_train` that keeps a run folder; `resume` takes it up where a checkpoint left it."""
+
+    def __init__(self, path: Path, trainer: Trainer, guard: SignalGuard) -> None:
+        self.path = path
+        self.best_step: int | None = None
+        self.best_score = float("inf")
+        self.best_meta_params: MetaParams | None = None
+        self._began = time.monotonic()
+        self._experiment: Experiment = trainer.experiment
+        self._guard = guard
+        self._validate = Validator(trainer)
+        self._checkpoints: Checkpoints[TrainState] = Checkpoints(path / folder.CHECKPOINTS)
+        self._lines: JsonLines | None = None
+        self._loggers: list[Logger] = []
+        self._validation_due = False  # a signal came between a chunk's end and its validation
+        self._chunk_began = 0.0  # on the clock of `elapsed`
+
+    # ----- before the first chunk -------------------------------------------------------------------------------------
+
+    def resume(self, trainer: Trainer) -> tuple[TrainState | None, list[str]]:
+        """(the state to go on from, remarks); None where no checkpoint was reached. Cuts metrics.jsonl back to it."""
+        target = trainer.init()
+        restored = self._checkpoints.restore_latest(target)
+        if restored is None:
+            cut_back(self.path / folder.METRICS, 0)
+            return None, ["no checkpoint was reached; beginning anew"]
+        state, record, remarks = restored
+        step = int(state.meta_step)
+        if remarks:
+            remarks = [*remarks, f"going on from the one before, at meta-step {step}"]
+        self._began = time.monotonic() - float(record["elapsed"])
+        self._validation_due = bool(record["validation_due"])
+        cut_back(self.path / folder.METRICS, step, validation_due=self._validation_due)
+        if record["best_step"] is not None:
+            try:
+                best = (
+                    state if record["best_step"] == step else self._checkpoints.restore(record["best_step"], target)[0]
+                )
+                self.best_step, self.best_score = record["best_step"], float(record["best_score"])
+                self.best_meta_params = jax.device_get(best.meta_params)
+            except Exception as error:  # orbax raises many kinds
+                remarks.append(f"the best checkpoint, of meta-step {record['best_step']}, cannot be read ({error})")
+        return state, remarks
+
+    def start(self, state: TrainState | None, loggers: list[Logger]) -> None:
+        """Opens metrics.jsonl and does a validation that the last stop left undone."""
+        self._lines = JsonLines(self.path / folder.METRICS)
+        self._loggers = [self._lines, *loggers]
+        if state is not None and self._validation_due:
+            self._run_validation(state)
+        self._chunk_began = self.elapsed
+
+    # ----- after every chunk ------------------------------------------------------------------------------------------
+
+    def __call__(self, trainer: Trainer, state: TrainState, metrics: dict[str, np.ndarray]) -> bool:
+        steps = metrics["meta_step"]
+        before, step, last = int(steps[0]) - 1, int(steps[-1]), self._experiment.num_meta_steps
+        self._log(train_rows(metrics, began=self._chunk_began, ended=self.elapsed))
+
+        every = self._experiment.validation.every
+        self._validation_due = every > 0 and (_crosses(before, step, every) or step == last)
+        stop = self._guard.received is not None
+        improved = False
+        # On a signal there may be seconds left: the state is saved first, and the validation done on resuming.
+        if self._validation_due and not stop:
+            improved = self._run_validation(state)
+        if improved or stop or step == last or _crosses(before, step, self._experiment.checkpoint_every):
+            self._save(step, state)
+        self._chunk_began = self.elapsed
+        return stop
+
+    def _run_validation(self, state: TrainState) -> bool:
+        began = time.monotonic()
+        step = int(state.meta_step)
+        score, values = self._validate(state.meta_params)
+        improved = score < self.best_score
+        if improved:
+            self.best_step, self.best_score = step, score
+            self.best_meta_params = jax.device_get(state.meta_params)
+        self._validation_due = False
+        times = {"time/elapsed": round(self.elapsed, 3), "time/validation": round(time.monotonic() - began, 3)}
+        self._log([{"kind": "validation", "meta_step": step, **values, "best": improved, **times}])
+        return improved
+
+    def _save(self, step: int, state: TrainState) -> None:
+        assert self._lines is not None
+        self._lines.sync()
+        record = {
+            "best_step": self.best_step,
+            "best_score": None if self.best_step is None else self.best_score,
+            "elapsed": self.elapsed,
+            "validation_due": self._validation_due,
+        }
+        self._checkpoints.save(step, state, record, best_step=self.best_step)
+        self._export(folder.LATEST_OPTIMIZER, step, state.meta_params)
+        self._export(folder.OPTIMIZER, *self.best_or_last(state))
+
+    def _export(self, name: str, step: int, meta_params: MetaParams) -> None:
+        best = step == self.best_step
+        card: dict[str, Any] = {"meta_step": step, "validation": self.best_score if best else None}
+        save_optimizer(self.path / name, jax.device_get(meta_params), self._experiment, card)
+
+    def _log(self, rows: list[dict[str, Any]]) -> None:
+        for logger in self._loggers:
+            logger.log(rows)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of work on this run, those before a resumption included."""
+        return time.monotonic() - self._began
+
+    # ----- at the end -------------------------------------------------------------------------------------------------
+
+    def best_or_last(self, state: TrainState) -> tuple[int, MetaParams]:
+        """(meta-step, φ) of the best by validation, or the given state's where none was any good."""
+        if self.best_meta_params is None or self.best_step is None:
+            return int(state.meta_step), state.meta_params
+        return self.best_step, self.best_meta_params
+
+    def finish(self, state: TrainState) -> tuple[int, MetaParams]:
+        """Writes and returns the (meta-step, φ) that the run leaves."""
+        step, meta_params = self.best_or_last(state)
+        self._export(folder.OPTIMIZER, step, meta_params)
+        return step, jax.device_get(meta_params)
+
+    def close(self) -> None:
+        for logger in self._loggers:
+            logger.close()
+        self._checkpoints.close()
+
+
+def _crosses(before: int, step: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in before+1 ... step."""
+    return step // every > before // every

@@ -1,0 +1,179 @@
+"""Evaluations of a run: computed, kept in evaluation.json, shown as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from metaopt.evaluation import BASELINES, evaluate_run_on
+from metaopt.experiment import Choice, Experiment, UserError, build_family, suggest
+from metaopt.runs.folder import EVALUATION, read_json, write_json
+from metaopt.types import MetaParams, Optimizer
+
+Result = dict[str, Any]  # one entry of evaluation.json's "results"
+Plan = tuple[tuple[Choice, int], ...]  # (task, horizon)
+
+
+def plan_of(experiment: Experiment) -> Plan:
+    """What an experiment asks to be evaluated on: every task at every horizon."""
+    tasks = experiment.evaluation.tasks or experiment.tasks
+    horizons = experiment.evaluation.horizons or (experiment.horizon, 10 * experiment.horizon)
+    return tuple((task, horizon) for task in tasks for horizon in dict.fromkeys(horizons))
+
+
+def check(plan: Plan, baselines: Sequence[str]) -> None:
+    """Raises what would go wrong in an evaluation before hours are spent on training.
+
+    Raises:
+      UserError: an unknown task, option or baseline, a missing data set, a horizon below 1.
+    """
+    for task in {str(task): task for task, _ in plan}.values():
+        build_family(task)
+    for _, horizon in plan:
+        if horizon < 1:
+            raise UserError(f"`horizon` ({horizon}) must be at least 1.")
+    for name in baselines:
+        if name not in BASELINES:
+            raise UserError(f"baseline {suggest(name, BASELINES)}")
+
+
+def evaluate_all(
+    path: Path,
+    learned: Mapping[str, tuple[Optimizer, MetaParams]],
+    plan: Plan,
+    *,
+    train_horizon: int | None,
+    num_tasks: int,
+    seed: int,
+    baselines: Sequence[str],
+    num_devices: int | None = None,
+    trained: Mapping[str, int | None] | None = None,
+    keep: bool = False,
+    progress: Callable[[str], None] | None = None,
+) -> list[Result]:
+    """Evaluates on every part of the plan and writes each result into the folder's evaluation.json as it is done.
+
+    Args:
+      trained: name -> the meta-step that its φ is from; it is noted in the results.
+      keep: take over a result that is there already for the same φ, tasks and baselines.
+    """
+    trained = dict(trained or {})
+    results = []
+    for task, horizon in plan:
+        wanted = {"task": str(task), "horizon": horizon, "num_tasks": num_tasks, "seed": seed}
+        names = {*learned, *baselines}
+        result = next((r for r in read_results(path) if _same(r, wanted)), None)
+        fits = result is not None and result.get("meta_steps") == trained and set(result["optimizers"]) == names
+        if not (keep and fits):
+            result = evaluate_run_on(
+                learned,
+                task,
+                horizon=horizon,
+                train_horizon=train_horizon,
+                num_tasks=num_tasks,
+                seed=seed,
+                baselines=tuple(baselines),
+                num_devices=num_devices,
+                progress=progress,
+            )
+            result |= {"meta_steps": trained}
+            put_result(path, result)
+        assert result is not None
+        results.append(result)
+    return results
+
+
+def read_results(path: Path) -> list[Result]:
+    """The results in a folder's evaluation.json; none where there is no such file.
+
+    Raises:
+      UserError: it is broken.
+    """
+    file = path / EVALUATION
+    if not file.exists():
+        return []
+    content = read_json(file)
+    results = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise UserError(f"{file} holds no list of results; move it away and evaluate again.")
+    return results
+
+
+def put_result(path: Path, result: Result) -> None:
+    """Adds a result to the folder's evaluation.json, in the place of one on the same tasks."""
+    results = read_results(path)
+    for index, other in enumerate(results):
+        if _same(other, result):
+            results[index] = result
+            break
+    else:
+        results.append(result)
+    write_json(path / EVALUATION, {"version": 1, "results": results})
+
+
+def _same(one: Result, other: Mapping[str, Any]) -> bool:
+    return all(one.get(key) == other.get(key) for key in ("task", "horizon", "num_tasks", "seed"))
+
+
+# ----- the table ------------------------------------------------------------------------------------------------------
+
+HEADER = ("optimizer", "final loss, mean", "95% interval", "median", "to best baseline", "failed", "rises", "accuracy")
+
+
+def print_results(console: Any, results: Sequence[Result]) -> None:
+    """One table for each result: boxed in a terminal, aligned columns of plain text elsewhere."""
+    from rich import box
+    from rich.table import Table
+
+    for result in results:
+        title = f"{result['task']}, {result['horizon']} steps, {result['num_tasks']} tasks"
+        rows = [_cells(name, record) for name, record in result["optimizers"].items()]
+        # A column in which no optimizer has a value is left out.
+        shown = [i for i in range(len(HEADER)) if any(row[i] for row in rows)]
+        console.print()
+        if not console.is_terminal:
+            console.print(_plain_table(title, [HEADER, *rows], shown), highlight=False, markup=False, soft_wrap=True)
+            continue
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+        for i in shown:
+            table.add_column(HEADER[i], justify="left" if i == 0 else "right")
+        for row, record in zip(rows, result["optimizers"].values(), strict=True):
+            table.add_row(*(row[i] for i in shown), style="bold" if record["kind"] == "learned" else None)
+        console.print(table)
+
+
+def _plain_table(title: str, rows: list[tuple[str, ...]], shown: list[int]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in shown]
+    lines = [
+        "  ".join(row[i].ljust(w) if i == 0 else row[i].rjust(w) for i, w in zip(shown, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join([title, *(f"  {line}" for line in lines)])
+
+
+def _cells(name: str, record: Mapping[str, Any]) -> tuple[str, ...]:
+    final, ratio, tuned = record["final"], record.get("ratio_to_best_baseline"), record.get("tuned") or {}
+    rate = tuned.get("learning_rate")
+    return (
+        name if rate is None else f"{name} (rate {rate:.3g})",
+        _number(final["mean"]),
+        _interval(final.get("mean_interval")),
+        _number(final["median"]),
+        "" if ratio is None else f"{_number(ratio['of_means'])} {_interval(ratio['interval'])}".strip(),
+        _percent(record.get("failed")),
+        _percent(record.get("rises")),
+        _percent((record.get("test") or {}).get("accuracy"), digits=1),
+    )
+
+
+def _number(value: Any) -> str:
+    return "?" if value is None else f"{float(value):.3g}"
+
+
+def _interval(values: Any) -> str:
+    return "" if not values else f"[{_number(values[0])}, {_number(values[1])}]"
+
+
+def _percent(value: Any, digits: int = 0) -> str:
+    return "" if value is None else f"{value:.{digits}%}"

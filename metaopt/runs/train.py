@@ -1,0 +1,182 @@
+"""A whole run: meta-training into a run folder, evaluation of what came out, the page."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from metaopt.experiment import Experiment, UserError
+from metaopt.runs import folder
+from metaopt.runs.config import validate
+from metaopt.runs.environment import describe_environment
+from metaopt.runs.interrupts import Interrupted, SignalGuard
+from metaopt.runs.json_config import to_json
+from metaopt.runs.loggers import Logger, Progress, make_console
+from metaopt.runs.recorder import Recorder
+from metaopt.runs.report import write_report
+from metaopt.runs.results import check, evaluate_all, plan_of, print_results
+from metaopt.training import Diverged, Trainer, TrainState, meta_train
+from metaopt.types import MetaParams
+
+EVALUATION_SEED = 0  # the same for every run, so that runs can be compared
+
+
+def train(experiment: Experiment, out: Path | None = None, *, name: str = "experiment", console: Any = None) -> Path:
+    """Meta-trains into a new run folder, evaluates, writes the report. Returns the folder.
+
+    Nothing is written before the experiment is known to be sound.
+
+    Args:
+      out: the folder; default: the next number in runs/NAME.
+
+    Raises:
+      UserError: the experiment's fault; no folder is left behind.
+      Diverged: no inner run survived; what was logged stays.
+      Interrupted: a signal came; the state is saved.
+    """
+    trainer = _prepare(experiment)
+    made = folder.create_run(out, name, trainer.experiment)
+    try:
+        folder.write_json(made.path / folder.ENVIRONMENT, _environment(trainer, name))
+        return _run(made.path, trainer, console or make_console(), resumed=False)
+    except UserError:
+        # What only tracing finds out; a run that began keeps its folder.
+        if not (made.path / folder.METRICS).exists() or not (made.path / folder.METRICS).stat().st_size:
+            made.discard()
+        raise
+
+
+def resume(path: Path, *, num_meta_steps: int | None = None, console: Any = None) -> Path:
+    """Goes on with a run from its latest checkpoint, to more meta-steps where asked; ends as `train` does.
+
+    φ comes out bitwise equal to that of a run that was never stopped.
+
+    Raises:
+      UserError: not a run folder, a checkpoint of another architecture, or fewer meta-steps than it was begun with.
+    """
+    path, experiment = folder.open_run(path)
+    if num_meta_steps is not None and num_meta_steps < experiment.num_meta_steps:
+        raise UserError(
+            f"`num_meta_steps` ({num_meta_steps}) is less than the {experiment.num_meta_steps} of {path}; "
+            "a run can only be lengthened."
+        )
+    longer = dataclasses.replace(experiment, num_meta_steps=num_meta_steps or experiment.num_meta_steps)
+    return _run(path, _prepare(longer), console or make_console(), resumed=True)
+
+
+def _prepare(experiment: Experiment) -> Trainer:
+    trainer = Trainer(validate(experiment))
+    check(plan_of(experiment), experiment.evaluation.baselines)
+    return trainer
+
+
+def _environment(trainer: Trainer, name: str) -> dict[str, Any]:
+    experiment = trainer.experiment
+    return describe_environment(name, [*experiment.tasks, *experiment.evaluation.tasks])
+
+
+def _run(path: Path, trainer: Trainer, console: Any, *, resumed: bool) -> Path:
+    experiment = trainer.experiment
+    with folder.locked(path), SignalGuard() as guard:
+        _say(console, f"run folder: {path}")
+        recorder = Recorder(path, trainer, guard)
+        try:
+            state, remarks = recorder.resume(trainer) if resumed else (None, [])
+            for remark in remarks:
+                _say(console, remark)
+            if resumed:
+                folder.write_json(path / folder.CONFIG, to_json(experiment))
+                _note_resumption(path, trainer, state)
+            state = _meta_train(path, trainer, state, recorder, console)
+            step, meta_params = recorder.finish(state)
+        finally:
+            recorder.close()
+        if guard.received is not None:
+            raise Interrupted(guard.received, f"saved; go on with `metaopt train --resume {path}`")
+        _evaluate(path, experiment, trainer, step, meta_params, guard, console)
+    return path
+
+
+def _meta_train(path: Path, trainer: Trainer, state: TrainState | None, recorder: Recorder, console: Any) -> TrainState:
+    experiment = trainer.experiment
+    done = 0 if state is None else int(state.meta_step)
+    if done:
+        _say(console, f"going on from meta-step {done} of {experiment.num_meta_steps}")
+    progress = Progress(console, experiment.num_meta_steps, done)
+    loggers: list[Logger] = [progress]
+    if experiment.log.wandb != "disabled":
+        from metaopt.runs.wandb_logger import WandbLogger
+
+        loggers.append(WandbLogger(path, experiment, say=progress.say))
+    try:
+        recorder.start(state, loggers)
+        return meta_train(trainer, state=state, callbacks=[recorder])
+    except Diverged as error:
+        raise Diverged(f"{error} The metrics are in {path / folder.METRICS}.") from None
+    except KeyboardInterrupt:
+        message = f"stopped at once; go on from the last checkpoint with `metaopt train --resume {path}`"
+        raise Interrupted(2, message) from None
+
+
+def _note_resumption(path: Path, trainer: Trainer, state: TrainState | None) -> None:
+    """environment.json tells of every process that took part."""
+    file = path / folder.ENVIRONMENT
+    before = folder.read_json(file) if file.is_file() else {}
+    now = _environment(trainer, before.get("experiment", path.resolve().parent.name))
+    if not before:
+        folder.write_json(file, now)
+        return
+    changed = {key: value for key, value in now.items() if before.get(key) != value}
+    entry = {"meta_step": 0 if state is None else int(state.meta_step), **changed}
+    folder.write_json(file, {**before, "resumed": [*before.get("resumed", []), entry]})
+
+
+def _evaluate(
+    path: Path,
+    experiment: Experiment,
+    trainer: Trainer,
+    step: int,
+    meta_params: MetaParams,
+    guard: SignalGuard,
+    console: Any,
+) -> None:
+    """Evaluation, report and table. It is repeated rather than saved, so a signal ends it at once."""
+    name = learned_name(path)
+    _say(console, f"evaluating φ of meta-step {step} as {name}")
+    guard.at_once = True
+    try:
+        results = evaluate_all(
+            path,
+            {name: (trainer.optimizer, jax.device_put(meta_params))},
+            plan_of(experiment),
+            train_horizon=experiment.horizon,
+            num_tasks=experiment.evaluation.num_tasks,
+            seed=EVALUATION_SEED,
+            baselines=experiment.evaluation.baselines,
+            num_devices=experiment.num_devices,
+            trained={name: step},
+            keep=True,
+            progress=lambda line: _say(console, f"  {line}"),
+        )
+        report = write_report(path)
+    except KeyboardInterrupt:
+        message = f"meta-training is done and saved; finish the evaluation with `metaopt train --resume {path}`"
+        raise Interrupted(guard.received or 2, message) from None
+    finally:
+        guard.at_once = False
+    print_results(console, results)
+    _say(console, f"\nrun folder: {path}\nreport: {report}")
+
+
+def learned_name(path: Path) -> str:
+    """What a run's optimizer is called in evaluations: its experiment's name."""
+    file = path / folder.ENVIRONMENT
+    known = folder.read_json(file).get("experiment") if file.is_file() else None
+    return str(known or path.resolve().name)
+
+
+def _say(console: Any, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,95 @@
+"""Validation during meta-training: held-out tasks, at the training horizon and at multiples of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from metaopt.evaluation import Curves, evaluate, statistics
+from metaopt.training import Trainer
+from metaopt.types import MetaParams, TaskFamily
+
+STREAM = 0x7A11  # keeps validation's tasks apart from those of training and evaluation
+
+
+class Validator:
+    """Runs φ on the same tasks every time, so that its values can be compared along a run."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        key = jax.random.fold_in(jax.random.key(trainer.experiment.seed), STREAM)
+        self._keys = jax.random.split(key, len(trainer.families))
+
+    def __call__(self, meta_params: MetaParams) -> tuple[float, dict[str, Any]]:
+        """(score, values by name); lower is better, infinite where at least half of a family's tasks failed.
+
+        The score is `validation/Mx/median` at the last multiple M: the median final loss with a failed task counted as
+        infinite. With several families, values are relative to a family's mean f(θ_0) and averaged over families, and
+        each family's own stand beside them under its name.
+        """
+        settings = self._trainer.experiment.validation
+        tasks = self._trainer.experiment.tasks
+        per_family = [
+            self._run(family, key, meta_params) for family, key in zip(self._trainer.families, self._keys, strict=True)
+        ]
+        row: dict[str, Any] = {}
+        score = float("inf")
+        for multiple in settings.multiples:
+            where = f"validation/{multiple}x"
+            values = [results[multiple] for results in per_family]
+            if len(values) > 1:
+                for task, value in zip(tasks, values, strict=True):
+                    row |= {f"{where}/{task}/{name}": number for name, number in value.items() if name != "initial"}
+            scales = [value["initial"] if len(values) > 1 else 1.0 for value in values]
+            for name in ("median", "mean"):
+                row[f"{where}/{name}"] = float(
+                    np.mean([value[name] / scale for value, scale in zip(values, scales, strict=True)])
+                )
+            row[f"{where}/failed"] = float(np.mean([value["failed"] for value in values]))
+            if len(values) == 1 and "accuracy" in values[0]:
+                row[f"{where}/accuracy"] = values[0]["accuracy"]
+            score = row[f"{where}/median"]
+        return (score if np.isfinite(score) else float("inf")), row
+
+    def _run(self, family: TaskFamily, key: jax.Array, meta_params: MetaParams) -> dict[int, dict[str, float]]:
+        """multiple -> values, from one run to the longest horizon wherever that recorded the others."""
+        experiment = self._trainer.experiment
+        multiples = experiment.validation.multiples
+
+        def curves_to(multiple: int) -> Curves:
+            return evaluate(
+                {"learned": (self._trainer.optimizer, meta_params)},
+                family,
+                key,
+                horizon=multiple * experiment.horizon,
+                num_tasks=experiment.validation.num_tasks,
+                train_horizon=experiment.horizon,
+                num_devices=experiment.num_devices,
+            )
+
+        longest = curves_to(multiples[-1])
+        results = {}
+        for multiple in multiples:
+            step = multiple * experiment.horizon
+            curves = longest if step in longest.steps else curves_to(multiple)
+            results[multiple] = _values(curves, step)
+        return results
+
+
+def _values(curves: Curves, step: int) -> dict[str, float]:
+    """Mean, median and share of failures at a recorded step; accuracy on the validation split where the curve ends."""
+    upto = int(np.flatnonzero(curves.steps == step)[0]) + 1
+    loss = curves.loss["learned"][:, :upto]
+    failed = statistics.failed(loss)
+    values = {
+        "median": float(statistics.score(loss[:, -1], failed)[1]),
+        "mean": float(loss[:, -1].mean()),
+        "failed": float(failed.mean()),
+        "initial": float(loss[:, 0].mean()),
+    }
+    accuracy = curves.final["learned"].get("validation", {}).get("accuracy")
+    if upto == len(curves.steps) and accuracy is not None:
+        values["accuracy"] = float(np.nan_to_num(accuracy, nan=0.0).mean())
+    return values

@@ -1,0 +1,187 @@
+"""Meta-training: the meta-step, chunks of meta-steps under one jit, and the host's loop around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from metaopt.batching import task_mesh
+from metaopt.estimators import ESTIMATORS
+from metaopt.experiment import Experiment, MetaOptimizer, build, build_families, build_optimizer
+from metaopt.objectives import OBJECTIVES
+from metaopt.trees import all_finite
+from metaopt.types import Families, Key, MetaParams, Metrics, PyTree
+
+
+class Diverged(RuntimeError):
+    """Half a chunk of meta-steps had no task alive."""
+
+
+class TrainState(NamedTuple):
+    """All that meta-training carries; saved and restored whole."""
+
+    meta_params: MetaParams
+    opt_state: PyTree
+    estimator_state: PyTree
+    key: Key
+    meta_step: jax.Array  # [] int32, meta-steps done
+
+
+def make_meta_optimizer(
+    config: MetaOptimizer, num_meta_steps: int
+) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
+    """The optax chain (clip by value, clip by norm, optimizer) and its learning-rate schedule."""
+    rate, steps = config.learning_rate, max(num_meta_steps, 1)
+    end = config.final_fraction
+    if config.schedule == "cosine":
+        schedule: optax.Schedule = optax.cosine_decay_schedule(rate, steps, alpha=end)
+    elif config.schedule == "exponential":
+        schedule = optax.exponential_decay(rate, steps, end)
+    else:
+        schedule = optax.constant_schedule(rate)
+    if config.warmup_steps:
+        ramp = optax.linear_schedule(0.0, rate, config.warmup_steps)
+        schedule = optax.join_schedules([ramp, schedule], [config.warmup_steps])
+    clips = []
+    if config.clip_value is not None:
+        clips.append(optax.clip(config.clip_value))
+    if config.clip_norm is not None:
+        clips.append(optax.clip_by_global_norm(config.clip_norm))
+    return optax.chain(*clips, getattr(optax, config.name)(schedule)), schedule
+
+
+class Trainer:
+    """An experiment's objects, ready to run: families, optimizer, estimator, and the jitted chunk."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.families: Families = build_families(experiment)
+        self.optimizer = build_optimizer(experiment.optimizer)
+        self.estimator = build(
+            experiment.estimator,
+            ESTIMATORS,
+            "estimator",
+            self.optimizer,
+            OBJECTIVES[experiment.objective],
+            num_tasks=experiment.num_tasks,
+            horizon=experiment.horizon,
+            unroll_length=experiment.unroll_length or experiment.horizon,
+            chunk_size=experiment.chunk_size,
+            num_devices=experiment.num_devices,
+        )
+        self.meta_optimizer, self.schedule = make_meta_optimizer(experiment.meta_optimizer, experiment.num_meta_steps)
+        # Fixed at every border of a chunk; a sharding that changed after the first chunk would compile it twice.
+        tasks_each = max(1, experiment.num_tasks // len(self.families))
+        self._replicated = NamedSharding(task_mesh(tasks_each, experiment.num_devices), PartitionSpec())
+        self.families = jax.device_put(self.families, self._replicated)
+        self._chunk = jax.jit(
+            self._run, static_argnames="length", donate_argnums=0, out_shardings=(self._replicated, self._replicated)
+        )
+
+    def init(self) -> TrainState:
+        """The state before the first meta-step, decided by the experiment's seed."""
+
+        def make(key: Key, families: Families) -> TrainState:
+            init_key, estimator_key, run_key = jax.random.split(key, 3)
+            meta_params = self.optimizer.init(init_key)
+            return TrainState(
+                meta_params=meta_params,
+                opt_state=self.meta_optimizer.init(meta_params),
+                estimator_state=self.estimator.init(estimator_key, meta_params, families),
+                key=run_key,
+                meta_step=jnp.zeros((), jnp.int32),
+            )
+
+        key = jax.device_put(jax.random.key(self.experiment.seed), self._replicated)
+        return jax.jit(make, out_shardings=self._replicated)(key, self.families)
+
+    def run_chunk(self, state: TrainState) -> tuple[TrainState, dict[str, np.ndarray]]:
+        """`log.every` meta-steps, fewer at the end. Returns the next state and metrics, each [steps].
+
+        The given state is donated: use the returned one.
+        """
+        experiment = self.experiment
+        length = min(experiment.log.every, experiment.num_meta_steps)
+        first = int(state.meta_step)
+        last = min(first + length, experiment.num_meta_steps)
+        state, metrics = self._chunk(state, self.families, jnp.asarray(last, jnp.int32), length=length)
+        fetched = {name: values[: last - first] for name, values in jax.device_get(metrics).items()}
+        fetched = self._name_families(fetched)
+        return state, {"meta_step": np.arange(first + 1, last + 1)} | fetched
+
+    def _name_families(self, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = {f"meta_loss/{i}": f"meta_loss/{choice}" for i, choice in enumerate(self.experiment.tasks)}
+        return {names.get(name, name): values for name, values in metrics.items()}
+
+    def _run(self, state: TrainState, families: Families, stop: jax.Array, *, length: int) -> tuple[TrainState, Metrics]:
+        def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+            # A short last chunk skips its tail, so that one compilation serves every chunk.
+            shapes = jax.eval_shape(self._meta_step, state, families)[1]
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return jax.lax.cond(
+                state.meta_step < stop, lambda: self._meta_step(state, families), lambda: (state, nothing)
+            )
+
+        return jax.lax.scan(body, state, None, length=length)
+
+    def _meta_step(self, state: TrainState, families: Families) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.meta_step)
+        gradient, estimator_state, metrics = self.estimator.estimate(
+            key, state.meta_params, state.estimator_state, families
+        )
+        finite = all_finite(gradient)
+        usable = finite & (metrics["alive"] > 0)
+        gradient = jax.tree.map(lambda leaf: jnp.where(usable, leaf, 0.0), gradient)
+        updates, opt_state = self.meta_optimizer.update(gradient, state.opt_state, state.meta_params)
+        meta_params = optax.apply_updates(state.meta_params, updates)
+        # A meta-step without a usable gradient leaves φ and the meta-optimizer's moments as they were.
+        meta_params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(usable, new, old), (meta_params, opt_state), (state.meta_params, state.opt_state)
+        )
+        metrics |= {
+            "grad_norm": optax.global_norm(gradient),
+            "update_norm": jnp.where(usable, optax.global_norm(updates), 0.0),
+            "learning_rate": jnp.asarray(self.schedule(state.meta_step), jnp.float32),
+            "skipped": (~usable).astype(jnp.int32),
+            "nonfinite_gradient": (~finite).astype(jnp.int32),
+        }
+        return TrainState(meta_params, opt_state, estimator_state, state.key, state.meta_step + 1), metrics
+
+
+Callback = Callable[[Trainer, TrainState, dict[str, np.ndarray]], bool | None]
+
+
+def meta_train(
+    experiment: Experiment | Trainer, *, state: TrainState | None = None, callbacks: Sequence[Callback] = ()
+) -> TrainState:
+    """Meta-trains, from `state` on where one is given.
+
+    Args:
+      callbacks: each is called as `callback(trainer, state, metrics)` after every chunk of `log.every` meta-steps, where
+        metrics maps names to arrays [steps]; one that returns True ends the run after that chunk.
+
+    Raises:
+      Diverged: half a chunk of meta-steps had no task alive.
+      UserError: the experiment's choices do not fit together.
+    """
+    trainer = experiment if isinstance(experiment, Trainer) else Trainer(experiment)
+    state = trainer.init() if state is None else state
+    while int(state.meta_step) < trainer.experiment.num_meta_steps:
+        state, metrics = trainer.run_chunk(state)
+        stop = [bool(callback(trainer, state, metrics)) for callback in callbacks]
+        dead = float(np.mean(metrics["alive"] == 0))
+        if dead >= 0.5:
+            raise Diverged(
+                f"no task was alive in {dead:.0%} of the last {len(metrics['alive'])} meta-steps, up to meta-step "
+                f"{int(state.meta_step)}: every inner run ended in a non-finite loss. Try a lower "
+                "--meta-optimizer.learning-rate, a shorter --horizon, or features=scale_free."
+            )
+        if any(stop):
+            break
+    return state

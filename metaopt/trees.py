@@ -1,0 +1,69 @@
+"""Small helpers for pytrees whose leaves have a leading task axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from metaopt.types import PyTree
+
+# Squares of numbers up to here, summed over a million coordinates, still fit float32; beyond it a value counts as
+# non-finite, so that no feature overflows and no reverse pass multiplies zero by infinity.
+LARGEST = 1e15
+
+
+def ravel_tasks(tree: PyTree, dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
+    """The leaves side by side, [tasks, D] in `dtype`, and the function that takes such an array back to the tree."""
+    leaves, treedef = jax.tree.flatten(tree)
+    tasks = leaves[0].shape[0]
+    flat = [leaf.reshape(tasks, -1).astype(dtype) for leaf in leaves]
+
+    def unravel(matrix: jax.Array) -> PyTree:
+        parts, start = [], 0
+        for leaf in leaves:
+            size = math.prod(leaf.shape[1:])
+            part = matrix[:, start : start + size]
+            parts.append(part.reshape(leaf.shape).astype(leaf.dtype))
+            start += size
+        return jax.tree.unflatten(treedef, parts)
+
+    return (flat[0] if len(flat) == 1 else jnp.concatenate(flat, axis=1)), unravel
+
+
+def leaf_sizes(tree: PyTree) -> tuple[int, ...]:
+    """Coordinates of each leaf, without the leading task axis."""
+    return tuple(math.prod(leaf.shape[1:]) for leaf in jax.tree.leaves(tree))
+
+
+def usable_tasks(tree: PyTree) -> jax.Array:
+    """[tasks] bool: every entry of a task is finite and at most `LARGEST` in magnitude."""
+    checks = [
+        jnp.all(jnp.abs(leaf.reshape(leaf.shape[0], -1)) <= LARGEST, axis=1)
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.inexact)
+    ]
+    return jnp.stack(checks).all(axis=0)
+
+
+def select_tasks(mask: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
+    """`yes` for the tasks where `mask` ([tasks] bool) holds, else `no`."""
+
+    def select(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(select, yes, no)
+
+
+def task_norm(tree: PyTree) -> jax.Array:
+    """[tasks] Euclidean norm over all leaves of each task."""
+    squares = [jnp.sum(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares))
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """bool []: no leaf holds nan or infinity."""
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all()

@@ -1,0 +1,178 @@
+"""The inner loop: reset, one step, unroll. Every array has a leading task axis; families are vmapped here."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metaopt.oracles import minibatch
+from metaopt.trees import LARGEST, select_tasks, task_norm, usable_tasks
+from metaopt.types import Key, MetaParams, Optimizer, Params, PyTree, Task, TaskFamily, Trace, UnrollState
+
+StateGradient = Literal["full", "stopped"]
+ObjectiveBatch = Literal["fresh", "same", "full", "none"]
+
+
+def bind_tasks(optimizer: Optimizer, meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
+    """The optimizer's own task-batched form, or vmap of its one-task form."""
+    if optimizer.bind_tasks is not None:
+        return optimizer.bind_tasks(meta_params)
+    tx = optimizer.bind(meta_params)
+
+    def update(
+        updates: PyTree,
+        state: PyTree,
+        params: PyTree | None = None,
+        *,
+        key: jax.Array | None = None,
+        value: jax.Array | None = None,
+        explore: bool = False,
+        **extra_args: Any,
+    ) -> tuple[PyTree, PyTree]:
+        def one(updates: PyTree, state: PyTree, params: PyTree, key: Any, value: Any) -> tuple[PyTree, PyTree]:
+            return tx.update(updates, state, params, key=key, value=value, explore=explore)
+
+        return jax.vmap(one)(updates, state, params, key, value)
+
+    return optax.GradientTransformationExtraArgs(jax.vmap(tx.init), update)
+
+
+def reset(
+    tx: optax.GradientTransformationExtraArgs, family: TaskFamily, keys: Key
+) -> tuple[Task, UnrollState]:
+    """Draws tasks and their starting points.
+
+    Args:
+      tx: a task-batched transformation, see `bind_tasks`.
+      keys: [tasks] typed keys; a task's key decides the task, its start, and every minibatch and noise draw of its run.
+    """
+    streams = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
+    task_keys, init_keys, run_keys, loss_keys = (streams[:, i] for i in range(4))
+    task = jax.vmap(family.sample, in_axes=(0, None))(task_keys, family.data)
+    params = jax.vmap(family.init)(init_keys, task)
+    oracle = family.oracle or minibatch()
+    oracle_state = jax.vmap(lambda task, params, key: oracle.init(family, task, params, key))(task, params, loss_keys)
+
+    def initial_loss(task: Task, params: Params, key: Key) -> jax.Array:
+        return family.loss(params, task, family.batch(key, task, family.data))
+
+    loss = jax.vmap(initial_loss)(task, params, loss_keys)
+    num_tasks = keys.shape[0]
+    state = UnrollState(
+        params=params,
+        opt_state=tx.init(params),
+        oracle_state=oracle_state,
+        step=jnp.zeros(num_tasks, jnp.int32),
+        key=run_keys,
+        alive=jnp.abs(loss) <= LARGEST,
+        initial_loss=loss,
+    )
+    return task, state
+
+
+def unroll(
+    tx: optax.GradientTransformationExtraArgs,
+    family: TaskFamily,
+    task: Task,
+    state: UnrollState,
+    *,
+    length: int,
+    explore: bool = False,
+    state_gradient: StateGradient = "full",
+    second_order: bool = False,
+    objective_batch: ObjectiveBatch = "fresh",
+) -> tuple[UnrollState, Trace]:
+    """Runs `length` inner steps of all tasks.
+
+    A task dies at its first loss, gradient or parameter that is not finite (or above 1e15): its parameters freeze, its
+    loss reads infinity, and nothing it does reaches a gradient. Step keys are `fold_in(state.key, state.step)`, so two
+    windows of k steps equal one of 2k.
+
+    Args:
+      tx: a task-batched transformation, see `bind_tasks`.
+      task: [tasks, ...]; kept out of the scan's carry, where it would be stored at every step.
+      explore: whether the optimizer draws its step noise.
+      state_gradient: `full`, or `stopped`: θ is cut at every step, so that an action's effect on later states is dropped.
+      second_order: keep the gradient of ∇_t with respect to φ; otherwise ∇_t counts as a constant
+        (Andrychowicz et al. 2016).
+      objective_batch: where f(θ_t) of the trace is taken: on a `fresh` minibatch, the step's own (`same`), the `full`
+        training data, or `none`: the value that came with the step's gradient, at θ_{t-1}, which costs nothing and
+        carries no gradient.
+    """
+    oracle = family.oracle or minibatch()
+
+    def gradient_at(task: Task, params: Params, oracle_state: Any, key: Key) -> tuple[Any, jax.Array, Any]:
+        gradient, value, oracle_state, _ = oracle.estimate(family, task, params, oracle_state, key)
+        return gradient, value, oracle_state
+
+    def objective_at(task: Task, params: Params, oracle_state: Any, keys: tuple[Key, Key]) -> tuple[jax.Array, Any]:
+        if family.oracle is not None and objective_batch != "full":
+            gradient, value, _ = gradient_at(task, params, oracle_state, keys[1])
+            return value, gradient
+        if objective_batch == "full":
+            batch = family.eval_batch(task, family.data, "train")
+        else:
+            batch = family.batch(keys[0] if objective_batch == "same" else keys[1], task, family.data)
+        return jax.value_and_grad(family.loss)(params, task, batch)
+
+    def step(state: UnrollState, _: None) -> tuple[UnrollState, tuple[jax.Array, jax.Array, jax.Array]]:
+        step_keys = jax.vmap(jax.random.fold_in)(state.key, state.step)
+        gradient_keys, update_keys, loss_keys = (_stream(step_keys, i) for i in range(3))
+        params = jax.lax.stop_gradient(state.params) if state_gradient == "stopped" else state.params
+        at = params if second_order else jax.lax.stop_gradient(params)
+        gradient, value, oracle_state = jax.vmap(gradient_at)(task, at, state.oracle_state, gradient_keys)
+        # Selected before use: a zero times infinity anywhere in the reverse pass would be nan for every task.
+        alive = state.alive & usable_tasks((gradient, value))
+        gradient = select_tasks(alive, gradient, jax.tree.map(jnp.zeros_like, gradient))
+        updates, opt_state = tx.update(
+            gradient, state.opt_state, params, key=update_keys, value=value, explore=explore
+        )
+        moved = optax.apply_updates(params, updates)
+        if objective_batch == "none":
+            loss = value
+            alive = alive & usable_tasks(moved)
+        else:
+            # The loss enters as its value plus a linear term: the reverse pass meets its gradient, already checked, and
+            # never the inside of a loss that overflowed.
+            here = jax.lax.stop_gradient(moved)
+            loss, slope = jax.vmap(objective_at)(task, here, oracle_state, (gradient_keys, loss_keys))
+            alive = alive & usable_tasks((loss, slope, here))
+            slope = select_tasks(alive, slope, jax.tree.map(jnp.zeros_like, slope))
+        moved = select_tasks(alive, moved, params)
+        if objective_batch != "none":
+            offset = jax.tree.map(lambda new: new - jax.lax.stop_gradient(new), moved)
+            loss = jnp.where(alive, loss + _inner(slope, offset), jnp.inf)
+        else:
+            loss = jnp.where(alive, jax.lax.stop_gradient(loss), jnp.inf)
+        update_norm = jnp.where(alive, jax.lax.stop_gradient(task_norm(updates)), 0.0)
+        state = UnrollState(
+            params=moved,
+            opt_state=opt_state,
+            oracle_state=oracle_state,
+            step=state.step + 1,
+            key=state.key,
+            alive=alive,
+            initial_loss=state.initial_loss,
+        )
+        return state, (loss, alive, update_norm)
+
+    # Recomputing a step in the reverse pass is twice as fast as loading what it would have stored, and takes a sixth of
+    # the memory; unrolling the scan is slower in every case.
+    body = jax.checkpoint(step, prevent_cse=False)
+    state, (loss, alive, update_norm) = jax.lax.scan(body, state, None, length=length)
+    return state, Trace(loss, alive, update_norm, state.initial_loss)
+
+
+def _stream(keys: Key, index: int) -> Key:
+    return jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+
+
+def _inner(a: PyTree, b: PyTree) -> jax.Array:
+    products = [
+        jnp.sum((x * y).reshape(x.shape[0], -1), axis=1)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    ]
+    return sum(products[1:], products[0])

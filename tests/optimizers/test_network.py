@@ -1,0 +1,36 @@
+"""The features-major pass against flax's own cells."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metaopt.optimizers.network import LSTM, Head, forward, fuse, init_cells, init_params
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_forward_equals_flax_over_several_steps(num_layers):
+    network = LSTM(7, num_layers, (Head("direction"), Head("log_alpha", constant=True, bias=-3.0)))
+    params = init_params(network, 4, jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    inputs = jax.random.normal(jax.random.key(1), (3, 4, 5))  # [steps, features, columns]
+    cells = init_cells(network, 5, jnp.float32)
+    carry = [(jnp.zeros((5, 7)), jnp.zeros((5, 7)))] * num_layers
+    weights = fuse(network, params)
+    for x in inputs:
+        outputs, cells = forward(weights, x, cells)
+        expected, carry = network.apply({"params": params}, x.T, carry)
+        np.testing.assert_allclose(outputs.T, expected, rtol=1e-5, atol=1e-6)
+    for cell, (c, h) in zip(cells, carry, strict=True):
+        np.testing.assert_allclose(cell.c.T, c, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(cell.h.T, h, rtol=1e-5, atol=1e-6)
+
+
+def test_a_constant_head_starts_at_its_bias_for_every_input():
+    network = LSTM(5, 2, (Head("direction"), Head("log_alpha", constant=True, bias=-3.0)))
+    weights = fuse(network, init_params(network, 2, jax.random.key(0)))
+    outputs, _ = forward(weights, 10 * jax.random.normal(jax.random.key(1), (2, 6)), init_cells(network, 6, jnp.float32))
+    np.testing.assert_array_equal(outputs[1], np.full(6, -3.0, np.float32))
+    assert np.std(outputs[0]) > 0.01  # the direction does not start flat

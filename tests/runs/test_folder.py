@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metaopt.experiment import Experiment, UserError
+from metaopt.runs import folder
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    folder.write_json(path, {"a": 1})
+    with pytest.raises(ZeroDivisionError), folder.replacing(path) as part:
+        part.write_text("half")
+        raise ZeroDivisionError
+    with pytest.raises(ValueError, match="JSON compliant"):
+        folder.write_json(path, {"a": float("nan")})
+    assert folder.read_json(path) == {"a": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_numbered_folders_count_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Experiment) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [folder.create_run(None, "tiny", tiny).path for _ in range(2)]
+    assert paths == [Path("runs/tiny/001"), Path("runs/tiny/002")]
+    assert folder.open_run(paths[0]) == (paths[0], tiny)
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path, tiny: Experiment) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists and is not empty; give another --out."):
+        folder.create_run(tmp_path, "tiny", tiny)
+    run = folder.create_run(tmp_path / "run", "tiny", tiny).path
+    with pytest.raises(UserError, match=f"go on with `metaopt train --resume {run}`"):
+        folder.create_run(run, "tiny", tiny)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("out", ["/proc/metaopt/run", "file/run", "file"])
+def test_an_unwritable_folder_is_refused_and_nothing_is_left(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Experiment
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    with pytest.raises(UserError, match="cannot write to the folder .*; give another --out."):
+        folder.create_run(Path(out), "tiny", tiny)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_discard_takes_away_only_what_was_made(tmp_path: Path, tiny: Experiment) -> None:
+    (tmp_path / "there").mkdir()
+    made = folder.create_run(tmp_path / "there" / "new" / "run", "tiny", tiny)
+    made.discard()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+    made = folder.create_run(tmp_path / "there", "tiny", tiny)  # it was empty
+    made.discard()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
+
+
+def test_a_folder_that_is_no_run_is_named_with_the_run_inside(tmp_path: Path, tiny: Experiment) -> None:
+    with pytest.raises(UserError, match="is not a run folder, for it has no config.json; give the folder"):
+        folder.open_run(tmp_path)
+    run = folder.create_run(tmp_path / "001", "tiny", tiny).path
+    with pytest.raises(UserError, match=f"did you mean {run}"):
+        folder.open_run(tmp_path)
+    (run / "config.json").write_text('{"tasks": [')
+    with pytest.raises(UserError, match="config.json is not valid JSON"):
+        folder.open_run(run)
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
+    lock = f"fcntl.flock(os.open({str(tmp_path)!r}, os.O_RDONLY), fcntl.LOCK_EX)"
+    code = f"import fcntl, os; {lock}; print(1, flush=True); input()"
+    command = ["timeout", "-k", "1", "20", sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin is not None and other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(UserError, match="another process is training"), folder.locked(tmp_path):
+            pass
+        other.stdin.close()
+    with folder.locked(tmp_path):
+        pass
