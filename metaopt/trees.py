@@ -15,6 +15,9 @@ from metaopt.types import PyTree
 # non-finite, so that no feature overflows and no reverse pass multiplies zero by infinity.
 LARGEST = 1e15
 
+# The checkpoint name of what a recomputed inner step keeps from its first run.
+KEPT = "kept"
+
 
 def ravel_tasks(tree: PyTree, dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
     """The leaves side by side, [tasks, D] in `dtype`, and the function that takes such an array back to the tree."""
@@ -63,7 +66,3 @@ def task_norm(tree: PyTree) -> jax.Array:
     squares = [jnp.sum(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares))
 
-
-def all_finite(tree: PyTree) -> jax.Array:
-    """bool []: no leaf holds nan or infinity."""
-    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all()

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+from jax.ad_checkpoint import checkpoint_name
 
 from metaopt.oracles import minibatch
-from metaopt.trees import LARGEST, select_tasks, task_norm, usable_tasks
+from metaopt.trees import KEPT, LARGEST, select_tasks, task_norm, usable_tasks
 from metaopt.types import Key, MetaParams, Optimizer, Params, PyTree, Task, TaskFamily, Trace, UnrollState
 
 StateGradient = Literal["full", "stopped"]
@@ -118,15 +119,17 @@ def unroll(
             batch = family.batch(keys[0] if objective_batch == "same" else keys[1], task, family.data)
         return jax.value_and_grad(family.loss)(params, task, batch)
 
-    def step(state: UnrollState, _: None) -> tuple[UnrollState, tuple[jax.Array, jax.Array, jax.Array]]:
-        step_keys = jax.vmap(jax.random.fold_in)(state.key, state.step)
-        gradient_keys, update_keys, loss_keys = (_stream(step_keys, i) for i in range(3))
+    def step(
+        state: UnrollState, keys: tuple[Key, Key, Key]
+    ) -> tuple[UnrollState, tuple[jax.Array, jax.Array, jax.Array]]:
+        gradient_keys, update_keys, loss_keys = keys
         params = jax.lax.stop_gradient(state.params) if state_gradient == "stopped" else state.params
         at = params if second_order else jax.lax.stop_gradient(params)
         gradient, value, oracle_state = jax.vmap(gradient_at)(task, at, state.oracle_state, gradient_keys)
         # Selected before use: a zero times infinity anywhere in the reverse pass would be nan for every task.
         alive = state.alive & usable_tasks((gradient, value))
         gradient = select_tasks(alive, gradient, jax.tree.map(jnp.zeros_like, gradient))
+        gradient, value = checkpoint_name((gradient, value), KEPT)
         updates, opt_state = tx.update(
             gradient, state.opt_state, params, key=update_keys, value=value, explore=explore
         )
@@ -141,6 +144,7 @@ def unroll(
             loss, slope = jax.vmap(objective_at)(task, here, oracle_state, (gradient_keys, loss_keys))
             alive = alive & usable_tasks((loss, slope, here))
             slope = select_tasks(alive, slope, jax.tree.map(jnp.zeros_like, slope))
+            loss, slope = checkpoint_name((loss, slope), KEPT)
         moved = select_tasks(alive, moved, params)
         if objective_batch != "none":
             offset = jax.tree.map(lambda new: new - jax.lax.stop_gradient(new), moved)
@@ -159,15 +163,16 @@ def unroll(
         )
         return state, (loss, alive, update_norm)
 
-    # Recomputing a step in the reverse pass is twice as fast as loading what it would have stored, and takes a sixth of
-    # the memory; unrolling the scan is slower in every case.
-    body = jax.checkpoint(step, prevent_cse=False)
-    state, (loss, alive, update_norm) = jax.lax.scan(body, state, None, length=length)
+    # Drawn in one go: a hash inside the scan costs as much as a layer of the network.
+    steps = state.step + jnp.arange(length, dtype=jnp.int32)[:, None]  # [length, tasks]
+    step_keys = jax.vmap(jax.vmap(jax.random.fold_in), in_axes=(None, 0))(state.key, steps)
+    streams = tuple(jax.vmap(jax.vmap(lambda key, i=i: jax.random.fold_in(key, i)))(step_keys) for i in range(3))
+    # Recomputing the network in the reverse pass is twice as fast as loading what it would have stored, and takes a sixth
+    # of the memory; the task's gradients and the noise are few numbers and stay. Unrolling the scan is slower.
+    policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+    body = jax.checkpoint(step, prevent_cse=False, policy=policy)
+    state, (loss, alive, update_norm) = jax.lax.scan(body, state, streams)
     return state, Trace(loss, alive, update_norm, state.initial_loss)
-
-
-def _stream(keys: Key, index: int) -> Key:
-    return jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
 
 
 def _inner(a: PyTree, b: PyTree) -> jax.Array:

@@ -12,10 +12,12 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from metaopt.optimizers.features import normalise
 from metaopt.optimizers.network import Head
 from metaopt.optimizers.noise import Noise, NoiseInUse, gamma_noise
+from metaopt.trees import KEPT
 
 Alpha = Literal["shared", "per_coordinate"]
 Normalisation = Literal["norm", "rms", "tensor_rms"]
@@ -83,6 +85,8 @@ def normalised_step(
 
     def draw(keys: jax.Array, state: jax.Array) -> jax.Array:
         lowest, highest = LOG_ALPHA_0
+        # A stream of its own: the key itself draws the noise.
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
         one = jax.vmap(lambda key: jax.random.uniform(key, (1,), state.dtype, lowest, highest))(keys)
         return jnp.broadcast_to(one, state.shape)
 
@@ -93,16 +97,16 @@ def normalised_step(
         if rule == "recursive":
             start = state
             if initial_alpha == "drawn" and step.keys is not None:
-                keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(step.keys)
-                start = jnp.where(step.count == 1, draw(keys, state), state)
+                keys = step.keys
+                start = jax.lax.cond(step.count == 1, lambda: draw(keys, state), lambda: state)
             log_alpha = state = jnp.clip(start + log_scale, *LOG_ALPHA_RANGE)
         else:
             log_alpha = jnp.clip(log_scale, *LOG_ALPHA_RANGE)
         size = jnp.exp(log_alpha)
         noisy = noise != "none" and (step.explore or noise_in_use == "on")
         if noisy and step.keys is not None:
-            keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(step.keys)
-            size = size * gamma_noise(keys, d.shape[1] if noise == "per_coordinate" else 1, d.dtype)
+            xi = gamma_noise(step.keys, d.shape[1] if noise == "per_coordinate" else 1, d.dtype)
+            size = size * checkpoint_name(xi, KEPT)
         elif noise != "none" and noise_in_use == "two":
             size = 2.0 * size
         return size * normalise_direction(d, normalisation, step.leaf_sizes), state

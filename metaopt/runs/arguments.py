@@ -98,16 +98,19 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 
 def _one_line(text: str) -> str:
     """tyro's framed message as one line: what is wrong, and the flags it suggests."""
-    lines = [line.strip(" │") for line in re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()]
-    lines = [line for line in lines if line and line[0] not in "╭╰"]
-    rules = [index for index, line in enumerate(lines) if set(line) == {"─"}] or [len(lines)]
-    wrong = " ".join(lines[: rules[0]]).rstrip(".")
-    wrong = re.sub(r"^Error parsing (\S+):", r"\1:", wrong)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    parts: list[list[str]] = [[]]  # between the frame's rules
+    for line in (line.strip(" │") for line in lines):
+        if line and set(line) <= {"─", "-"}:
+            parts.append([])
+        elif line and line[0] not in "╭╰":
+            parts[-1].append(line)
+    if "╭" not in text:  # the title is a part of its own where the output is not UTF-8
+        del parts[0]
+    wrong = re.sub(r"^Error parsing (\S+):", r"\1:", " ".join(parts[0])).rstrip(".")
+    hints = [part for part in parts[1:] if part[0].startswith(("Perhaps you meant", "Arguments similar to"))]
+    close = [part[1].split()[0].rstrip(",") for part in hints if len(part) > 1]
     wrong = wrong[:1].lower() + wrong[1:]
-    close = []
-    for index, line in enumerate(lines):
-        if line.startswith(("Perhaps you meant", "Arguments similar to")):
-            close += [word for word in lines[index + 1].split()[:1] if word.startswith("--")]
     return f"{wrong}; did you mean {' or '.join(close)}?" if close else f"{wrong}."
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import sys
+import types
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,12 @@ def validate(experiment: Experiment, where: str = "the experiment") -> Experimen
         raise UserError(
             f"`num_tasks` ({experiment.num_tasks}) must be 1 or a multiple of the number of families ({families}); "
             f"try {near}."
+        )
+    each, devices = max(1, experiment.num_tasks // families), experiment.num_devices
+    if devices is not None and each % devices:
+        fitting = " or ".join(str(n) for n in range(1, each + 1) if each % n == 0)
+        raise UserError(
+            f"`num_devices` ({devices}) must divide the {each} tasks of a family in a meta-step; try {fitting}."
         )
     multiples = experiment.validation.multiples
     if experiment.validation.every and (
@@ -159,15 +168,23 @@ def read_config(path: Path) -> Experiment:
 def _run_file(path: Path) -> Experiment:
     if not path.is_file():
         raise UserError(f"there is no file {path}; `metaopt list` shows the experiments that can be named.")
-    spec = importlib.util.spec_from_file_location(f"_metaopt_experiment_{path.stem}", path)
+    # Its folder is a package for the time being, so that `from .other import EXPERIMENT` works, in any folder.
+    folder = path.resolve().parent
+    package = types.ModuleType(f"_metaopt_experiments_{zlib.crc32(str(folder).encode()):08x}")
+    package.__path__ = [str(folder)]
+    spec = importlib.util.spec_from_file_location(f"{package.__name__}.{path.stem}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules |= {package.__name__: package, spec.name: module}
     try:
         spec.loader.exec_module(module)
     except UserError:
         raise
     except Exception as error:  # whatever the user's file does
         raise UserError(f"{path} failed with {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == package.__name__]:
+            del sys.modules[name]
     experiment = getattr(module, "EXPERIMENT", None)
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} defines no EXPERIMENT of type metaopt.Experiment; add `EXPERIMENT = Experiment(...)`.")

@@ -130,7 +130,8 @@ def _option(key: str, value: Any) -> Any:
 
 def _first_line(error: BaseException) -> str:
     """The first mistake in one line that names its field: "`log.every` is 'abc', which ..."."""
-    for path, leaf in _leaves(error):
+    # An unknown field explains a missing one: it comes first.
+    for path, leaf in sorted(_leaves(error), key=lambda found: not isinstance(found[1], ForbiddenExtraKeysError)):
         field = ".".join(path)
         if isinstance(leaf, ForbiddenExtraKeysError):
             extra = sorted(leaf.extra_fields)[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from metaopt.evaluation import BASELINES
 from metaopt.experiment import Experiment, UserError
 from metaopt.runs import folder
 from metaopt.runs.config import validate
@@ -68,7 +69,13 @@ def resume(path: Path, *, num_meta_steps: int | None = None, console: Any = None
 
 
 def _prepare(experiment: Experiment) -> Trainer:
-    trainer = Trainer(validate(experiment))
+    experiment = validate(experiment)
+    try:
+        trainer = Trainer(experiment)
+    except UserError:
+        raise
+    except ValueError as error:  # what the lower floors refuse, such as more devices than there are
+        raise UserError(str(error)) from error
     check(plan_of(experiment), experiment.evaluation.baselines)
     return trainer
 
@@ -172,10 +179,11 @@ def _evaluate(
 
 
 def learned_name(path: Path) -> str:
-    """What a run's optimizer is called in evaluations: its experiment's name."""
+    """What a run's optimizer is called in evaluations: its experiment's name, unless a baseline is called so."""
     file = path / folder.ENVIRONMENT
     known = folder.read_json(file).get("experiment") if file.is_file() else None
-    return str(known or path.resolve().name)
+    name = str(known or path.resolve().name)
+    return f"learned {name}" if name in BASELINES else name
 
 
 def _say(console: Any, text: str) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,15 @@ def test_load_from_python_json_and_run_folder(tmp_path: Path) -> None:
     assert load_experiment(str(tmp_path / "other.json")) == ("other", experiment)
     (tmp_path / "config.json").write_text(json.dumps(to_json(experiment)))
     assert load_experiment(str(tmp_path))[1] == experiment
+
+
+def test_an_experiment_may_build_on_its_neighbour(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(SOURCE)
+    derived = "import dataclasses\nfrom .mine import EXPERIMENT\nEXPERIMENT = dataclasses.replace(EXPERIMENT, seed=7)\n"
+    (tmp_path / "derived.py").write_text(derived)
+    before = set(sys.modules)
+    assert load_experiment(str(tmp_path / "derived.py"))[1].seed == 7
+    assert not {name for name in set(sys.modules) - before if "experiment" in name}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,13 @@
+"""The thesis's BP model on quadratics: recursive step length, back-propagation through all 100 steps (figure 3)."""
+
+from metaopt.experiment import Evaluation, Experiment, choice
+
+EXPERIMENT = Experiment(
+    tasks=(choice("quadratic", dim=10),),
+    optimizer=choice("lstm", step_rule="recursive", features="all"),
+    estimator=choice("truncated_backprop"),
+    num_meta_steps=2000,
+    num_tasks=16,
+    horizon=100,
+    evaluation=Evaluation(horizons=(100, 1000), num_tasks=400),
+)

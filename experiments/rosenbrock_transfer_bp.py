@@ -1,0 +1,13 @@
+"""BP model meta-trained on quadratics from gradients alone, evaluated on Rosenbrock's function (figure 4)."""
+
+import dataclasses
+
+from metaopt.experiment import Evaluation, choice
+
+from .quadratic_bp import EXPERIMENT as QUADRATIC
+
+EXPERIMENT = dataclasses.replace(
+    QUADRATIC,
+    optimizer=choice("lstm", step_rule="recursive", features="gradient"),
+    evaluation=Evaluation(tasks=(choice("quadratic"), choice("rosenbrock")), horizons=(1000,)),
+)

@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import metaopt
+from metaopt.experiment import Experiment, Log, UserError, Validation, choice
+from metaopt.runs import train as train_module
+from metaopt.runs.interrupts import Interrupted
+from metaopt.runs.recorder import Recorder
+from metaopt.runs.train import resume, train
+
+Rows = Callable[[Path], list[dict[str, Any]]]
+
+
+def equal_phi(one: Path, other: Path) -> bool:
+    """Best and latest φ, bit by bit."""
+    for name in ("optimizer.safetensors", "optimizer_latest.safetensors"):
+        a, b = load_file(one / name), load_file(other / name)
+        if a.keys() != b.keys() or any(a[key].tobytes() != b[key].tobytes() for key in a):
+            return False
+    return True
+
+
+def copied(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def signal_at(step: int, signum: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends this process a signal while the chunk that ends at `step` is under way."""
+    recorded = Recorder.__call__
+
+    def interrupted(self: Recorder, trainer: Any, state: Any, metrics: Any) -> bool:
+        if int(metrics["meta_step"][-1]) == step:
+            os.kill(os.getpid(), signum)
+        return recorded(self, trainer, state, metrics)
+
+    monkeypatch.setattr(Recorder, "__call__", interrupted)
+
+
+def test_a_run_folder_holds_what_it_should(finished: Path, tiny: Experiment, rows: Rows) -> None:
+    names = {entry.name for entry in finished.iterdir()}
+    assert {
+        "config.json",
+        "environment.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "evaluation.json",
+        "report.html",
+    } <= names
+    assert not [name for name in names if name.startswith(".")]
+    written = rows(finished)
+    assert [row["meta_step"] for row in written if row["kind"] == "train"] == list(range(1, 9))
+    validations = [row for row in written if row["kind"] == "validation"]
+    assert [row["meta_step"] for row in validations] == [4, 8]
+    assert {"validation/1x/median", "validation/2x/median", "validation/2x/failed"} <= set(validations[0])
+    environment = json.loads((finished / "environment.json").read_text())
+    assert (
+        environment["experiment"] == "tiny" and environment["versions"]["jax"] and environment["device"]["count"] >= 1
+    )
+    (result,) = json.loads((finished / "evaluation.json").read_text())["results"]
+    assert result["task"] == "quadratic:dim=2" and set(result["optimizers"]) == {"tiny"}
+
+
+@pytest.mark.parametrize(
+    ("signum", "step", "status"), [(signal.SIGTERM, 4, 143), (signal.SIGINT, 6, 130), (signal.SIGTERM, 8, 143)]
+)
+def test_resuming_after_a_signal_is_bitwise_exact(
+    signum: int,
+    step: int,
+    status: int,
+    finished: Path,
+    tiny: Experiment,
+    rows: Rows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        signal_at(step, signum, patch)
+        with pytest.raises(Interrupted, match=f"metaopt train --resume {path}") as caught:
+            train(tiny, path, name="tiny")
+    assert caught.value.exit_status == status
+    assert "saving at the end of this chunk" in capfd.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert rows(path)[-1]["meta_step"] == step and not (path / "evaluation.json").exists()
+    with open(path / "metrics.jsonl", "a") as file:  # rows that no checkpoint knows of, the last one cut off
+        file.write(f'{{"kind": "train", "meta_step": {step + 1}}}\n{{"kind": "tr')
+    resume(path)
+    assert rows(path) == rows(finished)
+    assert equal_phi(path, finished)
+    assert (path / "evaluation.json").read_text() == (finished / "evaluation.json").read_text()
+
+
+def test_an_lstm_with_step_noise_resumes_bitwise_too(
+    tiny: Experiment, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
+    experiment = dataclasses.replace(
+        tiny,
+        optimizer=choice("lstm", hidden_size=3, num_layers=1, noise="per_step"),
+        estimator=choice("reparameterised"),
+        unroll_length=2,
+        validation=Validation(every=0),
+    )
+    undisturbed = train(experiment, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        signal_at(6, signal.SIGTERM, patch)
+        train(experiment, tmp_path / "run")
+    resume(tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(undisturbed)
+    assert equal_phi(tmp_path / "run", undisturbed)
+
+
+def test_best_is_the_lowest_median_and_its_phi_is_what_the_run_leaves(
+    tiny: Experiment, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.5, 0.2, float("inf"), 0.4])
+
+    def validate(self: Any, meta_params: Any) -> tuple[float, dict[str, float]]:
+        score = next(scores)
+        return score, {"validation/1x/median": score}
+
+    monkeypatch.setattr("metaopt.runs.validation.Validator.__call__", validate)
+    experiment = dataclasses.replace(tiny, validation=Validation(every=2, num_tasks=2), checkpoint_every=100)
+    path = train(experiment, tmp_path / "run", name="tiny")
+    assert [row["best"] for row in rows(path) if row["kind"] == "validation"] == [True, True, False, False]
+    assert sorted(entry.name for entry in (path / "checkpoints").iterdir()) == ["2", "4", "8"]
+    stopped = train(
+        dataclasses.replace(experiment, num_meta_steps=4, validation=Validation(every=0)), tmp_path / "four"
+    )
+    best, latest = load_file(path / "optimizer.safetensors"), load_file(path / "optimizer_latest.safetensors")
+    fourth = load_file(stopped / "optimizer.safetensors")
+    assert all(np.array_equal(best[key], fourth[key]) for key in best)
+    assert not all(np.array_equal(best[key], latest[key]) for key in best)
+    (result,) = json.loads((path / "evaluation.json").read_text())["results"]
+    assert result["meta_steps"] == {"tiny": 4}
+
+
+def test_a_broken_latest_checkpoint_costs_only_its_steps(
+    finished: Path, rows: Rows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied(finished, tmp_path)
+    for file in [entry for entry in (path / "checkpoints" / "8").rglob("*") if entry.is_file()]:
+        file.write_bytes(file.read_bytes()[:5])
+    capsys.readouterr()
+    resume(path)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "the checkpoint of meta-step 8 cannot be read" in out and "going on from meta-step 4 of 8" in out
+    assert rows(path) == rows(finished) and equal_phi(path, finished)
+
+
+def test_a_run_without_a_checkpoint_begins_anew(finished: Path, rows: Rows, tmp_path: Path) -> None:
+    path = copied(finished, tmp_path)
+    for folder in (path / "checkpoints").iterdir():
+        for file in sorted(folder.rglob("*"), reverse=True):
+            file.unlink() if file.is_file() else file.rmdir()
+        folder.rmdir()
+    resume(path)
+    assert rows(path) == rows(finished) and equal_phi(path, finished)
+
+
+def test_a_run_can_be_lengthened_but_not_shortened(
+    finished: Path, tiny: Experiment, rows: Rows, tmp_path: Path
+) -> None:
+    path = train(dataclasses.replace(tiny, num_meta_steps=4), tmp_path / "run", name="tiny")
+    with pytest.raises(UserError, match="can only be lengthened"):
+        resume(path, num_meta_steps=3)
+    resume(path, num_meta_steps=8)
+    assert rows(path) == rows(finished) and equal_phi(path, finished)
+    assert json.loads((path / "config.json").read_text()) == json.loads((finished / "config.json").read_text())
+    assert json.loads((path / "environment.json").read_text())["resumed"][0]["meta_step"] == 4
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, tmp_path: Path) -> None:
+    path = copied(finished, tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    config["optimizer"] = "lstm:hidden_size=3"
+    (path / "config.json").write_text(json.dumps(config))
+    before = {entry: entry.read_bytes() for entry in path.rglob("*") if entry.is_file()}
+    with pytest.raises(UserError, match="of another architecture"):
+        resume(path)
+    assert {entry: entry.read_bytes() for entry in path.rglob("*") if entry.is_file()} == before
+
+
+def test_several_families_are_validated_relative_to_their_start(tiny: Experiment, rows: Rows, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(
+        tiny, tasks=(choice("quadratic", dim=2), choice("rosenbrock")), num_meta_steps=2, log=Log(every=2)
+    )
+    path = train(experiment, tmp_path / "run")
+    row = rows(path)[-1]
+    assert {"validation/1x/median", "validation/1x/quadratic:dim=2/median", "validation/1x/rosenbrock/median"} <= set(
+        row
+    )
+
+
+def test_a_finished_run_is_not_evaluated_twice(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copied(finished, tmp_path)
+    monkeypatch.setattr("metaopt.runs.results.evaluate_run_on", lambda *args, **kwargs: 1 / 0)
+    assert resume(path) == path
+
+
+def test_what_only_tracing_finds_leaves_no_folder(
+    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise UserError("no")
+
+    monkeypatch.setattr(train_module, "meta_train", refuse)
+    with pytest.raises(UserError):
+        train(tiny, tmp_path / "a" / "run")
+    assert not list(tmp_path.iterdir())
+
+
+RUN = """
+import sys
+from pathlib import Path
+from metaopt.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_a_real_process_stopped_in_the_middle(
+    how: signal.Signals, tiny: Experiment, tmp_path: Path, rows: Rows
+) -> None:
+    from metaopt.runs.folder import write_json
+    from metaopt.runs.json_config import to_json
+
+    long = dataclasses.replace(
+        tiny, num_meta_steps=10**6, checkpoint_every=2, validation=Validation(every=0), log=Log(every=2)
+    )
+    write_json(tmp_path / "long.json", to_json(long))
+    path = tmp_path / "run"
+    root = str(Path(metaopt.__file__).parent.parent)
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": root}
+    # Compiled as in this process, for the two are compared bit by bit.
+    environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(jax.config.values["jax_disable_most_optimizations"]))
+    command = [sys.executable, "-c", RUN, "train", "long.json", "--out", "run"]
+    process = subprocess.Popen(
+        ["timeout", "-k", "5", "120", *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+        stdout=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    with process:
+        while process.poll() is None and not (path / "checkpoints" / "6").exists():
+            time.sleep(0.05)
+            if (path / "checkpoints").exists() and any(
+                entry.name.isdecimal() and int(entry.name) > 6 for entry in (path / "checkpoints").iterdir()
+            ):
+                break
+        if process.poll() is not None:
+            pytest.fail(process.stderr.read() if process.stderr else "")
+        os.killpg(process.pid, how) if how == signal.SIGKILL else process.send_signal(how)
+        assert process.stderr is not None
+        error = process.stderr.read()
+        status = process.wait()
+    if how == signal.SIGTERM:
+        assert status == 143, error
+        assert f"saved; go on with `metaopt train --resume {path.name}`" in error and "Traceback" not in error
+    # Whatever the moment, a checkpoint is there to go on from, and the rows are those of an undisturbed run.
+    recorded = rows_up_to_last_checkpoint(path, rows)
+    undisturbed = train(dataclasses.replace(long, num_meta_steps=recorded[-1]["meta_step"]), tmp_path / "other")
+    assert [row for row in rows(undisturbed)] == recorded
+
+
+def rows_up_to_last_checkpoint(path: Path, rows: Rows) -> list[dict[str, Any]]:
+    from metaopt.runs.folder import open_run
+    from metaopt.runs.interrupts import SignalGuard
+    from metaopt.training import Trainer
+
+    trainer = Trainer(open_run(path)[1])
+    recorder = Recorder(path, trainer, SignalGuard())
+    state, _ = recorder.resume(trainer)
+    recorder.close()
+    assert state is not None
+    step = int(jax.device_get(state.meta_step))
+    recorded = rows(path)
+    assert recorded[-1]["meta_step"] == step >= 6
+    return recorded

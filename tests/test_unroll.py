@@ -1,0 +1,147 @@
+"""The inner loop: against a hand loop, window by window, and when tasks die."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metaopt.optimizers import OPTIMIZERS, lstm, sgd
+from metaopt.tasks import TASKS
+from metaopt.unroll import bind_tasks, reset, unroll
+from tests.toys import bowl, cliff, noisy_bowl
+
+SMALL = {"classifier": {"width": 3}, "autoencoder": {"width": 3}, "linear_regression": {"dim": 4}}
+
+
+def start(optimizer, family, tasks=3, seed=0):
+    tx = bind_tasks(optimizer, optimizer.init(jax.random.key(7)))
+    return tx, *reset(tx, family, jax.random.split(jax.random.key(seed), tasks))
+
+
+def test_sgd_equals_a_hand_loop_and_the_trace_starts_after_the_first_update():
+    family = bowl()
+    tx, task, state = start(sgd(learning_rate=0.5), family)
+    _, trace = unroll(tx, family, task, state, length=5)
+    for i in range(3):
+        params, one = state.params[i], jax.tree.map(lambda x, i=i: x[i], task)
+        np.testing.assert_allclose(trace.initial_loss[i], family.loss(params, one, ()), rtol=1e-6)
+        for t in range(5):
+            step = -0.5 * jax.grad(family.loss)(params, one, ())
+            params = params + step
+            np.testing.assert_allclose(trace.loss[t, i], family.loss(params, one, ()), rtol=1e-5)
+            np.testing.assert_allclose(trace.update_norm[t, i], jnp.linalg.norm(step), rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective_batch", ["fresh", "same", "full", "none"])
+def test_which_batch_the_objective_sees(objective_batch):
+    family = noisy_bowl()
+    tx, task, state = start(sgd(learning_rate=0.1), family, tasks=1)
+    _, trace = unroll(tx, family, task, state, length=2, objective_batch=objective_batch)
+    params, one = state.params[0], task[0]
+    for t in range(2):
+        key = jax.random.fold_in(state.key[0], t)
+        own, fresh = (family.batch(jax.random.fold_in(key, i), one, ()) for i in (0, 2))
+        moved = params - 0.1 * jax.grad(family.loss)(params, one, own)
+        expected = {
+            "fresh": lambda moved=moved, fresh=fresh: family.loss(moved, one, fresh),
+            "same": lambda moved=moved, own=own: family.loss(moved, one, own),
+            "full": lambda moved=moved: family.loss(moved, one, jnp.full(3, 0.5)),
+            "none": lambda params=params, own=own: family.loss(params, one, own),
+        }[objective_batch]()
+        np.testing.assert_allclose(trace.loss[t, 0], expected, rtol=1e-5)
+        params = moved
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("optimizer", ["lstm", "adam"])
+def test_batched_equals_one_task_at_a_time(name, optimizer):
+    family = TASKS[name](**SMALL.get(name, {}))
+    made = OPTIMIZERS[optimizer](**({"noise": "per_step"} if optimizer == "lstm" else {}))
+    run = jax.jit(lambda task, state: unroll(tx, family, task, state, length=4, explore=True)[1])
+    tx, task, state = start(made, family, tasks=2)
+    together = run(task, state)
+    keys = jax.random.split(jax.random.key(0), 2)
+    for i in range(2):
+        alone = run(*reset(tx, family, keys[i : i + 1]))
+        np.testing.assert_allclose(together.loss[:, i], alone.loss[:, 0], rtol=2e-3)
+    assert together.alive.all()
+
+
+@pytest.mark.parametrize("rule", ["recursive", "direct"])
+def test_two_windows_equal_one_of_twice_the_length(rule):
+    family = noisy_bowl()
+    tx, task, state = start(lstm(step_rule=rule, noise="per_step"), family)
+    run = jax.jit(
+        lambda state, length: unroll(tx, family, task, state, length=length, explore=True), static_argnums=1
+    )
+    end, trace = run(state, 8)
+    middle, first = run(state, 4)
+    last, second = run(middle, 4)
+    np.testing.assert_array_equal(trace.loss, jnp.concatenate([first.loss, second.loss]))
+    np.testing.assert_array_equal(end.params, last.params)
+    np.testing.assert_array_equal(last.step, [8, 8, 8])
+
+
+def test_noise_is_on_only_when_exploring():
+    family = bowl()
+    tx, task, state = start(lstm(noise="per_step"), family)
+    quiet = unroll(tx, family, task, state, length=3)[1].update_norm
+    loud = unroll(tx, family, task, state, length=3, explore=True)[1].update_norm
+    np.testing.assert_allclose(quiet, np.exp(-3.0), rtol=1e-4)  # the log-α head starts at -3 for every input
+    assert np.std(loud / quiet) > 0.1
+
+
+def test_a_dead_task_freezes_reads_infinity_and_leaves_the_gradient_alone():
+    family = cliff()
+    tx, task, state = start(sgd(learning_rate=0.1), family, tasks=8)
+    doomed = np.asarray(task > 0.5)
+    assert 0 < doomed.sum() < 8
+    end, trace = unroll(tx, family, task, state, length=3)
+    np.testing.assert_array_equal(np.asarray(end.alive), ~doomed)
+    assert np.isinf(trace.loss[:, doomed]).all()
+    np.testing.assert_array_equal(end.params[doomed], np.ones((doomed.sum(), 2)))
+    np.testing.assert_allclose(end.params[~doomed], 0.8**3, rtol=1e-6)
+
+    def total(log_rate):
+        tx = bind_tasks(sgd(), {"log_learning_rate": log_rate})
+        end, trace = unroll(tx, family, task, state, length=3)
+        return jnp.sum(jnp.where(end.alive, jnp.mean(trace.loss, axis=0), 0.0))
+
+    def survivors_only(log_rate):
+        x, losses = 1.0, []
+        for _ in range(3):
+            x = x - jnp.exp(log_rate) * jax.lax.stop_gradient(2 * x)
+            losses.append(2 * x**2)
+        return (~doomed).sum() * sum(losses) / 3
+
+    np.testing.assert_allclose(jax.grad(total)(jnp.log(0.1)), jax.grad(survivors_only)(jnp.log(0.1)), rtol=1e-5)
+
+
+def test_an_exploding_run_is_counted_dead_and_its_meta_gradient_stays_finite():
+    family = TASKS["rosenbrock"]()
+
+    def total(meta_params):
+        tx = bind_tasks(sgd(), meta_params)
+        task, state = reset(tx, family, jax.random.split(jax.random.key(0), 4))
+        end, trace = unroll(tx, family, task, state, length=30)
+        return jnp.sum(jnp.where(end.alive, jnp.mean(trace.loss, axis=0), 0.0)), (end.alive, trace.loss)
+
+    gradient, (alive, loss) = jax.grad(total, has_aux=True)({"log_learning_rate": jnp.log(10.0)})
+    assert not alive.any()
+    assert np.isinf(loss[-1]).all()
+    assert np.isfinite(gradient["log_learning_rate"])
+
+
+def test_optax_transformations_run_as_they_are():
+    family = bowl()
+    tx = optax.with_extra_args_support(optax.chain(optax.clip(1.0), optax.sgd(0.3, momentum=0.9)))
+    from metaopt.types import Optimizer
+
+    batched = bind_tasks(Optimizer(lambda key: (), lambda meta_params: tx), ())
+    task, state = reset(batched, family, jax.random.split(jax.random.key(0), 2))
+    end, trace = unroll(batched, family, task, state, length=10)
+    assert (trace.loss[-1] < trace.initial_loss).all()
+    assert end.alive.all()

@@ -1,0 +1,52 @@
+"""Small task families with known answers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from metaopt.types import TaskFamily
+
+
+def bowl(dim: int = 3) -> TaskFamily:
+    """Smooth, deterministic: f(x) = Σ log cosh(a·x) with a drawn per task; start at ones times a draw."""
+    return TaskFamily(
+        data=(),
+        sample=lambda key, data: 0.5 + jax.random.uniform(key, (dim,)),
+        init=lambda key, task: 1.0 + 0.3 * jax.random.normal(key, (dim,)),
+        batch=lambda key, task, data: (),
+        loss=lambda params, task, batch: jnp.mean(jnp.log(jnp.cosh(task * params))) + 0.1 * jnp.mean(params**2),
+        eval_batch=lambda task, data, split: (),
+        name="bowl",
+    )
+
+
+def noisy_bowl(dim: int = 3) -> TaskFamily:
+    """f(x) = mean (x - b)² with a minibatch b ~ N(0.5, 0.1²)."""
+    return TaskFamily(
+        data=(),
+        sample=lambda key, data: jax.random.uniform(key, (dim,)),
+        init=lambda key, task: 1.0 + jax.random.normal(key, (dim,)),
+        batch=lambda key, task, data: 0.5 + 0.1 * jax.random.normal(key, (dim,)),
+        loss=lambda params, task, batch: jnp.mean((1 + task) * (params - batch) ** 2),
+        eval_batch=lambda task, data, split: jnp.full(dim, 0.5),
+        name="noisy_bowl",
+    )
+
+
+def cliff(dim: int = 2) -> TaskFamily:
+    """Half of the tasks (task > 0.5) fall off: their loss is infinite as soon as they have moved."""
+
+    def loss(params, task, batch):
+        moved = jnp.any(params != 1.0)
+        return jnp.where((task > 0.5) & moved, jnp.inf, 1.0) * jnp.sum(params**2)
+
+    return TaskFamily(
+        data=(),
+        sample=lambda key, data: jax.random.uniform(key),
+        init=lambda key, task: jnp.ones(dim),
+        batch=lambda key, task, data: (),
+        loss=loss,
+        eval_batch=lambda task, data, split: (),
+        name="cliff",
+    )
