@@ -176,9 +176,11 @@ def configure_jax(num_devices: int | None = None) -> None:
     """
     import jax
 
+    from metaopt.batching import use_cpu_devices
+
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
-            jax.config.update("jax_num_cpu_devices", num_devices or len(os.sched_getaffinity(0)))
+            use_cpu_devices(num_devices or len(os.sched_getaffinity(0)))
         except RuntimeError:
             pass  # devices are in use already
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:

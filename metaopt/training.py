@@ -119,7 +119,9 @@ class Trainer:
         names = {f"meta_loss/{i}": f"meta_loss/{choice}" for i, choice in enumerate(self.experiment.tasks)}
         return {names.get(name, name): values for name, values in metrics.items()}
 
-    def _run(self, state: TrainState, families: Families, stop: jax.Array, *, length: int) -> tuple[TrainState, Metrics]:
+    def _run(
+        self, state: TrainState, families: Families, stop: jax.Array, *, length: int
+    ) -> tuple[TrainState, Metrics]:
         def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
             # A short last chunk skips its tail, so that one compilation serves every chunk.
             shapes = jax.eval_shape(self._meta_step, state, families)[1]
@@ -141,6 +143,7 @@ class Trainer:
         finite = jnp.all(jnp.isfinite(gradient))
         usable = finite & (metrics["alive"] > 0)
         gradient = jnp.where(usable, gradient, 0.0)
+        updates: Any
         updates, opt_state = self.meta_optimizer.update(gradient, state.opt_state, before)
         # A meta-step without a usable gradient leaves φ and the meta-optimizer's moments as they were.
         meta_params = unravel(jnp.where(usable, before + updates, before))
@@ -164,8 +167,8 @@ def meta_train(
     """Meta-trains, from `state` on where one is given.
 
     Args:
-      callbacks: each is called as `callback(trainer, state, metrics)` after every chunk of `log.every` meta-steps, where
-        metrics maps names to arrays [steps]; one that returns True ends the run after that chunk.
+      callbacks: each is called as `callback(trainer, state, metrics)` after every chunk of `log.every` meta-steps,
+        where metrics maps names to arrays [steps]; one that returns True ends the run after that chunk.
 
     Raises:
       Diverged: half a chunk of meta-steps had no task alive.

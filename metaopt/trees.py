@@ -65,4 +65,3 @@ def task_norm(tree: PyTree) -> jax.Array:
     """[tasks] Euclidean norm over all leaves of each task."""
     squares = [jnp.sum(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares))
-

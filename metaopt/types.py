@@ -35,9 +35,7 @@ class Oracle(NamedTuple):
     """
 
     init: Callable[[TaskFamily, Task, Params, Key], OracleState]
-    estimate: Callable[
-        [TaskFamily, Task, Params, OracleState, Key], tuple[Params, Scalar, OracleState, Aux]
-    ]
+    estimate: Callable[[TaskFamily, Task, Params, OracleState, Key], tuple[Params, Scalar, OracleState, Aux]]
 
 
 @jax.tree_util.register_dataclass
@@ -45,8 +43,8 @@ class Oracle(NamedTuple):
 class TaskFamily:
     """A distribution over optimisation problems, written for one task and vmapped by the callers.
 
-    It passes through `jax.jit` as an argument: `data` is traced, everything else is static. A factory that is called twice
-    makes two families with different callables, so keep the object to keep the compiled code.
+    It passes through `jax.jit` as an argument: `data` is traced, everything else is static. A factory that is called
+    twice makes two families with different callables, so keep the object to keep the compiled code.
     """
 
     data: Data  # arrays shared by all tasks, or (); an argument, never a compiled constant
@@ -88,7 +86,7 @@ class UnrollState(NamedTuple):
 class Trace(NamedTuple):
     """What an inner run reports."""
 
-    loss: jax.Array  # [length, tasks] f(θ_1) ... f(θ_length); the last finite value once a task is dead
+    loss: jax.Array  # [length, tasks] f(θ_1) ... f(θ_length); infinity once a task is dead
     alive: jax.Array  # [length, tasks] bool
     update_norm: jax.Array  # [length, tasks] ‖g_t‖
     initial_loss: jax.Array  # [tasks] f(θ_0)

@@ -41,9 +41,7 @@ def bind_tasks(optimizer: Optimizer, meta_params: MetaParams) -> optax.GradientT
     return optax.GradientTransformationExtraArgs(jax.vmap(tx.init), update)
 
 
-def reset(
-    tx: optax.GradientTransformationExtraArgs, family: TaskFamily, keys: Key
-) -> tuple[Task, UnrollState]:
+def reset(tx: optax.GradientTransformationExtraArgs, family: TaskFamily, keys: Key) -> tuple[Task, UnrollState]:
     """Draws tasks and their starting points.
 
     Args:
@@ -89,14 +87,15 @@ def unroll(
     """Runs `length` inner steps of all tasks.
 
     A task dies at its first loss, gradient or parameter that is not finite (or above 1e15): its parameters freeze, its
-    loss reads infinity, and nothing it does reaches a gradient. Step keys are `fold_in(state.key, state.step)`, so two
-    windows of k steps equal one of 2k.
+    loss reads infinity, and nothing it does reaches a gradient. Step keys are `fold_in(state.key, state.step)`, so
+    two windows of k steps equal one of 2k.
 
     Args:
       tx: a task-batched transformation, see `bind_tasks`.
       task: [tasks, ...]; kept out of the scan's carry, where it would be stored at every step.
       explore: whether the optimizer draws its step noise.
-      state_gradient: `full`, or `stopped`: θ is cut at every step, so that an action's effect on later states is dropped.
+      state_gradient: `full`, or `stopped`: θ is cut at every step, so that an action's effect on later states is
+        dropped.
       second_order: keep the gradient of ∇_t with respect to φ; otherwise ∇_t counts as a constant
         (Andrychowicz et al. 2016).
       objective_batch: where f(θ_t) of the trace is taken: on a `fresh` minibatch, the step's own (`same`), the `full`
@@ -130,9 +129,7 @@ def unroll(
         alive = state.alive & usable_tasks((gradient, value))
         gradient = select_tasks(alive, gradient, jax.tree.map(jnp.zeros_like, gradient))
         gradient, value = checkpoint_name((gradient, value), KEPT)
-        updates, opt_state = tx.update(
-            gradient, state.opt_state, params, key=update_keys, value=value, explore=explore
-        )
+        updates, opt_state = tx.update(gradient, state.opt_state, params, key=update_keys, value=value, explore=explore)
         moved = optax.apply_updates(params, updates)
         if objective_batch == "none":
             loss = value
@@ -167,8 +164,8 @@ def unroll(
     steps = state.step + jnp.arange(length, dtype=jnp.int32)[:, None]  # [length, tasks]
     step_keys = jax.vmap(jax.vmap(jax.random.fold_in), in_axes=(None, 0))(state.key, steps)
     streams = tuple(jax.vmap(jax.vmap(lambda key, i=i: jax.random.fold_in(key, i)))(step_keys) for i in range(3))
-    # Recomputing the network in the reverse pass is twice as fast as loading what it would have stored, and takes a sixth
-    # of the memory; the task's gradients and the noise are few numbers and stay. Unrolling the scan is slower.
+    # Recomputing the network in the reverse pass is twice as fast as loading what it would have stored, and takes a
+    # sixth of the memory; the task's gradients and the noise are few numbers and stay. Unrolling the scan is slower.
     policy = jax.checkpoint_policies.save_only_these_names(KEPT)
     body = jax.checkpoint(step, prevent_cse=False, policy=policy)
     state, (loss, alive, update_norm) = jax.lax.scan(body, state, streams)

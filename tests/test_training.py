@@ -25,7 +25,10 @@ BASE = Experiment(
 
 
 def bits(tree):
-    return [np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x) for x in jax.tree.leaves(tree)]
+    return [
+        np.asarray(jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for x in jax.tree.leaves(tree)
+    ]
 
 
 @pytest.mark.parametrize("unroll_length", [6, 3])
@@ -77,7 +80,9 @@ def test_metrics_are_complete_and_finite():
 
 def test_several_families_with_their_own_shapes():
     names = []
-    experiment = dataclasses.replace(BASE, tasks=(choice("quadratic", dim=3), choice("rosenbrock", pairs=2)), rescale=0.5)
+    experiment = dataclasses.replace(
+        BASE, tasks=(choice("quadratic", dim=3), choice("rosenbrock", pairs=2)), rescale=0.5
+    )
     meta_train(experiment, callbacks=[lambda _, state, metrics: names.extend(metrics)])
     assert {"meta_loss/quadratic:dim=3", "meta_loss/rosenbrock:pairs=2"} <= set(names)
 

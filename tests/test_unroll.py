@@ -74,9 +74,7 @@ def test_batched_equals_one_task_at_a_time(name, optimizer):
 def test_two_windows_equal_one_of_twice_the_length(rule):
     family = noisy_bowl()
     tx, task, state = start(lstm(step_rule=rule, noise="per_step"), family)
-    run = jax.jit(
-        lambda state, length: unroll(tx, family, task, state, length=length, explore=True), static_argnums=1
-    )
+    run = jax.jit(lambda state, length: unroll(tx, family, task, state, length=length, explore=True), static_argnums=1)
     end, trace = run(state, 8)
     middle, first = run(state, 4)
     last, second = run(middle, 4)

@@ -11,7 +11,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from metaopt.analysis.series import binned, numbers, series, validation_series
 
 # Roles and their colours on a light ground; on a page each is the CSS variable of its role. Learned optimizers in the
 # palette of Okabe and Ito, which the colour-blind can tell apart; baselines grey.
@@ -37,11 +40,6 @@ class Style(NamedTuple):
     dash: Any  # matplotlib's line style
 
 
-def numbers(values: Any) -> np.ndarray:
-    """Floats of a JSON list in which "inf" stands for infinity and null for nan."""
-    return np.array([np.nan if value is None else float(value) for value in values], float)
-
-
 def styles(result: Mapping[str, Any]) -> dict[str, Style]:
     """name -> style for an entry of evaluation.json; a baseline's label holds its tuned learning rate."""
     chosen: dict[str, Style] = {}
@@ -59,6 +57,20 @@ def styles(result: Mapping[str, Any]) -> dict[str, Style]:
     return chosen
 
 
+def validation_styles(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Style]:
+    """(multiple, statistic) -> style: a colour for each multiple, the median solid and the mean dotted."""
+    keys = sorted(validation_series(rows), key=lambda key: (int(key[0].rstrip("x")), key[1] != "median"))
+    order = list(dict.fromkeys(multiple for multiple, _ in keys))
+    return {
+        (multiple, statistic): Style(
+            f"{statistic} at {'the training horizon' if multiple == '1x' else multiple.rstrip('x') + ' times it'}",
+            f"learned-{order.index(multiple) % len(LEARNED)}",
+            "-" if statistic == "median" else ":",
+        )
+        for multiple, statistic in keys
+    }
+
+
 # ----- figures --------------------------------------------------------------------------------------------------------
 
 
@@ -68,6 +80,8 @@ def evaluation_figure(result: Mapping[str, Any], *, narrow: bool = False, legend
     drawn = styles(result)
     horizon, train_horizon = result["horizon"], result.get("train_horizon")
     far = bool(train_horizon) and horizon > 20 * train_horizon
+    recorded = [step for record in result["optimizers"].values() for step in record["curve"]["steps"] if step > 0]
+    first = min(recorded, default=1)  # where a logarithmic axis begins
     for name, record in result["optimizers"].items():
         style, curve = drawn[name], record["curve"]
         steps = numbers(curve["steps"])
@@ -90,11 +104,11 @@ def evaluation_figure(result: Mapping[str, Any], *, narrow: bool = False, legend
     ):
         values = [numbers(record["curve"][part]) for record in result["optimizers"].values() for part in field]
         _log_y(axes, np.concatenate(values), start=values[0][0] if len(values[0]) else 1.0)
-        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=20)
+        axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=20)
         axes.set_xlabel("inner step")
         if far:
             axes.set_xscale("log")
-            axes.set_xlim(1, horizon)
+            axes.set_xlim(first, horizon)
             axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
@@ -123,7 +137,7 @@ def meta_training_figure(rows: Sequence[Mapping[str, Any]], *, narrow: bool = Fa
     left.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
     left.plot(steps, middle, color=colour, linewidth=1.8, label="meta-loss (median, and 10 to 90%)")
     _maybe_log_y(left, np.concatenate([low, middle, high]))
-    left.set_title("Meta-loss", loc="left", fontsize=11, fontweight="bold", pad=10)
+    left.set_title("Meta-loss", loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
     left.set_ylabel("meta-loss")
     panels = [left]
     if right is not None:
@@ -136,7 +150,9 @@ def meta_training_figure(rows: Sequence[Mapping[str, Any]], *, narrow: bool = Fa
             _curve(right, at, values, label=style.label, marker="o" if median else None, markersize=3.5, **look)
             shown.append(values)
         _maybe_log_y(right, np.concatenate(shown))
-        right.set_title("Validation: final loss on held-out tasks", loc="left", fontsize=11, fontweight="bold", pad=10)
+        right.set_title(
+            "Validation: final loss on held-out tasks", loc="left", fontsize=11, fontweight="bold", color=INK, pad=10
+        )
         right.set_ylabel("loss")
         if legend:
             _legend_below(figure, right)
@@ -147,7 +163,7 @@ def meta_training_figure(rows: Sequence[Mapping[str, Any]], *, narrow: bool = Fa
 
 
 def _two_panels(narrow: bool) -> tuple[Figure, tuple[Axes, Axes]]:
-    figure = Figure(figsize=NARROW if narrow else WIDE, layout="constrained")
+    figure = Figure(figsize=NARROW if narrow else WIDE, layout=ConstrainedLayoutEngine(hspace=0.05))
     panels = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     for axes in panels:
         _frame(axes)
@@ -161,7 +177,7 @@ def _frame(axes: Axes) -> None:
     axes.tick_params(which="minor", length=0)
     axes.grid(True, color=FAINT, linewidth=0.7, alpha=0.6)
     axes.set_axisbelow(True)
-    for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+    for text in (axes.xaxis.label, axes.yaxis.label):
         text.set_color(INK)
 
 
@@ -229,50 +245,6 @@ def _legend_below(figure: Figure, axes: Axes) -> None:
     )  # fmt: skip
 
 
-# ----- rows of metrics.jsonl ------------------------------------------------------------------------------------------
-
-
-def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(meta-steps, values) of the rows that have a metric."""
-    pairs = [(row["meta_step"], row[name]) for row in rows if "meta_step" in row and name in row]
-    return numbers(step for step, _ in pairs), numbers(value for _, value in pairs)
-
-
-def validation_series(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """(multiple such as "10x", "mean" or "median") -> (meta-steps, losses), from keys `validation/10x/median`."""
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith("validation/"))
-    found = {}
-    for name in names:
-        match = re.fullmatch(r"validation/(\d+x)/(mean|median)", name)
-        if match:
-            found[match[1], match[2]] = series(rows, name)
-    return found
-
-
-def validation_styles(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Style]:
-    """(multiple, statistic) -> style: a colour for each multiple, the median solid and the mean dotted."""
-    keys = sorted(validation_series(rows), key=lambda key: (int(key[0].rstrip("x")), key[1] != "median"))
-    order = list(dict.fromkeys(multiple for multiple, _ in keys))
-    return {
-        (multiple, statistic): Style(
-            f"{statistic} at {'the training horizon' if multiple == '1x' else multiple.rstrip('x') + ' times it'}",
-            f"learned-{order.index(multiple) % len(LEARNED)}",
-            "-" if statistic == "median" else ":",
-        )
-        for multiple, statistic in keys
-    }
-
-
-def binned(steps: np.ndarray, values: np.ndarray, bins: int = 200) -> tuple[np.ndarray, ...]:
-    """(steps, 10%, median, 90%) of at most `bins` groups of neighbouring meta-steps; what is not finite is left out."""
-    keep = np.isfinite(values)
-    steps, values = steps[keep], values[keep]
-    groups = [group for group in np.array_split(np.arange(len(values)), min(bins, max(1, len(values)))) if len(group)]
-    middle = np.array([steps[group].mean() for group in groups])
-    parts = np.array([np.quantile(values[group], (0.1, 0.5, 0.9)) for group in groups]).reshape(-1, 3)
-    return middle, parts[:, 0], parts[:, 1], parts[:, 2]
-
-
 # ----- files ----------------------------------------------------------------------------------------------------------
 
 
@@ -299,6 +271,8 @@ def to_svg(figure: Figure, *, prefix: str, description: str) -> str:
     head, body = text.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
+    # A tenth of a point is finer than a screen shows, and halves the page.
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\d+\.\d+", lambda n: f"{float(n[0]):.1f}", path[0]), body)
     body = re.sub(r'id="([^"]*)"', rf'id="{prefix}-\1"', body)
     body = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", body)
     body = re.sub(r'xlink:href="#([^"]*)"', rf'href="#{prefix}-\1"', body)

@@ -20,11 +20,11 @@ def reparameterised(
     second_order: bool = False,
     objective_batch: ObjectiveBatch = "fresh",
 ) -> MetaGradient:
-    """∇_φ L = E_ξ Σ_t ∇_φ f(θ_t(φ, ξ)): noise is drawn first, the gradient passes through step length and direction.
+    """∇_φ L = E_ξ Σ_t ∇_φ f(θ_t(φ, ξ)): noise first, then the gradient through step length and direction.
 
     The inner run is an MDP with state (θ, ∇), action g and reward -f(θ + g). `state_gradient="stopped"` is the thesis's
-    formula as printed, Σ_t ∇_φ a_t · ∇f(s_t + a_t), which drops the path by which an action changes later states; `full`
-    is the total derivative. Unbiased for E_ξ L under `full`, `second_order` and a full window. Cost: one unroll forward
+    formula as printed, Σ_t ∇_φ a_t · ∇f(s_t + a_t), which drops the path by which an action changes later states;
+    `full` is the total derivative. Unbiased for E_ξ L under `full`, `second_order` and a full window. Cost: one unroll forward
     and about three back.
 
     Raises:

@@ -21,9 +21,9 @@ def truncated_backprop(
 ) -> MetaGradient:
     """dL/dφ by reverse mode over windows of `unroll_length` steps; `unroll_length == horizon` is the full gradient.
 
-    ∇_t counts as a constant unless `second_order` (Andrychowicz et al. 2016). Exact for L under `second_order` and a full
-    window; otherwise biased, by the dropped second derivatives and by what lies beyond the window. Cost: one unroll
-    forward and about three back.
+    ∇_t counts as a constant unless `second_order` (Andrychowicz et al. 2016). Exact for L under `second_order` and a
+    full window; otherwise biased, by the dropped second derivatives and by what lies beyond the window. Cost: one
+    unroll forward and about three back.
 
     Args:
       num_tasks: tasks a meta-step.

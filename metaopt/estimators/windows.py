@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,6 @@ from metaopt.types import (
     Metrics,
     Objective,
     Optimizer,
-    PyTree,
     Task,
     TaskFamily,
     UnrollState,
@@ -150,13 +149,13 @@ def windowed_gradient(
         key: Key, meta_params: MetaParams, state: tuple[Window, ...], families: Families
     ) -> tuple[MetaParams, tuple[Window, ...], Metrics]:
         tasks = tasks_each(families)
-        windows = state or (None,) * len(families)
+        windows: Sequence[Any] = state or (None,) * len(families)
 
         def one(index: int) -> tuple[Sums, Window | None]:
             family_key = jax.random.fold_in(key, index)
             return family_means(family_key, meta_params, families[index], windows[index], tasks)
 
-        def branch(index: int) -> tuple[Sums, tuple[Window, ...]]:
+        def branch(index: int) -> tuple[Sums, tuple[Any, ...]]:
             means, window = one(index)
             return means, (*state[:index], window, *state[index + 1 :]) if state else ()
 

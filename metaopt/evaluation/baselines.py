@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.evaluation import statistics
-from metaopt.evaluation.curves import plan, run
+from metaopt.evaluation.curves import run
+from metaopt.evaluation.recording import plan
 from metaopt.experiment import UserError, build_optimizer, choice
 from metaopt.types import Key, MetaParams, Optimizer, TaskFamily
 
@@ -36,8 +37,8 @@ def tune_baselines(
     """name -> (optimizer, φ with the best learning rate, record of the search).
 
     The rate is chosen by the mean final loss over `num_tasks` tasks with a failed one counted as infinite; by the
-    median where every rate of the grid has a failure. The grid is extended by half-decades until the best is inside it or the
-    bounds are reached. `key` must not be the one whose curves are reported.
+    median where every rate of the grid has a failure. The grid is extended by half-decades until the best is inside it
+    or the bounds are reached. `key` must not be the one whose curves are reported.
 
     Raises:
       UserError: a name that is no hand-designed optimizer.

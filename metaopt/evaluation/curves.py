@@ -14,13 +14,13 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from metaopt.batching import map_chunks
+from metaopt.evaluation.recording import Segments, plan, recorded_steps
 from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollState
 from metaopt.unroll import bind_tasks, reset, unroll
 
 # Parameters and optimizer state that one chunk of tasks may hold on a device: what lies above falls out of the cache.
 STATE_BYTES = 4 * 2**20
 GRID_STATE_BYTES = 2**18  # for grids of φ, whose many small gradients need the cache more
-Segments = tuple[tuple[int, int], ...]  # (inner steps between two recorded points, how many times in a row)
 Entry = tuple[Optimizer, MetaParams] | optax.GradientTransformation
 
 
@@ -124,45 +124,6 @@ def as_optimizer(entry: Entry, family: TaskFamily, name: str = "optimizer") -> t
             "its cost is not that of the others; give an optimizer without a line search."
         ) from error
     return optimizer, ()
-
-
-# ----- which steps are recorded ---------------------------------------------------------------------------------------
-
-
-def plan(family: TaskFamily, horizon: int, train_horizon: int | None = None, every: int | None = None) -> Segments:
-    """The recorded steps as runs of equal distance; 0, T, 10 T and the horizon are always among them."""
-    for name, value in (("horizon", horizon), ("train_horizon", train_horizon), ("record_every", every)):
-        if value is not None and value < 1:
-            raise ValueError(f"`{name}` ({value}) must be at least 1")
-    marks = {horizon}
-    if train_horizon is not None:
-        marks |= {mark for mark in (train_horizon, 10 * train_horizon) if mark <= horizon}
-    if every is None:
-        wished = max(1, horizon // (1000 if is_deterministic(family) else 100))
-        # One distance that divides every mark compiles one loop; several compile several.
-        common = math.gcd(*marks)
-        every = max(divisor for divisor in range(1, wished + 1) if common % divisor == 0)
-        every = every if 2 * every > wished else wished
-    steps = sorted({*range(0, horizon + 1, every), *marks})
-    segments: list[tuple[int, int]] = []
-    for distance in np.diff(steps).tolist():
-        if segments and segments[-1][0] == distance:
-            segments[-1] = (distance, segments[-1][1] + 1)
-        else:
-            segments.append((distance, 1))
-    return tuple(segments)
-
-
-def recorded_steps(segments: Segments) -> np.ndarray:
-    """[points] the steps a plan records, from 0."""
-    return np.cumsum([0, *(distance for distance, count in segments for _ in range(count))])
-
-
-def is_deterministic(family: TaskFamily) -> bool:
-    """Whether a family has no minibatches."""
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda data: family.batch(key, family.sample(key, data), data), family.data)
-    return not jax.tree.leaves(shapes)
 
 
 # ----- one optimizer, or a grid of φ ----------------------------------------------------------------------------------

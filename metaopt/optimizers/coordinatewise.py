@@ -51,13 +51,13 @@ def coordinatewise(
 
         def update(
             updates: PyTree,
-            state: CoordinatewiseState,
+            state: Any,
             params: PyTree | None = None,
             *,
             key: jax.Array | None = None,
             explore: bool = False,
             **extra_args: Any,
-        ) -> tuple[PyTree, CoordinatewiseState]:
+        ) -> tuple[PyTree, Any]:
             gradient, unravel = ravel_tasks(updates, dtype)
             tasks, dim = gradient.shape
             count = state.count + 1
@@ -73,17 +73,17 @@ def coordinatewise(
     def bind(meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
         tx = bind_tasks(meta_params)
 
-        def init_state(params: PyTree) -> CoordinatewiseState:
+        def init_state(params: PyTree) -> Any:
             return tx.init(_add_axis(params))
 
         def update(
             updates: PyTree,
-            state: CoordinatewiseState,
+            state: Any,
             params: PyTree | None = None,
             *,
             key: jax.Array | None = None,
             **extra_args: Any,
-        ) -> tuple[PyTree, CoordinatewiseState]:
+        ) -> tuple[PyTree, Any]:
             keys = None if key is None else key[None]
             steps, state = tx.update(_add_axis(updates), state, key=keys, **extra_args)
             return jax.tree.map(lambda leaf: leaf[0], steps), state

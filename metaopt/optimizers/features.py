@@ -19,7 +19,7 @@ TINY = 1e-15
 
 
 class Features(NamedTuple):
-    """`init(shape, dtype) -> state` and `apply(gradient, count, state) -> (list of [tasks, D], state)`, `count` from 1."""
+    """`init(shape, dtype) -> state`, `apply(gradient, count, state) -> (list of [tasks, D], state)`; `count` from 1."""
 
     size: int
     init: Callable[[tuple[int, int], Any], Any]

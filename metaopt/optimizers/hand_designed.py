@@ -1,4 +1,4 @@
-"""Hand-designed optimizers from optax, with φ = {"log_learning_rate"}: grids are a vmap over φ, tuning is meta-training."""
+"""Hand-designed optimizers from optax with φ = {"log_learning_rate"}: a grid is a vmap, tuning is meta-training."""
 
 from __future__ import annotations
 

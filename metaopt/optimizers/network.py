@@ -79,7 +79,9 @@ def fuse(network: LSTM, params: MetaParams) -> Weights:
         ]
         gates.append(jnp.concatenate(rows))
         biases.append(
-            jnp.concatenate([half * cell[f"h{gate}"]["bias"] for half, gate in zip(halves, "ifgo", strict=True)])[:, None]
+            jnp.concatenate([half * cell[f"h{gate}"]["bias"] for half, gate in zip(halves, "ifgo", strict=True)])[
+                :, None
+            ]
         )
     heads = jnp.concatenate([params[head.name]["kernel"] for head in network.heads], axis=1).T
     head_biases = jnp.concatenate([params[head.name]["bias"] for head in network.heads])[:, None]
@@ -91,9 +93,7 @@ def init_cells(network: LSTM, num_columns: int, dtype: jnp.dtype) -> tuple[CellS
     return tuple(CellState(zeros, zeros) for _ in range(network.num_layers))
 
 
-def forward(
-    weights: Weights, x: jax.Array, cells: tuple[CellState, ...]
-) -> tuple[jax.Array, tuple[CellState, ...]]:
+def forward(weights: Weights, x: jax.Array, cells: tuple[CellState, ...]) -> tuple[jax.Array, tuple[CellState, ...]]:
     """One step of all columns: x [inputs, columns] -> [outputs, columns] and the next state."""
     states = []
     for gates, bias, cell in zip(weights.gates, weights.gate_biases, cells, strict=True):

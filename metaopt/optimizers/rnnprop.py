@@ -8,9 +8,7 @@ from metaopt.optimizers.step_rules import plain_step
 from metaopt.types import Optimizer
 
 
-def rnnprop(
-    *, beta: float = 0.95, output_scale: float = 0.1, hidden_size: int = 20, num_layers: int = 2
-) -> Optimizer:
+def rnnprop(*, beta: float = 0.95, output_scale: float = 0.1, hidden_size: int = 20, num_layers: int = 2) -> Optimizer:
     """Two-layer LSTM on (m̂/√v̂, ∇/√v̂); the step is `output_scale`·tanh of its output."""
     rule = plain_step(output_scale, squash=True)
     return coordinatewise(rnnprop_inputs(beta), rule, hidden_size=hidden_size, num_layers=num_layers)

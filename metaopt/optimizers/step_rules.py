@@ -74,7 +74,8 @@ def normalised_step(
 ) -> StepRule:
     """Both step rules of the thesis with every option.
 
-    `initial_alpha="drawn"` draws log α_0 ~ U[-6, -2] from the first step's key; without a key, or with `median`, it is -4.
+    `initial_alpha="drawn"` draws log α_0 ~ U[-6, -2] from the first step's key; without a key, or with `median`, it
+    is -4.
     """
     head = "log_gamma" if rule == "recursive" else "log_alpha"
 

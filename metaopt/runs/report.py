@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.analysis import pictures
+from metaopt.analysis.series import validation_series
 from metaopt.runs.folder import CONFIG, ENVIRONMENT, EVALUATION, METRICS, REPORT, open_run, read_json, replacing
 from metaopt.runs.loggers import read_rows
 from metaopt.runs.report_parts import (
@@ -108,9 +109,9 @@ def _evaluation(result: Mapping[str, Any], index: int) -> str:
     trained = result.get("train_horizon")
     horizon = result["horizon"]
     caption = (
-        f"Loss on {result.get('evaluated_on', 'the exact loss')}, over {result['num_tasks']:,} tasks that are the same for "
-        "every optimizer. First the mean, which a single failed task can lift; a cross marks where it becomes infinite. "
-        "Then the median, with the band that holds the middle half of the tasks."
+        f"Evaluated on {result.get('evaluated_on', 'the exact loss')}; {result['num_tasks']:,} tasks, the same for "
+        "every optimizer. First the mean, which a single failed task can lift; a cross marks where it becomes infinite. Then "
+        "the median, with the band that holds the middle half of the tasks."
     )
     if trained and trained <= horizon:
         caption += f" The dashed line marks the training horizon, {trained:,} steps."
@@ -188,10 +189,13 @@ def _meta_training(rows: Sequence[Mapping[str, Any]], train_rows: Sequence[Mappi
     skipped = sum(row.get("skipped") or 0 for row in train_rows)
     health = "No inner run diverged." if not diverged else f"{diverged:,.0f} inner runs diverged and were masked."
     health += f" {skipped:,.0f} meta-steps had no usable gradient and were skipped." if skipped else ""
-    validation = pictures.validation_series(rows)
+    validation = validation_series(rows)
     caption = "The meta-loss: median of neighbouring meta-steps, with the band from 10 to 90%. "
     if validation:
-        caption += "Validation: the loss at the end of runs on held-out tasks, at multiples of the training horizon. "
+        caption += "Validation: the loss at the end of runs on held-out tasks, at multiples of the training horizon"
+        # Keys such as validation/10x/quadratic/median are there when there are several families.
+        several = any(key.startswith("validation/") and key.count("/") > 2 for row in rows for key in row)
+        caption += ", relative to the first loss and averaged over the families. " if several else ". "
     shown = [
         train_rows[i] for i in sorted({*range(0, len(train_rows), max(1, len(train_rows) // 20)), len(train_rows) - 1})
     ]

@@ -122,15 +122,17 @@ def results_table(result: Mapping[str, Any]) -> str:
         first = f"<th scope=row>{mark}{escape(drawn[name].label)}</th>"
         lines.append(f"<tr{weight}>{first}{''.join(cells)}</tr>")
     head = "".join(f"<th scope=col>{column}</th>" for column in columns)
-    notes = "Small print under a mean or a ratio (of means, on the same tasks): its 95% bootstrap interval; under a median: the quartiles. "
-    notes += "Failed: not finite, or above 10 times the first loss at any recorded step."
+    notes = (
+        "Small print under a mean or a ratio (of means, on the same tasks): its 95% bootstrap interval; under a median: "
+        "the quartiles. Failed: not finite, or above 10 times the first loss at any recorded step."
+    )
     if beyond:
         at = result.get("keeps_improving_at")
         notes += " Rises: the last 5% of the curve lie above twice the loss at the training horizon."
         notes += f" Keeps improving: lower at step {at:,} than at the training horizon." if at else ""
     return (
-        f"<div class=scroll><table class=results><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        f"<p class=quiet>{notes}</p>"
+        f"<div class=scroll><table class=results><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(lines)}</tbody></table></div><p class=quiet>{notes}</p>"
     )
 
 

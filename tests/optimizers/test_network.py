@@ -31,6 +31,8 @@ def test_forward_equals_flax_over_several_steps(num_layers):
 def test_a_constant_head_starts_at_its_bias_for_every_input():
     network = LSTM(5, 2, (Head("direction"), Head("log_alpha", constant=True, bias=-3.0)))
     weights = fuse(network, init_params(network, 2, jax.random.key(0)))
-    outputs, _ = forward(weights, 10 * jax.random.normal(jax.random.key(1), (2, 6)), init_cells(network, 6, jnp.float32))
+    outputs, _ = forward(
+        weights, 10 * jax.random.normal(jax.random.key(1), (2, 6)), init_cells(network, 6, jnp.float32)
+    )
     np.testing.assert_array_equal(outputs[1], np.full(6, -3.0, np.float32))
     assert np.std(outputs[0]) > 0.01  # the direction does not start flat

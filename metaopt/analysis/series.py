@@ -1,0 +1,41 @@
+"""Numbers to draw, from the JSON records of a run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def numbers(values: Any) -> np.ndarray:
+    """Floats of a JSON list in which "inf" stands for infinity and null for nan."""
+    return np.array([np.nan if value is None else float(value) for value in values], float)
+
+
+def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(meta-steps, values) of the rows that have a metric."""
+    pairs = [(row["meta_step"], row[name]) for row in rows if "meta_step" in row and name in row]
+    return numbers(step for step, _ in pairs), numbers(value for _, value in pairs)
+
+
+def validation_series(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """(multiple such as "10x", "mean" or "median") -> (meta-steps, losses), from keys `validation/10x/median`."""
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith("validation/"))
+    found = {}
+    for name in names:
+        match = re.fullmatch(r"validation/(\d+x)/(mean|median)", name)
+        if match:
+            found[match[1], match[2]] = series(rows, name)
+    return found
+
+
+def binned(steps: np.ndarray, values: np.ndarray, bins: int = 200) -> tuple[np.ndarray, ...]:
+    """(steps, 10%, median, 90%) of at most `bins` groups of neighbouring meta-steps; what is not finite is left out."""
+    keep = np.isfinite(values)
+    steps, values = steps[keep], values[keep]
+    groups = [group for group in np.array_split(np.arange(len(values)), min(bins, max(1, len(values)))) if len(group)]
+    middle = np.array([steps[group].mean() for group in groups])
+    parts = np.array([np.quantile(values[group], (0.1, 0.5, 0.9)) for group in groups]).reshape(-1, 3)
+    return middle, parts[:, 0], parts[:, 1], parts[:, 2]
