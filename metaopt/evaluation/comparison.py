@@ -16,6 +16,8 @@ from metaopt.types import Key
 
 MAX_TUNING_TASKS = 50
 
+EVALUATION_STREAM = 0x65766C  # folded into the seed's key
+
 
 def evaluate_run_on(
     learned: Mapping[str, Entry],
@@ -91,7 +93,8 @@ def evaluate_run_on(
 
 
 def _keys(seed: int) -> tuple[Key, Key]:
-    evaluation_key, tuning_key = jax.random.split(jax.random.key(seed))
+    # A stream of its own: a run's meta-training splits the key of the same seed.
+    evaluation_key, tuning_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM))
     return evaluation_key, tuning_key
 
 

@@ -110,8 +110,8 @@ def _evaluation(result: Mapping[str, Any], index: int) -> str:
     horizon = result["horizon"]
     caption = (
         f"Evaluated on {result.get('evaluated_on', 'the exact loss')}; {result['num_tasks']:,} tasks, the same for "
-        "every optimizer. First the mean, which a single failed task can lift; a cross marks where it becomes infinite. Then "
-        "the median, with the band that holds the middle half of the tasks."
+        "every optimizer. First the mean, which a single failed task can lift; a cross marks where it becomes "
+        "infinite. Then the median, with the band that holds the middle half of the tasks."
     )
     if trained and trained <= horizon:
         caption += f" The dashed line marks the training horizon, {trained:,} steps."

@@ -119,12 +119,14 @@ def results_table(result: Mapping[str, Any]) -> str:
             cells.append(f"<td>{'–' if value is None else f'{float(value):.1%}'}</td>")
         mark = swatch(drawn[name])
         weight = " class=learned" if record.get("kind") == "learned" else ""
-        first = f"<th scope=row>{mark}{escape(drawn[name].label)}</th>"
+        rate = (record.get("tuned") or {}).get("learning_rate")
+        under = "" if rate is None else f"<small>rate {number(rate)}</small>"
+        first = f"<th scope=row>{mark}{escape(name)}{under}</th>"
         lines.append(f"<tr{weight}>{first}{''.join(cells)}</tr>")
     head = "".join(f"<th scope=col>{column}</th>" for column in columns)
     notes = (
-        "Small print under a mean or a ratio (of means, on the same tasks): its 95% bootstrap interval; under a median: "
-        "the quartiles. Failed: not finite, or above 10 times the first loss at any recorded step."
+        "Small print under a mean or a ratio (of means, on the same tasks): its 95% bootstrap interval; under a "
+        "median: the quartiles. Failed: not finite, or above 10 times the first loss at any recorded step."
     )
     if beyond:
         at = result.get("keeps_improving_at")

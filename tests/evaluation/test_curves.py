@@ -1,0 +1,153 @@
+"""Curves against loops written by hand; what is shared between optimizers; what compiles."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import metaopt
+from metaopt.evaluation import curves, evaluate
+from metaopt.evaluation.recording import plan, recorded_steps
+from metaopt.optimizers import OPTIMIZERS
+from metaopt.tasks import classifier, quadratic
+from metaopt.types import TaskFamily
+from tests.toys import cliff, noisy_bowl
+
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def family() -> TaskFamily:
+    return quadratic(dim=3)
+
+
+def test_gradient_descent_on_quadratics_equals_a_hand_loop(family: TaskFamily) -> None:
+    found = evaluate({"sgd": optax.sgd(0.5)}, family, KEY, horizon=20, num_tasks=5, train_horizon=4)
+    assert found.steps.tolist() == list(range(21))
+    assert found.loss["sgd"].shape == (5, 21) and found.alive["sgd"].all()
+    for task, key in enumerate(jax.random.split(KEY, 5)):
+        task_key, init_key = jax.random.split(key, 4)[:2]
+        drawn = family.sample(task_key, ())
+        matrix, offset = np.asarray(drawn.W, np.float64), np.asarray(drawn.b, np.float64)
+        x = np.asarray(family.init(init_key, drawn), np.float64)
+        for step in range(21):
+            residual = matrix @ x - offset
+            np.testing.assert_allclose(found.loss["sgd"][task, step], np.mean(residual**2), rtol=2e-5, atol=1e-9)
+            x = x - 0.5 * 2 / 3 * matrix.T @ residual
+    np.testing.assert_allclose(found.final["sgd"]["train"]["loss"], found.loss["sgd"][:, -1], rtol=1e-6)
+    assert found.evaluated_on == "the exact loss"
+
+
+def test_all_optimizers_see_the_same_tasks_starts_and_minibatches() -> None:
+    sgd = OPTIMIZERS["sgd"]()
+    phi = {"log_learning_rate": jnp.log(jnp.float32(0.1))}
+    entries = {"one": optax.sgd(0.1), "other": (sgd, phi), "adam": optax.adam(0.1)}
+    found = evaluate(entries, noisy_bowl(), KEY, horizon=7, num_tasks=4)
+    np.testing.assert_array_equal(found.loss["one"][:, 0], found.loss["adam"][:, 0])
+    assert len(set(found.loss["one"][:, 0])) == 4
+    np.testing.assert_allclose(found.loss["one"], found.loss["other"], rtol=1e-5)
+    alone = evaluate({"adam": entries["adam"]}, noisy_bowl(), KEY, horizon=7, num_tasks=4)
+    np.testing.assert_allclose(alone.loss["adam"], found.loss["adam"], rtol=1e-5)
+
+
+def test_other_parameters_of_an_optimizer_do_not_compile_anew(family: TaskFamily) -> None:
+    traced = []
+    adam = OPTIMIZERS["adam"]()
+    counted = adam._replace(bind=lambda phi: (traced.append(1), adam.bind(phi))[1])
+    rates = [{"log_learning_rate": jnp.log(jnp.float32(rate))} for rate in (0.1, 0.01, 0.001)]
+    first = evaluate({"adam": (counted, rates[0])}, family, KEY, horizon=6, num_tasks=3)
+    compiled = curves._run._cache_size()
+    for phi in rates[1:]:
+        traced.clear()
+        other = evaluate({"adam": (counted, phi)}, family, jax.random.key(9), horizon=6, num_tasks=3)
+        assert len(traced) <= 1  # the shapes of the state, for the chunks
+        assert not np.array_equal(first.loss["adam"], other.loss["adam"])
+    assert curves._run._cache_size() == compiled
+
+
+def test_a_plain_transformation_compiles_once(family: TaskFamily) -> None:
+    adam = optax.adam(0.1)
+    evaluate({"adam": adam}, family, KEY, horizon=5, num_tasks=2)
+    compiled = curves._run._cache_size()
+    evaluate({"again": adam}, family, jax.random.key(1), horizon=5, num_tasks=2)
+    assert curves._run._cache_size() == compiled
+
+
+def test_a_grid_equals_a_loop_over_it() -> None:
+    family, adam = noisy_bowl(), OPTIMIZERS["adam"]()
+    rates = jnp.log(jnp.array([0.3, 0.1, 0.01]))
+    how = {"segments": plan(family, 6, every=2), "num_tasks": 5}
+    grid = curves.run(adam, {"log_learning_rate": rates}, family, KEY, grid=True, **how)
+    assert grid.loss.shape == grid.alive.shape == (3, 5, 4)
+    assert grid.final["train"]["loss"].shape == (3, 5)
+    for index, rate in enumerate(rates):
+        one = curves.run(adam, {"log_learning_rate": rate}, family, KEY, **how)
+        np.testing.assert_allclose(grid.loss[index], one.loss, rtol=2e-5)
+
+
+@pytest.mark.parametrize("num_tasks", [4, 5])
+def test_neither_devices_nor_chunks_change_the_numbers(num_tasks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(jax.local_devices()) == 2  # by tests/conftest.py
+    family, adam = noisy_bowl(), optax.adam(0.1)
+    results = []
+    for devices, state_bytes in ((1, 2**20), (2, 2**20), (1, 100), (2, 100)):
+        monkeypatch.setattr(curves, "STATE_BYTES", state_bytes)
+        found = evaluate({"a": adam}, family, KEY, horizon=5, num_tasks=num_tasks, num_devices=devices)
+        assert found.loss["a"].shape == (num_tasks, 6)
+        results.append(found.loss["a"])
+    for other in results[1:]:
+        np.testing.assert_allclose(other, results[0], rtol=1e-5)
+
+
+def test_a_dead_task_is_infinite_from_then_on() -> None:
+    found = evaluate({"sgd": optax.sgd(0.1)}, cliff(), KEY, horizon=5, num_tasks=12)
+    loss, alive = found.loss["sgd"], found.alive["sgd"]
+    dead = ~alive[:, -1]
+    assert 0 < dead.sum() < 12
+    assert np.isfinite(loss[:, 0]).all() and np.isinf(loss[dead, 1:]).all() and np.isfinite(loss[~dead]).all()
+    assert np.isinf(found.final["sgd"]["train"]["loss"][dead]).all()
+
+
+def test_metrics_of_every_split_at_the_end() -> None:
+    digits = classifier(hidden_layers=0)
+    found = evaluate({"adam": optax.adam(0.05)}, digits, KEY, horizon=40, num_tasks=2, record_every=20)
+    assert found.steps.tolist() == [0, 20, 40]
+    final = found.final["adam"]
+    assert set(final) == {"train", "validation", "test"}
+    assert final["test"]["accuracy"].shape == (2,) and (final["test"]["accuracy"] > 0.8).all()
+    assert (found.loss["adam"][:, -1] < 0.5 * found.loss["adam"][:, 0]).all()
+    assert found.evaluated_on.startswith("the full training set")
+
+
+def test_the_training_horizon_and_its_tenfold_are_recorded() -> None:
+    exact, noisy = quadratic(dim=2), noisy_bowl()
+    assert recorded_steps(plan(exact, 300, 30)).tolist() == list(range(301))
+    assert plan(noisy, 500, 50) == ((5, 100),)  # one distance, one loop
+    assert plan(noisy, 50, 50) == ((1, 50),)
+    odd = recorded_steps(plan(noisy, 10_000, 37))
+    assert {0, 37, 370, 10_000} <= set(odd.tolist()) and len(odd) < 120
+    assert recorded_steps(plan(noisy, 20, 7, 10)).tolist() == [0, 7, 10, 20]
+    assert recorded_steps(plan(noisy, 20, 40)).tolist() == list(range(21))
+    assert len(recorded_steps(plan(exact, 50_000, 100))) < 1100
+
+
+def test_what_cannot_run_is_refused_with_the_reason(family: TaskFamily) -> None:
+    with pytest.raises(ValueError, match="'lbfgs' cannot run here.*line search"):
+        evaluate({"lbfgs": optax.lbfgs()}, family, KEY, horizon=5, num_tasks=2)
+    evaluate({"polyak": optax.polyak_sgd()}, family, KEY, horizon=5, num_tasks=2)  # needs the value, which there is
+    with pytest.raises(ValueError, match="'x' is a int"):
+        evaluate({"x": 3}, family, KEY, horizon=5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="`optimizers` is empty"):
+        evaluate({}, family, KEY, horizon=5)
+    for wrong in ({"horizon": 0}, {"horizon": 5, "num_tasks": 0}, {"horizon": 5, "train_horizon": 0}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            evaluate({"a": optax.sgd(0.1)}, family, KEY, **wrong)
+    with pytest.raises(ValueError, match="`num_devices` \\(3\\) must be between 1 and 2"):
+        evaluate({"a": optax.sgd(0.1)}, family, KEY, horizon=5, num_devices=3)
+
+
+def test_it_is_the_public_function() -> None:
+    assert metaopt.evaluate is evaluate
