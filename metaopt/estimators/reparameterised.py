@@ -24,8 +24,8 @@ def reparameterised(
 
     The inner run is an MDP with state (θ, ∇), action g and reward -f(θ + g). `state_gradient="stopped"` is the thesis's
     formula as printed, Σ_t ∇_φ a_t · ∇f(s_t + a_t), which drops the path by which an action changes later states;
-    `full` is the total derivative. Unbiased for E_ξ L under `full`, `second_order` and a full window. Cost: one unroll forward
-    and about three back.
+    `full` is the total derivative. Unbiased for E_ξ L under `full`, `second_order` and a full window. Cost: one unroll
+    forward and about three back.
 
     Raises:
       ValueError: the optimizer has no step noise.
