@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import cattrs
 
@@ -48,10 +49,10 @@ def _to_text(value: Any) -> str:
 
 
 def _from_text(text: str) -> Any:
-    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    words = {"true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
-    for convert in (int, float):
+    for convert in (int, float):  # "none" stays a word: whether it means None the option's type decides
         try:
             return convert(text)
         except ValueError:
@@ -123,13 +124,14 @@ class Experiment:
     tasks: tuple[Choice, ...]
     optimizer: Choice
     estimator: Choice
+    oracle: Choice = field(default_factory=lambda: Choice("minibatch"))  # where the tasks' gradients come from
     objective: Literal["mean", "last", "log", "relative"] = "mean"
     seed: int = 0
     num_meta_steps: int = 2000
     num_tasks: int = 16  # per meta-step, in equal parts from every family
     horizon: int = 100  # inner steps of a whole run
     unroll_length: int | None = None  # inner steps of one truncation window; None: the horizon
-    rescale: float = 0.0  # random rescaling of each task's parameters: log c ~ U[-rescale, rescale]; 0: off
+    rescale: float = 0.0  # random rescaling of each task's parameters: log c ~ U[-rescale, rescale], natural; 0: off
     chunk_size: int | None = None  # tasks whose residuals are held at once on a device; None: fitted to the cache
     num_devices: int | None = None  # None: as many as divide num_tasks
     checkpoint_every: int = 500  # meta-steps
@@ -168,6 +170,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     # cattrs would turn "abc" or 1.5 into an int or fail; strings and booleans must not pass for numbers.
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where} is {value}; give a finite number.")
+    if value == "none" and type(None) in get_args(hint):
+        return None
     names = str(hint).replace("typing.", "").replace("<class '", "").replace("'>", "")
     wrong = UserError(f"{where} is {value!r}, which is not of type {names}; give a value of that type.")
     if isinstance(value, bool) and "bool" not in names and hint is not Any:
@@ -182,25 +186,38 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         raise wrong from error
 
 
-def build_family(picked: Choice, *, rescale: float = 0.0) -> TaskFamily:
-    """The task family a choice names, under random rescaling where asked for."""
-    from metaopt.tasks import TASKS
+def build_family(picked: Choice, *, rescale: float = 0.0, oracle: Choice | None = None) -> TaskFamily:
+    """The task family a choice names; its option `rescale` (every family has it) goes before the argument."""
+    from metaopt.oracles import ORACLES
+    from metaopt.tasks import TASKS, rescaled
 
-    family = build(picked, TASKS, "task family")
-    if not rescale:
-        return family
-    from metaopt.tasks import rescaled
-
-    return rescaled(family, rescale)
+    options = dict(picked.options)
+    rescale = _typed(options.pop("rescale", rescale), float, f"task family {picked.name!r}: rescale")
+    family = build(Choice(picked.name, options), TASKS, "task family")
+    if oracle is not None and oracle.name != "minibatch":  # every family's own
+        family = dataclasses.replace(family, oracle=build(oracle, ORACLES, "oracle"))
+    try:
+        return rescaled(family, rescale) if rescale else family
+    except ValueError as error:
+        raise UserError(f"task family {picked.name!r}: {error}") from error
 
 
 def build_families(experiment: Experiment) -> Families:
     """The families an experiment is meta-trained on."""
-    return tuple(build_family(picked, rescale=experiment.rescale) for picked in experiment.tasks)
+    return tuple(
+        build_family(picked, rescale=experiment.rescale, oracle=experiment.oracle) for picked in experiment.tasks
+    )
 
 
 def build_optimizer(picked: Choice) -> Optimizer:
     """The learned or hand-designed optimizer a choice names."""
-    from metaopt.optimizers import OPTIMIZERS
+    key = (picked.name, repr(sorted(picked.options.items())))
+    if key not in _BUILT_OPTIMIZERS:
+        from metaopt.optimizers import OPTIMIZERS
 
-    return build(picked, OPTIMIZERS, "optimizer")
+        _BUILT_OPTIMIZERS[key] = build(picked, OPTIMIZERS, "optimizer")
+    return _BUILT_OPTIMIZERS[key]
+
+
+# The same settings give the same object, so that another φ of theirs runs through code that is already compiled.
+_BUILT_OPTIMIZERS: dict[tuple[str, str], Optimizer] = {}

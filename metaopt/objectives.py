@@ -28,4 +28,7 @@ def relative(trace: Trace) -> jax.Array:
     return jnp.mean(trace.loss, axis=0) / jnp.maximum(trace.initial_loss, 1e-12)
 
 
+# A task's scale has no part in their gradients, so families need no balancing under them.
+SCALE_FREE: frozenset[Objective] = frozenset({log, relative})
+
 OBJECTIVES: dict[str, Objective] = {"mean": mean, "last": last, "log": log, "relative": relative}

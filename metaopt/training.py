@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,13 +15,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from metaopt.batching import task_mesh
 from metaopt.estimators import ESTIMATORS
-from metaopt.experiment import Experiment, MetaOptimizer, build, build_families, build_optimizer
+from metaopt.experiment import Experiment, MetaOptimizer, UserError, build, build_families, build_optimizer, suggest
 from metaopt.objectives import OBJECTIVES
 from metaopt.types import Families, Key, MetaParams, Metrics, PyTree
 
+# Meta-steps looked back on, at least, when a run is judged to have diverged.
+LOOK_BACK = 20
+
 
 class Diverged(RuntimeError):
-    """Half a chunk of meta-steps had no task alive."""
+    """Half of the latest meta-steps had no task alive, or no finite meta-gradient."""
 
 
 class TrainState(NamedTuple):
@@ -35,25 +39,32 @@ class TrainState(NamedTuple):
 
 def make_meta_optimizer(
     config: MetaOptimizer, num_meta_steps: int
-) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
-    """The optax chain (clip by value, clip by norm, optimizer) and its learning-rate schedule."""
-    rate, steps = config.learning_rate, max(num_meta_steps, 1)
-    end = config.final_fraction
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optax chain (clip by value, clip by norm, optimizer) at learning rate 1, and the schedule of the rate.
+
+    The rate multiplies the chain's updates by the meta-step, so that it ends where the run does, whatever was skipped.
+
+    Raises:
+      UserError: the warm-up takes up the whole run.
+    """
+    rate, end, warmup = config.learning_rate, config.final_fraction, config.warmup_steps
+    if warmup and warmup >= num_meta_steps:
+        raise UserError(f"`warmup_steps` ({warmup}) must be below `num_meta_steps` ({num_meta_steps}).")
+    steps = max(num_meta_steps - warmup, 1)
     if config.schedule == "cosine":
         schedule: optax.Schedule = optax.cosine_decay_schedule(rate, steps, alpha=end)
     elif config.schedule == "exponential":
         schedule = optax.exponential_decay(rate, steps, end)
     else:
         schedule = optax.constant_schedule(rate)
-    if config.warmup_steps:
-        ramp = optax.linear_schedule(0.0, rate, config.warmup_steps)
-        schedule = optax.join_schedules([ramp, schedule], [config.warmup_steps])
+    if warmup:
+        schedule = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), schedule], [warmup])
     clips = []
     if config.clip_value is not None:
         clips.append(optax.clip(config.clip_value))
     if config.clip_norm is not None:
         clips.append(optax.clip_by_global_norm(config.clip_norm))
-    return optax.chain(*clips, getattr(optax, config.name)(schedule)), schedule
+    return optax.chain(*clips, getattr(optax, config.name)(1.0)), schedule
 
 
 class Trainer:
@@ -63,6 +74,8 @@ class Trainer:
         self.experiment = experiment
         self.families: Families = build_families(experiment)
         self.optimizer = build_optimizer(experiment.optimizer)
+        if experiment.objective not in OBJECTIVES:
+            raise UserError(f"objective {suggest(experiment.objective, OBJECTIVES)}")
         self.estimator = build(
             experiment.estimator,
             ESTIMATORS,
@@ -145,13 +158,15 @@ class Trainer:
         gradient = jnp.where(usable, gradient, 0.0)
         updates: Any
         updates, opt_state = self.meta_optimizer.update(gradient, state.opt_state, before)
+        rate = jnp.asarray(self.schedule(state.meta_step), before.dtype)
+        updates = rate * updates
         # A meta-step without a usable gradient leaves φ and the meta-optimizer's moments as they were.
         meta_params = unravel(jnp.where(usable, before + updates, before))
         opt_state = jax.tree.map(lambda new, old: jnp.where(usable, new, old), opt_state, state.opt_state)
         metrics |= {
             "grad_norm": jnp.linalg.norm(gradient),
             "update_norm": jnp.where(usable, jnp.linalg.norm(updates), 0.0),
-            "learning_rate": jnp.asarray(self.schedule(state.meta_step), jnp.float32),
+            "learning_rate": rate,
             "skipped": (~usable).astype(jnp.int32),
             "nonfinite_gradient": (~finite).astype(jnp.int32),
         }
@@ -171,21 +186,34 @@ def meta_train(
         where metrics maps names to arrays [steps]; one that returns True ends the run after that chunk.
 
     Raises:
-      Diverged: half a chunk of meta-steps had no task alive.
+      Diverged: half of the latest chunk of meta-steps (20 at least) had no task alive, or no finite meta-gradient.
       UserError: the experiment's choices do not fit together.
     """
     trainer = experiment if isinstance(experiment, Trainer) else Trainer(experiment)
     state = trainer.init() if state is None else state
-    while int(state.meta_step) < trainer.experiment.num_meta_steps:
+    num_meta_steps, every = trainer.experiment.num_meta_steps, trainer.experiment.log.every
+    recent: deque[tuple[bool, bool]] = deque(maxlen=max(LOOK_BACK, every))
+    while int(state.meta_step) < num_meta_steps:
         state, metrics = trainer.run_chunk(state)
         stop = [bool(callback(trainer, state, metrics)) for callback in callbacks]
-        dead = float(np.mean(metrics["alive"] == 0))
-        if dead >= 0.5:
-            raise Diverged(
-                f"no task was alive in {dead:.0%} of the last {len(metrics['alive'])} meta-steps, up to meta-step "
-                f"{int(state.meta_step)}: every inner run ended in a non-finite loss. Try a lower "
-                "--meta-optimizer.learning-rate, a shorter --horizon, or features=scale_free."
-            )
+        recent.extend(zip(metrics["alive"] == 0, metrics["skipped"] > 0, strict=True))
+        if len(recent) >= LOOK_BACK or int(state.meta_step) == num_meta_steps:
+            _check_alive(recent, int(state.meta_step))
         if any(stop):
             break
     return state
+
+
+def _check_alive(recent: Iterable[tuple[bool, bool]], meta_step: int) -> None:
+    dead, skipped = np.mean(list(recent), axis=0)
+    if skipped < 0.5:
+        return
+    what, why = (
+        (f"no task was alive in {dead:.0%}", "every inner run ended in a non-finite loss")
+        if dead >= 0.5
+        else (f"the meta-gradient was not finite in {skipped - dead:.0%}", "nothing was learned from them")
+    )
+    raise Diverged(
+        f"{what} of the last {len(list(recent))} meta-steps, up to meta-step {meta_step}: {why}. Try a lower "
+        "--meta-optimizer.learning-rate, a shorter --horizon, or features=scale_free."
+    )

@@ -10,8 +10,19 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt.experiment import Experiment, Log, MetaOptimizer, UserError, choice
-from metaopt.training import Diverged, Trainer, make_meta_optimizer, meta_train
+from metaopt.experiment import (
+    Experiment,
+    Log,
+    MetaOptimizer,
+    UserError,
+    build_family,
+    build_optimizer,
+    choice,
+    parse_choice,
+)
+from metaopt.optimizers import sgd
+from metaopt.training import Diverged, Trainer, _check_alive, make_meta_optimizer, meta_train
+from metaopt.unroll import bind_tasks, reset, unroll
 
 BASE = Experiment(
     tasks=(choice("quadratic", dim=3),),
@@ -103,11 +114,12 @@ def test_no_task_alive_leaves_everything_untouched_and_stops_the_run():
         rows.append(metrics)
         after.extend(bits(state))
 
-    with pytest.raises(Diverged, match="no task was alive in 100% of the last 4 meta-steps, up to meta-step 4"):
+    with pytest.raises(Diverged, match="no task was alive in 100% of the last 12 meta-steps, up to meta-step 12"):
         meta_train(trainer, callbacks=[look])
     assert (rows[0]["skipped"] == 1).all()
     assert (rows[0]["diverged"] == 4).all()
-    for a, b in list(zip(before, after, strict=True))[:-1]:  # all but the meta-step itself
+    assert np.isnan(rows[0]["meta_loss"]).all()  # no loss, not the best of all losses
+    for a, b in list(zip(before, after[: len(before)], strict=True))[:-1]:  # all but the meta-step itself
         np.testing.assert_array_equal(a, b)
 
 
@@ -118,6 +130,7 @@ def test_meta_optimizer_is_optax_with_clipping_first(name):
     params = {"w": jnp.ones(3)}
     gradient = {"w": jnp.array([3.0, -0.1, 0.0])}
     updates, _ = tx.update(gradient, tx.init(params), params)
+    updates = jax.tree.map(lambda leaf: 0.1 * leaf, updates)  # the schedule's part
     clipped = {"w": jnp.array([0.5, -0.1, 0.0])}
     reference = getattr(optax, name)(0.1)
     expected, _ = reference.update(clipped, reference.init(params), params)
@@ -131,6 +144,51 @@ def test_schedules():
     np.testing.assert_allclose([decay(0), decay(50), decay(100)], [1.0, 0.1, 0.01], rtol=1e-5)
     _, warm = make_meta_optimizer(MetaOptimizer(learning_rate=1.0, warmup_steps=10), 100)
     np.testing.assert_allclose([warm(0), warm(5), warm(20)], [0.0, 0.5, 1.0])
+    both = MetaOptimizer(learning_rate=1.0, schedule="cosine", warmup_steps=20, final_fraction=0.1)
+    np.testing.assert_allclose(make_meta_optimizer(both, 100)[1](100), 0.1, rtol=1e-6)  # the end is the run's end
+    with pytest.raises(UserError, match="must be below `num_meta_steps`"):
+        make_meta_optimizer(both, 20)
+
+
+def test_the_learning_rate_is_that_of_the_meta_step():
+    rows = []
+    config = MetaOptimizer(learning_rate=0.5, schedule="exponential", final_fraction=0.01, name="sgd", clip_norm=None)
+    experiment = dataclasses.replace(BASE, meta_optimizer=config)
+    meta_train(experiment, callbacks=[lambda _, state, metrics: rows.append(metrics)])
+    rate, update, gradient = (
+        np.concatenate([row[k] for row in rows]) for k in ("learning_rate", "update_norm", "grad_norm")
+    )
+    np.testing.assert_allclose(rate, 0.5 * 0.01 ** (np.arange(12) / 12), rtol=1e-5)
+    np.testing.assert_allclose(update, rate * gradient, rtol=1e-4)
+
+
+def test_the_exact_oracle_gives_full_batch_gradients():
+    family = build_family(choice("linear_regression", dim=3), oracle=choice("exact"))
+    tx = bind_tasks(sgd(learning_rate=0.1), {"log_learning_rate": jnp.log(0.1)})
+    task, state = reset(tx, family, jax.random.split(jax.random.key(0), 2))
+    end, _ = unroll(tx, family, task, state, length=1)
+    for i in range(2):
+        one = jax.tree.map(lambda x, i=i: x[i], task)
+        gradient = jax.grad(family.loss)(state.params[i], one, family.eval_batch(one, family.data, "train"))
+        np.testing.assert_allclose(end.params[i], state.params[i] - 0.1 * gradient, rtol=1e-5)
+
+
+def test_one_bad_step_at_the_end_does_not_end_a_run():
+    recent = [(False, False)] * 19 + [(True, True)]
+    _check_alive(recent, 20)
+    with pytest.raises(Diverged, match="meta-gradient was not finite in 60% of the last 20"):
+        _check_alive([(False, True)] * 12 + [(False, False)] * 8, 20)
+
+
+def test_the_same_settings_build_the_same_optimizer():
+    assert build_optimizer(choice("lstm", hidden_size=3)) is build_optimizer(choice("lstm", hidden_size=3))
+    assert build_optimizer(choice("lstm", hidden_size=3)) is not build_optimizer(choice("lstm", hidden_size=4))
+
+
+def test_none_is_a_word_where_the_option_has_it_and_nothing_where_it_has_not():
+    picked = parse_choice(":noise=none,alpha_bias=none", base=choice("lstm", noise="per_step"))
+    assert picked.options == {"noise": "none", "alpha_bias": "none"}
+    assert not build_optimizer(picked).explores
 
 
 @pytest.mark.parametrize(
@@ -144,6 +202,12 @@ def test_schedules():
         (dict(optimizer=choice("lstm", beta1=float("nan"))), "finite"),
         (dict(optimizer=choice("lstm")), "noise=per_step"),
         (dict(optimizer=choice("lstm", features="some")), "gradient"),
+        (dict(unroll_length=4), r"`horizon` \(6\) must be a multiple of `unroll_length` \(4\); try 4 or 8"),
+        (dict(objective="means"), "did you mean 'mean'"),
+        (dict(optimizer=choice("rnnprop", beta=1.5)), "must be in"),
+        (dict(optimizer=choice("lstm_log_sign", p=-1.0)), "must be above 0"),
+        (dict(optimizer=choice("adam", beta1=2.0)), "must be in"),
+        (dict(tasks=(choice("quadratic", rescale=-1.0),)), "positive number"),
     ],
 )
 def test_mistakes_are_one_line_with_a_remedy(change, message):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.batching import pick_chunk_size, sum_over_chunks, task_mesh
+from metaopt.objectives import SCALE_FREE
 from metaopt.trees import leaf_sizes
 from metaopt.types import (
     Families,
@@ -43,6 +44,22 @@ class Sums(NamedTuple):
     initial_loss: jax.Array  # f(θ_0)
 
 
+def check_windows(horizon: int, unroll_length: int) -> None:
+    """Refuses windows that do not fill the horizon.
+
+    Raises:
+      ValueError: with the nearest horizons that would do.
+    """
+    if unroll_length > horizon:
+        raise ValueError(f"`unroll_length` ({unroll_length}) must not exceed `horizon` ({horizon}).")
+    if horizon % unroll_length:
+        below = horizon - horizon % unroll_length
+        raise ValueError(
+            f"`horizon` ({horizon}) must be a multiple of `unroll_length` ({unroll_length}); "
+            f"try {below} or {below + unroll_length}."
+        )
+
+
 def windowed_gradient(
     optimizer: Optimizer,
     objective: Objective,
@@ -60,9 +77,14 @@ def windowed_gradient(
     """Reverse-mode gradient of the objective over one window of `unroll_length` steps a meta-step.
 
     The carry is cut between windows and goes on with the values it has; after `horizon` steps all tasks are drawn anew.
-    Tasks come in equal numbers from every family, each family's gradient scaled by 1/mean f(θ_0); with a single task a
-    meta-step one family is drawn. Dead tasks are left out of the mean.
+    Tasks come in equal numbers from every family, each family's gradient scaled by 1/mean f(θ_0) unless the objective is
+    free of scale; with a single task a meta-step one family is drawn. Dead tasks are left out of the mean.
+
+    Raises:
+      ValueError: `horizon` is not a multiple of `unroll_length`.
     """
+    check_windows(horizon, unroll_length)
+    balanced = objective not in SCALE_FREE
 
     def chunking(family: TaskFamily, tasks: int) -> tuple[int, int]:
         task = jax.eval_shape(family.sample, jax.random.key(0), family.data)
@@ -163,9 +185,9 @@ def windowed_gradient(
             picked = jax.random.randint(jax.random.fold_in(key, len(families)), (), 0, len(families))
             branches = [lambda index=index: branch(index) for index in range(len(families))]
             means, state = jax.lax.switch(picked, branches)
-            return _combine([means], scaled=True), state, _metrics([means], tasks)
+            return _combine([means], balanced), state, _metrics([means], tasks)
         means, windows = zip(*(one(index) for index in range(len(families))), strict=True)
-        gradient = _combine(means, scaled=len(families) > 1)
+        gradient = _combine(means, balanced and len(families) > 1)
         return gradient, windows if state else (), _metrics(means, tasks)
 
     return MetaGradient(init, estimate)
@@ -181,18 +203,21 @@ def _combine(means: Sequence[Sums], scaled: bool) -> MetaParams:
 
 
 def _metrics(means: Sequence[Sums], tasks_each: int) -> Metrics:
-    """Scalars of one meta-step; losses are averaged over families."""
+    """Scalars of one meta-step; losses are averaged over the families with a task alive, nan where there is none."""
+
+    def shown(mean: Sums, name: str) -> jax.Array:
+        return jnp.where(mean.alive > 0, getattr(mean, name), jnp.nan)
 
     def average(name: str) -> jax.Array:
-        return jnp.mean(jnp.stack([getattr(mean, name) for mean in means]))
+        return jnp.nanmean(jnp.stack([shown(mean, name) for mean in means]))
 
     metrics = {
         "meta_loss": average("loss"),
         "last_loss": average("last_loss"),
         "step_length": average("step_length"),
-        "alive": average("alive") / tasks_each,
+        "alive": sum(mean.alive for mean in means) / (tasks_each * len(means)),
         "diverged": tasks_each * len(means) - sum(mean.alive for mean in means),
     }
     if len(means) > 1:
-        metrics |= {f"meta_loss/{index}": mean.loss for index, mean in enumerate(means)}
+        metrics |= {f"meta_loss/{index}": shown(mean, "loss") for index, mean in enumerate(means)}
     return metrics

@@ -43,7 +43,8 @@ def coordinatewise(
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(meta_params))
 
         def init_state(params: PyTree) -> CoordinatewiseState:
-            shape = (jax.tree.leaves(params)[0].shape[0], sum(leaf_sizes(params)))
+            leaves = jax.tree.leaves(params)
+            shape = (leaves[0].shape[0] if leaves else 1, sum(leaf_sizes(params)))
             cells = init_cells(network, shape[0] * shape[1], dtype)
             return CoordinatewiseState(
                 jnp.zeros((), jnp.int32), features.init(shape, dtype), cells, rule.init(shape, dtype)
@@ -58,6 +59,8 @@ def coordinatewise(
             explore: bool = False,
             **extra_args: Any,
         ) -> tuple[PyTree, Any]:
+            if not jax.tree.leaves(updates):
+                return updates, state
             gradient, unravel = ravel_tasks(updates, dtype)
             tasks, dim = gradient.shape
             count = state.count + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,13 @@ def _from_optax(make: Callable[[Any], optax.GradientTransformation], learning_ra
     return Optimizer(lambda key: {"log_learning_rate": jnp.log(jnp.asarray(learning_rate, jnp.float32))}, bind)
 
 
+def _check(least: float = 0.0, below: float = math.inf, **settings: float) -> None:
+    for name, value in settings.items():
+        if not least <= value < below:
+            range_ = f"in [{least:g}, {below:g})" if math.isfinite(below) else f"at least {least:g}"
+            raise ValueError(f"`{name}` ({value}) must be {range_}.")
+
+
 def _decayed(learning_rate: Any, power: float) -> Any:
     """α_0/(t+1)^γ, the thesis's schedule."""
     return (lambda count: learning_rate * (count + 1.0) ** -power) if power else learning_rate
@@ -28,11 +36,15 @@ def _decayed(learning_rate: Any, power: float) -> Any:
 
 def sgd(*, learning_rate: float = 1.0, power: float = 0.0) -> Optimizer:
     """g_t = -α_0/(t+1)^power ∇_t."""
+    _check(power=power)
     return _from_optax(lambda rate: optax.sgd(_decayed(rate, power)), learning_rate)
 
 
 def momentum(*, learning_rate: float = 0.1, mu: float = 0.9, power: float = 0.0) -> Optimizer:
     """The thesis's momentum: the step is the buffer, h_t = μ h_{t-1} - α_0/(t+1)^power ∇_t."""
+
+    _check(power=power)
+    _check(mu=mu, below=1.0)
 
     def make(rate: Any) -> optax.GradientTransformation:
         return optax.chain(optax.scale_by_learning_rate(_decayed(rate, power)), optax.trace(mu))
@@ -42,9 +54,13 @@ def momentum(*, learning_rate: float = 0.1, mu: float = 0.9, power: float = 0.0)
 
 def adam(*, learning_rate: float = 0.01, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Optimizer:
     """Adam (Kingma and Ba 2015)."""
+    _check(beta1=beta1, beta2=beta2, below=1.0)
+    _check(eps=eps)
     return _from_optax(lambda rate: optax.adam(rate, beta1, beta2, eps), learning_rate)
 
 
 def rmsprop(*, learning_rate: float = 0.01, decay: float = 0.99, eps: float = 1e-8) -> Optimizer:
     """RMSProp with ε outside the root, as in torch."""
+    _check(decay=decay, below=1.0)
+    _check(eps=eps)
     return _from_optax(lambda rate: optax.rmsprop(rate, decay, eps, eps_in_sqrt=False), learning_rate)

@@ -116,6 +116,11 @@ def normalised_step(
     return StepRule(heads, init, apply)
 
 
+def check_scale(output_scale: float) -> None:
+    if output_scale <= 0:
+        raise ValueError(f"`output_scale` ({output_scale}) must be above 0.")
+
+
 def plain_step(scale: float, *, squash: bool = False) -> StepRule:
     """The step is the output itself, scaled: `scale·o`, or `scale·tanh(o)`."""
 

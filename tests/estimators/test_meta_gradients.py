@@ -290,6 +290,22 @@ def test_families_are_balanced_by_their_loss_at_the_start():
         gradient(families, 3)
 
 
+@pytest.mark.parametrize("objective", ["log", "relative"])
+def test_families_are_not_balanced_twice_under_a_scale_free_objective(objective):
+    optimizer, families, key = sgd(learning_rate=0.1), (bowl(3), noisy_bowl(5)), jax.random.key(5)
+    meta_params = optimizer.init(jax.random.key(0))
+    estimator = truncated_backprop(
+        optimizer, OBJECTIVES[objective], num_tasks=4, horizon=T, unroll_length=T, num_devices=1
+    )
+    both, _, _ = jax.jit(estimator.estimate)(key, meta_params, (), families)
+    expected = 0.0
+    for index, family in enumerate(families):
+        keys = jax.random.split(jax.random.fold_in(key, index), 2)
+        slope = jax.grad(partial(meta_loss, optimizer, family, keys, objective, False))(meta_params)
+        expected += slope["log_learning_rate"] / 2
+    np.testing.assert_allclose(both["log_learning_rate"], expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("unroll_length", [T, 2 * T])
 def test_one_task_a_meta_step_draws_one_family(unroll_length):
     optimizer, families = sgd(learning_rate=0.1), (bowl(3), noisy_bowl(5))

@@ -145,6 +145,12 @@ def test_hand_designed_steps_equal_the_formulas():
     np.testing.assert_allclose(steps("rmsprop", learning_rate=0.1), rmsprop, rtol=1e-4)
 
 
+def test_an_empty_tree_passes_through():
+    optimizer = make("lstm")
+    tx = optimizer.bind(optimizer.init(jax.random.key(0)))
+    assert tx.update({}, tx.init({}))[0] == {}
+
+
 @pytest.mark.parametrize(("name", "options"), [("adam", {"learning_rate": 0.0}), ("lstm", {"hidden_size": 0})])
 def test_senseless_settings_are_refused(name, options):
     with pytest.raises(ValueError, match="must be"):
