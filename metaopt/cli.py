@@ -22,14 +22,14 @@ commands:
   evaluate RUN_OR_NAME ... [--tasks F ...] [--horizon T ...]
                                             learned optimizers beside tuned baselines
   report RUN ...                            one page, report.html, that opens offline
-  list                                      experiments, task families, optimizers, estimators, pretrained
+  list                                      experiments, task families, optimizers, estimators, oracles, pretrained
 
 `metaopt COMMAND --help` tells more; `metaopt --version` prints the version.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a command. Returns the exit status: 0 for work done, 2 for a user's mistake, 128 + n after signal n."""
+    """Runs a command. Returns the exit status: 0: done, 1: a failure, 2: a user's mistake, 128 + signal."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
@@ -57,10 +57,12 @@ def _run(command: Callable[[list[str]], None], arguments: list[str]) -> int:
             return _fail(str(error))
         except Interrupted as error:
             return _fail(str(error), error.exit_status)
-        except RuntimeError as error:
-            if type(error).__name__ != "Diverged":
-                raise
-            return _fail(str(error), 1)
+        except (RuntimeError, MemoryError) as error:
+            if type(error).__name__ == "Diverged":
+                return _fail(str(error), 1)
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                return _fail(_out_of_memory(error), 1)
+            raise
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
@@ -70,6 +72,12 @@ def _run(command: Callable[[list[str]], None], arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     return 0
+
+
+def _out_of_memory(error: Exception) -> str:
+    lines = str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()
+    cause = f" ({lines[0].rstrip('.')})" if lines else ""
+    return f"out of memory{cause}; lower --num-tasks, in training also --chunk-size, or take a smaller task."
 
 
 def _fail(message: str, status: int = 2) -> int:
@@ -111,21 +119,23 @@ def _train(arguments: list[str]) -> None:
 def _resume(arguments: list[str], flags: list[str]) -> None:
     from metaopt.experiment import UserError
     from metaopt.runs import arguments as reader
-    from metaopt.runs.folder import open_run
+    from metaopt.runs.folder import devices_begun_with, open_run
 
     for flag in flags:
-        if flag not in ("--resume", "--num-meta-steps", "--help"):
+        if flag not in ("--resume", "--num-meta-steps", "--num-devices", "--help"):
             raise UserError(
-                f"{flag} cannot change on resuming, only --num-meta-steps; leave it out or begin a new run."
+                f"{flag} cannot change on resuming, only --num-meta-steps and --num-devices; "
+                "leave it out or begin a new run."
             )
     if not arguments[0].startswith("-"):
         raise UserError(f"--resume takes the experiment from the run's config.json; leave {arguments[0]!r} out.")
     parsed = reader.parse(reader.ResumeArguments, arguments, prog="metaopt train")
     path, experiment = open_run(Path(parsed.resume))
-    configure_jax(experiment.num_devices)
+    # As many as the run was begun on, whatever the cores of this host: so φ stays bitwise the same.
+    configure_jax(parsed.num_devices or experiment.num_devices or devices_begun_with(path))
     from metaopt.runs.train import resume
 
-    resume(path, num_meta_steps=parsed.num_meta_steps)
+    resume(path, num_meta_steps=parsed.num_meta_steps, num_devices=parsed.num_devices)
 
 
 def _evaluate(arguments: list[str]) -> None:

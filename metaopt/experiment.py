@@ -194,8 +194,10 @@ def build_family(picked: Choice, *, rescale: float = 0.0, oracle: Choice | None 
     options = dict(picked.options)
     rescale = _typed(options.pop("rescale", rescale), float, f"task family {picked.name!r}: rescale")
     family = build(Choice(picked.name, options), TASKS, "task family")
-    if oracle is not None and oracle.name != "minibatch":  # every family's own
-        family = dataclasses.replace(family, oracle=build(oracle, ORACLES, "oracle"))
+    if oracle is not None:
+        built = build(oracle, ORACLES, "oracle")
+        # A family that brings its own oracle keeps it under the default.
+        family = family if oracle.name == "minibatch" else dataclasses.replace(family, oracle=built)
     try:
         return rescaled(family, rescale) if rescale else family
     except ValueError as error:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -14,6 +15,8 @@ from metaopt import cli
 from metaopt.experiment import Choice, Experiment, UserError, Validation, choice
 from metaopt.runs.arguments import parse_experiment
 from metaopt.runs.config import experiment_files, load_experiment, validate
+from metaopt.runs.folder import write_json
+from metaopt.runs.json_config import to_json
 
 SOURCE = """'''A tiny one.'''
 from metaopt.experiment import Evaluation, Experiment, Log, Validation, choice
@@ -73,6 +76,7 @@ MISTAKES = [
     (["train", TINY, "--meta-optimizer.learning-rate", "inf"], "`meta_optimizer.learning_rate` is inf; give a finite"),
     (["train", TINY, "--num-tasks", "3", "--tasks", "quadratic", "rosenbrock"], "try 2 or 4."),
     (["train", TINY, "--num-tasks", "4", "--num-devices", "3"], "`num_devices` (3) must divide the 4 tasks"),
+    (["train", TINY, "--oracle", "exat"], "oracle 'exat' is unknown; did you mean 'exact'?"),
     (["train", TINY, "--evaluation.baselines", "adm"], "baseline 'adm' is unknown; did you mean 'adam'?"),
     (["train", TINY, "--evaluation.tasks", "quadratic:dm=3"], "'dm' is unknown"),
     (["train", TINY, "--tasks", "classifier:data=mnist,data_dir=nowhere"], "nowhere"),
@@ -89,6 +93,7 @@ MISTAKES = [
     (["evaluate", ".."], "is not a run folder"),
     (["evaluate", "x", "--num-tasks", "0"], "--num-tasks (0) must be at least 1."),
     (["evaluate", "x", "--horzon", "3"], "did you mean --horizon?"),
+    (["train", TINY, "--evaluation.baselines", "sgd:powr=1"], "'powr' is unknown; did you mean 'power'?"),
     (["report"], "name at least one run folder"),
     (["report", ".."], "is not a run folder"),
     (["list", "things"], "takes no arguments"),
@@ -148,6 +153,14 @@ def test_train_evaluate_report(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert cli.main(["evaluate", str(run), *asked]) == 0
     again = json.loads((run / "evaluation.json").read_text())["results"]
     assert again == results
+    # With other baselines, here none: one more entry, nothing replaced.
+    asked = ["--tasks", "quadratic:dim=3", "--horizon", "2", "--num-tasks", "3", "--baselines"]
+    assert cli.main(["evaluate", str(run), *asked]) == 0
+    again = json.loads((run / "evaluation.json").read_text())["results"]
+    assert again[:3] == results and list(again[3]["optimizers"]) == ["tiny"]
+    assert sorted(path.name for path in run.glob("*.png")) == [
+        f"quadratic-dim-3-{rest}.png" for rest in ("2-steps-2", "2-steps", "4-steps")
+    ]
 
     (run / "report.html").unlink()
     assert cli.main(["report", str(run)]) == 0
@@ -174,6 +187,33 @@ def test_a_run_that_diverges_says_so_and_what_to_try(place: Path, capsys: pytest
     assert error.count("\n") == 1
     rows = [json.loads(line) for line in open("runs/tiny/001/metrics.jsonl")]
     assert [row["diverged"] for row in rows] == [2, 2] and [row["skipped"] for row in rows] == [1, 1]
+
+
+@pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of it.\nmore"), MemoryError()])
+def test_too_little_memory_is_one_line(
+    error: Exception, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("metaopt.runs.train.meta_train", fail)
+    assert cli.main(["train", TINY, "--optimizer", "momentum"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("metaopt: error: out of memory") and "--num-tasks" in said and "--chunk-size" in said
+    assert said.count("\n") == 1 and not (place / "runs").exists()
+
+
+@pytest.mark.parametrize(("flags", "count"), [([], 5), (["--num-devices", "3"], 3)])
+def test_resuming_takes_the_number_of_devices_that_the_run_began_on(
+    flags: list[str], count: int, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json(place / "config.json", to_json(base()))
+    write_json(place / "environment.json", {"experiment": "x", "device": {"count": 5}})
+    asked: list[Any] = []
+    monkeypatch.setattr(cli, "configure_jax", asked.append)
+    monkeypatch.setattr("metaopt.runs.train.resume", lambda path, **options: asked.append(options["num_devices"]))
+    assert cli.main(["train", "--resume", ".", *flags]) == 0
+    assert asked == [count, 3 if flags else None]
 
 
 def test_list(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,6 +267,8 @@ def test_flags_change_their_fields_and_no_others() -> None:
 
 
 def test_choices_are_replaced_or_built_upon() -> None:
+    assert flags("--oracle", "exact").oracle == Choice("exact")
+    assert flags("--oracle", ":a=1").oracle == choice("minibatch", a=1)
     assert flags("--optimizer", "lstm:alpha=shared").optimizer == choice("lstm", alpha="shared")
     assert flags("--optimizer", ":alpha=shared").optimizer == choice("lstm", hidden_size=3, alpha="shared")
     assert flags("--tasks", ":dim=4", "rosenbrock").tasks == (choice("quadratic", dim=4), Choice("rosenbrock"))

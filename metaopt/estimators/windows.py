@@ -77,8 +77,8 @@ def windowed_gradient(
     """Reverse-mode gradient of the objective over one window of `unroll_length` steps a meta-step.
 
     The carry is cut between windows and goes on with the values it has; after `horizon` steps all tasks are drawn anew.
-    Tasks come in equal numbers from every family, each family's gradient scaled by 1/mean f(θ_0) unless the objective is
-    free of scale; with a single task a meta-step one family is drawn. Dead tasks are left out of the mean.
+    Tasks come in equal numbers from every family, each family's gradient scaled by 1/mean f(θ_0) unless the objective
+    is free of scale; with a single task a meta-step one family is drawn. Dead tasks are left out of the mean.
 
     Raises:
       ValueError: `horizon` is not a multiple of `unroll_length`.

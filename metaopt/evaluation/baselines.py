@@ -13,12 +13,12 @@ import numpy as np
 from metaopt.evaluation import statistics
 from metaopt.evaluation.curves import run
 from metaopt.evaluation.recording import plan
-from metaopt.experiment import UserError, build_optimizer, choice
+from metaopt.experiment import UserError, build_optimizer, parse_choice
 from metaopt.types import Key, MetaParams, Optimizer, TaskFamily
 
 GRID = tuple(range(-6, 2))  # in half-decades: rates 10^(k/2) from 1e-3 to 3
 BOUNDS = (-12, 6)  # how far the grid may be extended: 1e-6 to 1e3
-RECORDS = 10  # points of a tuning curve: enough to see a failure
+RECORDS = 10  # points of a tuning curve; a failure between them is seen all the same
 BASELINES = ("sgd", "momentum", "rmsprop", "adam")
 
 Tuned = tuple[Optimizer, MetaParams, dict[str, Any]]
@@ -36,6 +36,7 @@ def tune_baselines(
 ) -> dict[str, Tuned]:
     """name -> (optimizer, φ with the best learning rate, record of the search).
 
+    A name may carry options as a choice does: `sgd:power=0.5`.
     The rate is chosen by the mean final loss over `num_tasks` tasks with a failed one counted as infinite; by the
     median where every rate of the grid has a failure. The grid is extended by half-decades until the best is inside it
     or the bounds are reached. `key` must not be the one whose curves are reported.
@@ -54,7 +55,7 @@ def tune_baselines(
 @functools.cache
 def _baseline(name: str) -> Optimizer:
     # Built once, for the compiled code hangs on the Optimizer's identity.
-    return build_optimizer(choice(name))
+    return build_optimizer(parse_choice(name))
 
 
 def _tune(name: str, family: TaskFamily, key: Key, horizon: int, num_tasks: int, num_devices: int | None) -> Tuned:
@@ -68,8 +69,8 @@ def _tune(name: str, family: TaskFamily, key: Key, horizon: int, num_tasks: int,
         grid = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (len(exponents), *leaf.shape)), meta_params)
         grid["log_learning_rate"] = _log_rate(np.asarray(exponents))
         how = {"segments": segments, "num_tasks": num_tasks, "splits": (), "num_devices": num_devices}
-        loss = run(optimizer, grid, family, key, grid=True, **how).loss
-        return statistics.score(loss[..., -1], np.stack([statistics.failed(curve) for curve in loss]))
+        found = run(optimizer, grid, family, key, grid=True, **how)
+        return statistics.score(found.loss[..., -1], np.stack([statistics.failed(peak) for peak in found.peak]))
 
     exponents = list(GRID)
     means, medians = (values.tolist() for values in scores(exponents))
@@ -99,6 +100,17 @@ def _tune(name: str, family: TaskFamily, key: Key, horizon: int, num_tasks: int,
         "horizon": horizon,
     }
     return optimizer, {**meta_params, "log_learning_rate": _log_rate(np.asarray(exponents[best]))}, record
+
+
+def lowered(tuned: Tuned) -> Tuned | None:
+    """The same baseline at the next lower rate of its grid; None where there is no lower one."""
+    optimizer, meta_params, record = tuned
+    rate = record["learning_rate"]
+    lower = max((point["learning_rate"] for point in record["grid"] if point["learning_rate"] < rate), default=None)
+    if lower is None:
+        return None
+    meta_params = {**meta_params, "log_learning_rate": jnp.log(jnp.float32(lower))}
+    return optimizer, meta_params, {**record, "learning_rate": lower, "lowered_from": rate}
 
 
 def _rate(exponent: int) -> float:

@@ -29,6 +29,9 @@ class Curves(NamedTuple):
 
     steps: np.ndarray  # [points] inner steps, from 0 to the horizon; the training horizon is among them
     loss: dict[str, np.ndarray]  # [tasks, points]: column 0 is f(θ_0), the same for all; inf once a task is dead
+    # [tasks, points]: the largest loss up to there, also between recorded points; column 0 is f(θ_0). A step's own loss
+    # counts as it came with the step's gradient: exact on deterministic families, else a minibatch's.
+    peak: dict[str, np.ndarray]
     alive: dict[str, np.ndarray]  # [tasks, points] bool
     final: dict[str, dict[Split, dict[str, np.ndarray]]]  # split -> "loss" and the family's metrics at the end, [tasks]
     evaluated_on: str  # what the losses of the curve are taken on, in words
@@ -79,6 +82,7 @@ def evaluate(
     return Curves(
         steps=recorded_steps(segments),
         loss={name: outcome.loss for name, outcome in runs.items()},
+        peak={name: outcome.peak for name, outcome in runs.items()},
         alive={name: outcome.alive for name, outcome in runs.items()},
         final={name: outcome.final for name, outcome in runs.items()},
         evaluated_on=family.evaluated_on,
@@ -133,6 +137,7 @@ class Outcome(NamedTuple):
     """Curves of one optimizer; under a grid every array has the grid's axis in front."""
 
     loss: Any  # [tasks, points]
+    peak: Any  # [tasks, points]
     alive: Any  # [tasks, points]
     final: dict[Split, dict[str, Any]]  # [tasks]
 
@@ -173,14 +178,14 @@ def run(
     outcome = jax.tree.map(lambda leaf: np.take(leaf, np.arange(num_tasks), axis=axis), jax.device_get(outcome))
     # Infinite from the first non-finite loss on, also where the run came back to numbers.
     alive = np.logical_and.accumulate(outcome.alive & np.isfinite(outcome.loss), axis=-1)
-    loss = np.where(alive, outcome.loss, np.inf).astype(np.float64)
+    loss, peak = (np.where(alive, part, np.inf).astype(np.float64) for part in (outcome.loss, outcome.peak))
     final = {}
     for split, values in outcome.final.items():
         final[split] = {
             name: np.where(alive[..., -1], value, np.inf if name == "loss" else np.nan).astype(np.float64)
             for name, value in values.items()
         }
-    return Outcome(loss, alive, final)
+    return Outcome(loss, peak, alive, final)
 
 
 def _chunks(
@@ -251,15 +256,19 @@ def _run_chunk(
     def full_loss(params: Any, task: Any) -> jax.Array:
         return family.loss(params, task, family.eval_batch(task, family.data, "train"))
 
-    def advance(length: int, state: UnrollState, _: None) -> tuple[UnrollState, tuple[jax.Array, jax.Array]]:
-        state, _trace = unroll(tx, family, task, state, length=length, objective_batch="none")
-        return state, (full_loss(state.params, task), state.alive)
+    def advance(length: int, carry: tuple[UnrollState, jax.Array], _: None) -> Any:
+        state, peak = carry
+        state, trace = unroll(tx, family, task, state, length=length, objective_batch="none")
+        loss = full_loss(state.params, task)
+        peak = jnp.maximum(peak, jnp.maximum(trace.loss.max(axis=0), loss))
+        return (state, peak), (loss, peak, state.alive)
 
-    records = [(full_loss(state.params, task)[None], state.alive[None])]
+    peak = full_loss(state.params, task)
+    records = [(peak[None], peak[None], state.alive[None])]
     for length, count in segments:
-        state, record = jax.lax.scan(functools.partial(advance, length), state, length=count)
+        (state, peak), record = jax.lax.scan(functools.partial(advance, length), (state, peak), length=count)
         records.append(record)
-    loss, alive = (jnp.concatenate(parts).T for parts in zip(*records, strict=True))
+    loss, peak, alive = (jnp.concatenate(parts).T for parts in zip(*records, strict=True))
 
     def at_end(split: Split) -> dict[str, jax.Array]:
         def one(params: Any, task: Any) -> dict[str, jax.Array]:
@@ -269,4 +278,4 @@ def _run_chunk(
 
         return jax.vmap(one)(state.params, task)
 
-    return Outcome(loss, alive, {split: at_end(split) for split in splits})
+    return Outcome(loss, peak, alive, {split: at_end(split) for split in splits})

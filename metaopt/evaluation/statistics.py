@@ -15,10 +15,14 @@ NUM_RESAMPLES = 2000
 # ----- the three words; `loss` is [tasks, points], inf once a task is dead; `steps` is [points] and starts at 0 -------
 
 
-def failed(loss: np.ndarray) -> np.ndarray:
-    """[tasks] bool: non-finite, or above 10 f(θ_0), at any recorded step."""
-    limit = FAILURE_FACTOR * loss[:, :1]
-    return np.any(~np.isfinite(loss) | (loss > limit), axis=1)
+def failed(peak: np.ndarray) -> np.ndarray:
+    """[tasks] bool: non-finite, or above 10 f(θ_0), at any step, recorded or not.
+
+    `peak` [tasks, points] is `Curves.peak`, the largest loss so far, whose first column is f(θ_0). Where a family has
+    minibatches, the loss of a step between recorded points is its minibatch's.
+    """
+    limit = FAILURE_FACTOR * peak[:, :1]
+    return np.any(~np.isfinite(peak) | (peak > limit), axis=1)
 
 
 def rises(loss: np.ndarray, steps: np.ndarray, train_horizon: int | None) -> np.ndarray | None:
@@ -140,6 +144,7 @@ def describe(
     loss: np.ndarray,
     steps: np.ndarray,
     *,
+    peak: np.ndarray,
     train_horizon: int | None,
     reference: np.ndarray | None = None,
     seed: int = 0,
@@ -149,6 +154,7 @@ def describe(
     Args:
       loss: [tasks, points], inf once a task is dead.
       steps: [points], from 0.
+      peak: [tasks, points], the largest loss so far at any step.
       train_horizon: T; None where the optimizer has none.
       reference: [tasks] final losses of the best baseline on the same tasks.
     """
@@ -156,7 +162,7 @@ def describe(
     inside = train_horizon is not None and train_horizon in steps
     at_train = at_step(loss, steps, train_horizon) if inside and train_horizon is not None else None
     words = {
-        "failed": failed(loss),
+        "failed": failed(peak),
         "rises": rises(loss, steps, train_horizon),
         "keeps_improving": keeps_improving(loss, steps, train_horizon),
     }

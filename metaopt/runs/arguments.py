@@ -29,6 +29,7 @@ class ResumeArguments:
 
     resume: str  # the run's folder
     num_meta_steps: int | None = None  # in all; more than the run was begun with to lengthen it
+    num_devices: int | None = None  # None: as before; φ is bitwise that of an undisturbed run on as many only
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,7 @@ def parse_experiment(arguments: list[str], *, prog: str, base: Experiment) -> tu
     values = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
     parsed = parse(TrainArguments, arguments, prog=prog, default=TrainArguments(**values))
     chosen = {name: getattr(parsed, name) for name in values}
-    chosen["optimizer"] = merged(parsed.optimizer, base.optimizer)
-    chosen["estimator"] = merged(parsed.estimator, base.estimator)
+    chosen |= {name: merged(chosen[name], value) for name, value in values.items() if isinstance(value, Choice)}
     chosen["tasks"] = merged_all(parsed.tasks, base.tasks)
     tasks = merged_all(parsed.evaluation.tasks, base.evaluation.tasks)
     chosen["evaluation"] = dataclasses.replace(parsed.evaluation, tasks=tasks)

@@ -53,11 +53,14 @@ class Checkpoints(Generic[State]):
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: State, record: Record, *, best_step: int | None = None) -> None:
-        """Saves whole or not at all; keeps the checkpoint of `best_step` beside the latest ones."""
+        """Saves whole or not at all; keeps the checkpoint of `best_step` beside the latest ones.
+
+        The record comes back with "num_devices", those that the state lay on.
+        """
         self._policy.best_step = best_step
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            record=ocp.args.JsonSave({**record, "arrays": _describe(state)}),
+            record=ocp.args.JsonSave({**record, "num_devices": _num_devices(state), "arrays": _describe(state)}),
         )
         with _quiet():
             self._manager.save(step, args=args, force=True)
@@ -99,15 +102,21 @@ class Checkpoints(Generic[State]):
         """
         with _quiet():
             record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-            self._check(step, record.pop("arrays"), target)
+            self._check(step, record.pop("arrays"), record.get("num_devices"), target)
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
             state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
         return state["state"], record
 
-    def _check(self, step: int, held: dict[str, str], target: State) -> None:
-        wanted = _describe(target)
+    def _check(self, step: int, held: dict[str, str], held_devices: int | None, target: State) -> None:
+        wanted, devices = _describe(target), _num_devices(target)
         for name in sorted({*held, *wanted}):
             if held.get(name) != wanted.get(name):
+                # The tasks of a truncated run lie in the state as they were shared out among the devices.
+                if held_devices not in (None, devices) and name.startswith("estimator_state/"):
+                    raise UserError(
+                        f"the checkpoint of meta-step {step} in {self._folder} was saved by a run on {held_devices} "
+                        f"devices, and this one is on {devices}; resume with --num-devices {held_devices}."
+                    )
                 raise UserError(
                     f"the checkpoint of meta-step {step} in {self._folder} is of another architecture: {name} is "
                     f"{held.get(name, 'missing')} there and {wanted.get(name, 'missing')} by config.json; "
@@ -123,6 +132,10 @@ def _describe(state: Any) -> dict[str, str]:
     """Path -> type and shape of every array of a pytree."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+def _num_devices(state: Any) -> int:
+    return max(leaf.sharding.num_devices for leaf in jax.tree.leaves(state))
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,16 @@ from metaopt.runs.environment import describe_environment
 from metaopt.runs.loggers import make_console
 from metaopt.runs.pretrained import Trained, find_optimizer
 from metaopt.runs.report import write_report
-from metaopt.runs.results import check, evaluate_all, plan_of, print_results
+from metaopt.runs.results import (
+    Result,
+    check,
+    check_writable,
+    evaluate_all,
+    identity,
+    plan_of,
+    print_results,
+    read_results,
+)
 from metaopt.runs.train import learned_name
 
 
@@ -23,7 +34,8 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
     One run's results go into its own folder and its report; those of several, or of a pretrained optimizer, into `out`.
 
     Raises:
-      UserError: no such run, task or baseline, counts below 1, or a folder that cannot be written.
+      UserError: no such run, task or baseline, counts below 1, runs of different training horizons, a folder that
+        cannot be written, or one whose evaluation.json is broken.
     """
     console = console or make_console()
     if not arguments.runs:
@@ -34,6 +46,7 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed ({arguments.seed}) must lie between 0 and {2**32 - 1}.")
     trained = _named(arguments.runs)
+    _same_training_horizon(trained)
     first = next(iter(trained.values())).experiment
     own = plan_of(first)
     tasks = merged_all(arguments.tasks, first.tasks) or tuple(dict((str(task), task) for task, _ in own).values())
@@ -48,16 +61,12 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
     single = Path(arguments.runs[0]) if len(arguments.runs) == 1 else None
     if single is not None and single.is_dir() and arguments.out is None:
         path = single
+        check_writable(path, "give --out")
+        read_results(path)
     else:
         made = folder.new_folder(None if arguments.out is None else Path(arguments.out), Path("evaluations"))
         path = made.path
     console.print(f"results: {path}", highlight=False, markup=False, soft_wrap=True)
-    horizons_of_training = {one.experiment.horizon for one in trained.values()}
-    if len(horizons_of_training) > 1:
-        text = (
-            f"the runs were trained at different horizons; the first one's ({first.horizon}) counts as the training one"
-        )
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
     try:
         results = evaluate_all(
             path,
@@ -79,14 +88,35 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
         environment = describe_environment(path.name, tasks)
         runs = {name: run for name, run in zip(trained, arguments.runs, strict=True)}
         folder.write_json(path / folder.ENVIRONMENT, {**environment, "runs": runs})
-    for index, result in enumerate(results):
-        name = f"{index + 1:02}-{result['task'].partition(':')[0]}-{result['horizon']}"
-        with folder.replacing(path / f"{name}.png") as part:
+    everything = read_results(path)
+    for result in results:
+        with folder.replacing(path / _picture_name(result, everything)) as part:
             pictures.save_png(pictures.evaluation_figure(result), part)
     print_results(console, results)
     last = f"report: {write_report(path)}" if made is None else f"results: {path / folder.EVALUATION}"
     console.print(f"\n{last}", highlight=False, markup=False, soft_wrap=True)
     return path
+
+
+def _same_training_horizon(trained: Mapping[str, Trained]) -> None:
+    horizons = {name: one.experiment.horizon for name, one in trained.items()}
+    if len(set(horizons.values())) > 1:
+        listed = ", ".join(f"{name} {horizon}" for name, horizon in horizons.items())
+        raise UserError(
+            f"the optimizers were trained at different horizons ({listed}), but an evaluation marks one; evaluate "
+            "those of each training horizon by themselves."
+        )
+
+
+def _picture_name(result: Result, everything: list[Result]) -> str:
+    """`classifier-hidden_layers-3-500-steps.png`; with a number where evaluation.json holds several such entries."""
+
+    def stem(result: Result) -> str:
+        return f"{re.sub(r'[^A-Za-z0-9._]+', '-', result['task'])[:200]}-{result['horizon']}-steps"
+
+    alike = [identity(other) for other in everything if stem(other) == stem(result)]
+    number = alike.index(identity(result)) + 1
+    return f"{stem(result)}{f'-{number}' if number > 1 else ''}.png"
 
 
 def _named(runs: tuple[str, ...]) -> dict[str, Trained]:

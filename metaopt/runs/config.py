@@ -13,6 +13,7 @@ from typing import Any
 
 import metaopt
 from metaopt.experiment import Experiment, UserError, suggest
+from metaopt.runs.folder import CONFIG, experiment_name
 from metaopt.runs.json_config import from_json, to_json
 
 # ----- checks across fields -------------------------------------------------------------------------------------------
@@ -140,10 +141,13 @@ def load_experiment(name_or_path: str) -> tuple[str, Experiment]:
       UserError: no such name or file, or it holds no experiment.
     """
     path = Path(name_or_path)
-    if path.is_dir() and (path / "config.json").is_file():
-        path = path / "config.json"
+    if path.is_dir() and (path / CONFIG).is_file():
+        path = path / CONFIG
+    if path.name == CONFIG:
+        experiment = read_config(path)
+        return experiment_name(path.parent) or path.resolve().parent.name, experiment
     if path.suffix == ".json":
-        return (path.resolve().parent.name if path.name == "config.json" else path.stem), read_config(path)
+        return path.stem, read_config(path)
     if path.suffix == ".py":
         return path.stem, _run_file(path)
     known = experiment_files()

@@ -51,7 +51,7 @@ def describe_data(tasks: Iterable[Choice]) -> list[dict[str, str]]:
     for picked in tasks:
         parameters = inspect.signature(TASKS[picked.name]).parameters
         settings = {key: parameters[key].default for key in ("data", "data_dir") if key in parameters}
-        settings |= {key: picked.options[key] for key in settings if key in picked.options}
+        settings |= {key: picked.options[key] for key in settings if picked.options.get(key, "none") != "none"}
         if settings.get("data"):
             dataset = load_dataset(settings["data"], settings.get("data_dir"))
             found[dataset.name, dataset.source] = {

@@ -171,6 +171,25 @@ def open_run(path: Path) -> tuple[Path, Experiment]:
     return path, from_json(read_json(config), str(config))
 
 
+def _environment(path: Path) -> dict[str, Any]:
+    file = path / ENVIRONMENT
+    environment = read_json(file) if file.is_file() else {}
+    return environment if isinstance(environment, dict) else {}
+
+
+def experiment_name(path: Path) -> str | None:
+    """What the experiment of a run folder is called; None where its environment.json does not tell."""
+    name = _environment(path).get("experiment")
+    return name if isinstance(name, str) and name else None
+
+
+def devices_begun_with(path: Path) -> int | None:
+    """The number of devices that jax saw when a run began; None where its environment.json does not tell."""
+    device = _environment(path).get("device")
+    count = device.get("count") if isinstance(device, dict) else None
+    return count if isinstance(count, int) and count > 0 else None
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keeps a second process from training in the same folder; the lock goes with the process, however it ends.

@@ -8,18 +8,20 @@ from typing import Any
 
 from metaopt.estimators import ESTIMATORS
 from metaopt.optimizers import OPTIMIZERS
+from metaopt.oracles import ORACLES
 from metaopt.runs.config import experiment_files, first_line
 from metaopt.runs.pretrained import SHIPPED, pretrained, read_optimizer
 from metaopt.tasks import TASKS
 
 
 def print_listing() -> None:
-    """Experiments, task families, optimizers, estimators and pretrained optimizers."""
+    """Experiments, task families, optimizers, estimators, oracles and pretrained optimizers."""
     sections: dict[str, Mapping[str, str]] = {
         "experiments": {name: first_line(path) for name, path in experiment_files().items()},
         "task families": _described(TASKS),
         "optimizers": _described(OPTIMIZERS),
         "estimators": _described(ESTIMATORS),
+        "oracles": _described(ORACLES),
         "pretrained": {
             name: str(read_optimizer(SHIPPED / f"{name}.safetensors").experiment.optimizer) for name in pretrained()
         },
@@ -33,9 +35,10 @@ def print_listing() -> None:
             print("  none yet")
 
 
-def _optimizer(name: str) -> str:
-    return str(read_optimizer(SHIPPED / f"{name}.safetensors").experiment.optimizer)
-
-
 def _described(registry: Mapping[str, Any]) -> dict[str, str]:
-    return {name: (inspect.getdoc(factory) or "").partition("\n")[0] for name, factory in registry.items()}
+    return {name: _first_line(factory) for name, factory in registry.items()}
+
+
+def _first_line(factory: Any) -> str:
+    text = inspect.getdoc(factory) or inspect.getdoc(inspect.getmodule(factory)) or ""
+    return text.partition("\n")[0]

@@ -51,6 +51,13 @@ class Recorder:
         step = int(state.meta_step)
         if remarks:
             remarks = [*remarks, f"going on from the one before, at meta-step {step}"]
+        before, now = record.get("num_devices", 0), state.meta_step.sharding.num_devices
+        if before and before != now:
+            remarks = [
+                *remarks,
+                f"saved on {before} devices, going on with {now}: φ will differ in its last digits from that of an "
+                f"undisturbed run, which --num-devices {before} avoids",
+            ]
         self._began = time.monotonic() - float(record["elapsed"])
         self._validation_due = bool(record["validation_due"])
         cut_back(self.path / folder.METRICS, step, validation_due=self._validation_due)

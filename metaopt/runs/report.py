@@ -9,7 +9,7 @@ from typing import Any
 
 from metaopt.analysis import pictures
 from metaopt.analysis.series import validation_series
-from metaopt.runs.folder import CONFIG, ENVIRONMENT, EVALUATION, METRICS, REPORT, open_run, read_json, replacing
+from metaopt.runs.folder import CONFIG, ENVIRONMENT, METRICS, REPORT, open_run, read_json, replacing
 from metaopt.runs.loggers import read_rows
 from metaopt.runs.report_parts import (
     count_words,
@@ -23,22 +23,23 @@ from metaopt.runs.report_parts import (
     ratio_words,
     results_table,
 )
+from metaopt.runs.results import check_writable, read_results
 
 
 def write_report(run_dir: Path) -> Path:
     """Writes report.html into a run folder from what is there; what is missing is said on the page.
 
     Raises:
-      UserError: the path is no run folder, or a file in it is not valid JSON.
+      UserError: the path is no run folder or cannot be written, or a file in it is broken.
     """
     run_dir = Path(run_dir)
     if not (run_dir / CONFIG).is_file():
         open_run(run_dir)  # raises, with the remedy
+    check_writable(run_dir, "make it writable, or copy the run and report on the copy")
     config = read_json(run_dir / CONFIG)
     environment = _optional(run_dir / ENVIRONMENT)
     rows = list(read_rows(run_dir / METRICS))
-    evaluation = _optional(run_dir / EVALUATION)
-    results = evaluation.get("results", []) if isinstance(evaluation, Mapping) else []
+    results = read_results(run_dir)
     title = str(environment.get("experiment") or run_dir.resolve().name)
     train_rows = [row for row in rows if row.get("kind", "train") == "train" and "meta_loss" in row]
     sections = [
@@ -151,6 +152,8 @@ def _tuning_notes(result: Mapping[str, Any]) -> str:
             words += ", the bound of the search"
         if tuned.get("criterion") == "median":
             words += ", by the median, for every rate failed on some task"
+        if tuned.get("lowered_from") is not None:
+            words += f", lowered from {number(tuned['lowered_from'])}, which failed on some of the tasks reported here"
         notes.append(words)
     if not notes:
         return ""

@@ -126,7 +126,8 @@ def results_table(result: Mapping[str, Any]) -> str:
     head = "".join(f"<th scope=col>{column}</th>" for column in columns)
     notes = (
         "Small print under a mean or a ratio (of means, on the same tasks): its 95% bootstrap interval; under a "
-        "median: the quartiles. Failed: not finite, or above 10 times the first loss at any recorded step."
+        "median: the quartiles. Failed: not finite, or above 10 times the first loss, at any step; on tasks with "
+        "minibatches the loss of a step between two recorded ones is its minibatch's."
     )
     if beyond:
         at = result.get("keeps_improving_at")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.evaluation import BASELINES, evaluate_run_on
-from metaopt.experiment import Choice, Experiment, UserError, build_family, suggest
-from metaopt.runs.folder import EVALUATION, read_json, write_json
+from metaopt.experiment import Choice, Experiment, UserError, build_family, build_optimizer, parse_choice, suggest
+from metaopt.runs.folder import EVALUATION, read_json, replacing, write_json
 from metaopt.types import MetaParams, Optimizer
 
 Result = dict[str, Any]  # one entry of evaluation.json's "results"
@@ -33,9 +33,32 @@ def check(plan: Plan, baselines: Sequence[str]) -> None:
     for _, horizon in plan:
         if horizon < 1:
             raise UserError(f"`horizon` ({horizon}) must be at least 1.")
-    for name in baselines:
-        if name not in BASELINES:
-            raise UserError(f"baseline {suggest(name, BASELINES)}")
+    for text in baselines:
+        picked = parse_choice(text)
+        if picked.name not in BASELINES:
+            raise UserError(f"baseline {suggest(picked.name, BASELINES)}")
+        if "learning_rate" in picked.options:
+            raise UserError(f"baseline {text!r}: its learning rate is what is tuned; leave learning_rate out.")
+        build_optimizer(picked)
+
+
+def check_writable(path: Path, remedy: str) -> None:
+    """Raises before the work what would fail after it.
+
+    Raises:
+      UserError: no file can be made in the folder.
+    """
+    try:
+        with replacing(path / EVALUATION):
+            raise _Tried
+    except _Tried:
+        pass
+    except OSError as error:
+        raise UserError(f"cannot write to the folder {path}: {error.strerror}; {remedy}.") from None
+
+
+class _Tried(Exception):
+    pass
 
 
 def evaluate_all(
@@ -61,9 +84,10 @@ def evaluate_all(
     trained = dict(trained or {})
     results = []
     for task, horizon in plan:
-        wanted = {"task": str(task), "horizon": horizon, "num_tasks": num_tasks, "seed": seed}
+        name = build_family(task).name or str(task)
+        wanted = (name, horizon, num_tasks, seed, sorted(set(baselines)))
+        result = next((r for r in read_results(path) if identity(r) == wanted), None)
         names = {*learned, *baselines}
-        result = next((r for r in read_results(path) if _same(r, wanted)), None)
         fits = result is not None and result.get("meta_steps") == trained and set(result["optimizers"]) == names
         if not (keep and fits):
             result = evaluate_run_on(
@@ -88,7 +112,7 @@ def read_results(path: Path) -> list[Result]:
     """The results in a folder's evaluation.json; none where there is no such file.
 
     Raises:
-      UserError: it is broken.
+      UserError: it is broken, or an entry lacks what tables and pictures are made of.
     """
     file = path / EVALUATION
     if not file.exists():
@@ -97,14 +121,25 @@ def read_results(path: Path) -> list[Result]:
     results = content.get("results") if isinstance(content, dict) else None
     if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
         raise UserError(f"{file} holds no list of results; move it away and evaluate again.")
+    for index, result in enumerate(results):
+        records = result.get("optimizers")
+        missing = [field for field in ("task", "horizon", "num_tasks", "optimizers") if field not in result]
+        if isinstance(records, dict):
+            every = [record if isinstance(record, dict) else {} for record in records.values()]
+            missing += [field for field in ("kind", "final", "curve") if any(field not in record for record in every)]
+        elif not missing:
+            missing = ["optimizers"]
+        if missing:
+            lacking = f"result {index + 1} lacks {', '.join(missing)}"
+            raise UserError(f"{file}: {lacking}; move it away and evaluate again.")
     return results
 
 
 def put_result(path: Path, result: Result) -> None:
-    """Adds a result to the folder's evaluation.json, in the place of one on the same tasks."""
+    """Adds a result to the folder's evaluation.json, in the place of one on the same tasks with the same baselines."""
     results = read_results(path)
     for index, other in enumerate(results):
-        if _same(other, result):
+        if identity(other) == identity(result):
             results[index] = result
             break
     else:
@@ -112,8 +147,10 @@ def put_result(path: Path, result: Result) -> None:
     write_json(path / EVALUATION, {"version": 1, "results": results})
 
 
-def _same(one: Result, other: Mapping[str, Any]) -> bool:
-    return all(one.get(key) == other.get(key) for key in ("task", "horizon", "num_tasks", "seed"))
+def identity(result: Result) -> tuple[Any, ...]:
+    """What a new result must share with an older one to take its place."""
+    baselines = sorted(name for name, record in result["optimizers"].items() if record["kind"] == "baseline")
+    return (*(result.get(key) for key in ("task", "horizon", "num_tasks", "seed")), baselines)
 
 
 # ----- the table ------------------------------------------------------------------------------------------------------
@@ -128,7 +165,7 @@ def print_results(console: Any, results: Sequence[Result]) -> None:
 
     for result in results:
         title = f"{result['task']}, {result['horizon']} steps, {result['num_tasks']} tasks"
-        rows = [_cells(name, record) for name, record in result["optimizers"].items()]
+        rows = [_cells(name, record, result["num_tasks"]) for name, record in result["optimizers"].items()]
         # A column in which no optimizer has a value is left out.
         shown = [i for i in range(len(HEADER)) if any(row[i] for row in rows)]
         console.print()
@@ -152,7 +189,7 @@ def _plain_table(title: str, rows: list[tuple[str, ...]], shown: list[int]) -> s
     return "\n".join([title, *(f"  {line}" for line in lines)])
 
 
-def _cells(name: str, record: Mapping[str, Any]) -> tuple[str, ...]:
+def _cells(name: str, record: Mapping[str, Any], num_tasks: int) -> tuple[str, ...]:
     final, ratio, tuned = record["final"], record.get("ratio_to_best_baseline"), record.get("tuned") or {}
     rate = tuned.get("learning_rate")
     return (
@@ -161,9 +198,9 @@ def _cells(name: str, record: Mapping[str, Any]) -> tuple[str, ...]:
         _interval(final.get("mean_interval")),
         _number(final["median"]),
         "" if ratio is None else f"{_number(ratio['of_means'])} {_interval(ratio['interval'])}".strip(),
-        _percent(record.get("failed")),
-        _percent(record.get("rises")),
-        _percent((record.get("test") or {}).get("accuracy"), digits=1),
+        _count(record.get("failed"), num_tasks),
+        _count(record.get("rises"), num_tasks),
+        _percent((record.get("test") or {}).get("accuracy")),
     )
 
 
@@ -175,5 +212,10 @@ def _interval(values: Any) -> str:
     return "" if not values else f"[{_number(values[0])}, {_number(values[1])}]"
 
 
-def _percent(value: Any, digits: int = 0) -> str:
-    return "" if value is None else f"{value:.{digits}%}"
+def _count(fraction: Any, total: int) -> str:
+    # Never a rounded share: one failure of 400 makes a mean infinite and would read 0%.
+    return "" if fraction is None else f"{round(fraction * total)}/{total}"
+
+
+def _percent(value: Any) -> str:
+    return "" if value is None else f"{value:.1%}"

@@ -43,29 +43,44 @@ def train(experiment: Experiment, out: Path | None = None, *, name: str = "exper
     try:
         folder.write_json(made.path / folder.ENVIRONMENT, _environment(trainer, name))
         return _run(made.path, trainer, console or make_console(), resumed=False)
-    except UserError:
-        # What only tracing finds out; a run that began keeps its folder.
+    except (UserError, RuntimeError, MemoryError):
+        # What only tracing finds out, or too little memory; a run that began keeps its folder.
         if not (made.path / folder.METRICS).exists() or not (made.path / folder.METRICS).stat().st_size:
             made.discard()
         raise
 
 
-def resume(path: Path, *, num_meta_steps: int | None = None, console: Any = None) -> Path:
+def resume(
+    path: Path, *, num_meta_steps: int | None = None, num_devices: int | None = None, console: Any = None
+) -> Path:
     """Goes on with a run from its latest checkpoint, to more meta-steps where asked; ends as `train` does.
 
-    φ comes out bitwise equal to that of a run that was never stopped.
+    φ comes out bitwise equal to that of a run that was never stopped, on the same number of devices.
+
+    Args:
+      num_devices: in place of the experiment's own.
 
     Raises:
-      UserError: not a run folder, a checkpoint of another architecture, or fewer meta-steps than it was begun with.
+      UserError: not a run folder, a checkpoint of another architecture or number of devices, fewer meta-steps than it
+        was begun with, or more where the learning rate's schedule has an end.
     """
     path, experiment = folder.open_run(path)
-    if num_meta_steps is not None and num_meta_steps < experiment.num_meta_steps:
+    steps = experiment.num_meta_steps if num_meta_steps is None else num_meta_steps
+    if steps < experiment.num_meta_steps:
         raise UserError(
-            f"`num_meta_steps` ({num_meta_steps}) is less than the {experiment.num_meta_steps} of {path}; "
+            f"`num_meta_steps` ({steps}) is less than the {experiment.num_meta_steps} of {path}; "
             "a run can only be lengthened."
         )
-    longer = dataclasses.replace(experiment, num_meta_steps=num_meta_steps or experiment.num_meta_steps)
-    return _run(path, _prepare(longer), console or make_console(), resumed=True)
+    schedule = experiment.meta_optimizer.schedule
+    if steps > experiment.num_meta_steps and schedule != "constant":
+        raise UserError(
+            f"{path} cannot be lengthened: `meta_optimizer.schedule` ({schedule}) ends at meta-step "
+            f"{experiment.num_meta_steps}, and only a constant one goes on; "
+            f"begin a new run with --num-meta-steps {steps}."
+        )
+    devices = experiment.num_devices if num_devices is None else num_devices
+    changed = dataclasses.replace(experiment, num_meta_steps=steps, num_devices=devices)
+    return _run(path, _prepare(changed), console or make_console(), resumed=True)
 
 
 def _prepare(experiment: Experiment) -> Trainer:
@@ -132,7 +147,7 @@ def _note_resumption(path: Path, trainer: Trainer, state: TrainState | None) -> 
     """environment.json tells of every process that took part."""
     file = path / folder.ENVIRONMENT
     before = folder.read_json(file) if file.is_file() else {}
-    now = _environment(trainer, before.get("experiment", path.resolve().parent.name))
+    now = _environment(trainer, folder.experiment_name(path) or path.resolve().parent.name)
     if not before:
         folder.write_json(file, now)
         return
@@ -180,9 +195,7 @@ def _evaluate(
 
 def learned_name(path: Path) -> str:
     """What a run's optimizer is called in evaluations: its experiment's name, unless a baseline is called so."""
-    file = path / folder.ENVIRONMENT
-    known = folder.read_json(file).get("experiment") if file.is_file() else None
-    name = str(known or path.resolve().name)
+    name = folder.experiment_name(path) or path.resolve().name
     return f"learned {name}" if name in BASELINES else name
 
 

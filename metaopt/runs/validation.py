@@ -82,7 +82,7 @@ def _values(curves: Curves, step: int) -> dict[str, float]:
     """Mean, median and share of failures at a recorded step; accuracy on the validation split where the curve ends."""
     upto = int(np.flatnonzero(curves.steps == step)[0]) + 1
     loss = curves.loss["learned"][:, :upto]
-    failed = statistics.failed(loss)
+    failed = statistics.failed(curves.peak["learned"][:, :upto])
     values = {
         "median": float(statistics.score(loss[:, -1], failed)[1]),
         "mean": float(loss[:, -1].mean()),

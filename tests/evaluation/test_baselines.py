@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -10,9 +11,10 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt.evaluation import baselines, evaluate_run_on, tune_baselines
+from metaopt.evaluation import baselines, comparison, evaluate_run_on, tune_baselines
 from metaopt.experiment import UserError, choice
 from metaopt.optimizers import OPTIMIZERS
+from metaopt.tasks import quadratic
 from metaopt.types import TaskFamily
 
 KEY = jax.random.key(0)
@@ -84,6 +86,55 @@ def test_the_median_decides_where_every_rate_has_a_failure() -> None:
     assert record["criterion"] == "median" and record["learning_rate"] == pytest.approx(0.1)
 
 
+def test_a_failure_between_the_points_of_a_tuning_curve_counts() -> None:
+    def loss(params, task, batch):  # slope 1 everywhere; a ridge at 0.5, which the rate 0.1 meets at step 5
+        value = jnp.where(jnp.abs(params - 0.5) < 0.04, 100.0, 1.0 + 0.1 * jnp.abs(params + 1.0))
+        return params + jax.lax.stop_gradient(value - params)
+
+    family = dataclasses.replace(parabola(1.0), init=lambda key, task: jnp.float32(1.0), loss=loss)
+    record = tune_baselines(family, KEY, horizon=20, num_tasks=2, names=["sgd"])["sgd"][2]  # recorded at even steps
+    by_rate = {point["learning_rate"]: point["mean"] for point in record["grid"]}
+    assert by_rate[0.1] == np.inf and by_rate[0.01] == pytest.approx(1.18, rel=1e-4)
+    assert by_rate[0.316228] == pytest.approx(1.4325, rel=1e-4)  # over the ridge in one stride
+    assert record["learning_rate"] == 0.01
+
+
+def test_a_baseline_may_have_options() -> None:
+    name = "sgd:power=0.5"
+    record = tune_baselines(parabola(10.0), KEY, horizon=4, num_tasks=1, names=[name])[name][2]
+    by_rate = {point["learning_rate"]: point["mean"] for point in record["grid"]}
+    start = 5 * (1 + float(jax.random.uniform(jax.random.split(jax.random.split(KEY, 1)[0], 4)[1]))) ** 2
+    factor = np.prod([1 - 10 * 0.01 / np.sqrt(t) for t in (1, 2, 3, 4)])
+    assert by_rate[0.01] == pytest.approx(start * factor**2, rel=1e-4)
+
+
+def test_rates_are_chosen_on_enough_tasks() -> None:
+    exact = quadratic(dim=2)
+    assert [comparison._num_tuning_tasks(exact, asked) for asked in (2, 100, 1000)] == [50, 100, 400]
+    with_data = dataclasses.replace(exact, data=jnp.ones(3))
+    assert [comparison._num_tuning_tasks(with_data, asked) for asked in (2, 60, 400)] == [50, 60, 64]
+
+
+def test_a_rate_that_fails_on_reported_tasks_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The rate 0.1 is best at curvature 10 and grows without end at 25, which the only task of the tuning has not.
+    family = dataclasses.replace(
+        parabola(1.0),
+        sample=lambda key, data: jnp.where(jax.random.uniform(key) < 0.2, 25.0, 10.0),
+        loss=lambda params, task, batch: task * params**2 / 2,
+    )
+    monkeypatch.setattr(comparison, "build_family", lambda task: family)
+    how = {"horizon": 60, "num_tasks": 12, "num_tuning_tasks": 1, "baselines": ("sgd",)}
+    result = evaluate_run_on({"best": optax.sgd(0.1)}, choice("any"), **how)
+    assert result["task"] == "parabola"  # the family's own name
+    best, sgd = result["optimizers"]["best"], result["optimizers"]["sgd"]
+    assert best["final"]["mean"] == "inf" and 0 < best["failed"] < 1
+    assert sgd["tuned"]["learning_rate"] == pytest.approx(10**-1.5, rel=1e-5) and sgd["tuned"]["lowered_from"] == 0.1
+    assert sgd["failed"] == 0 and sgd["final"]["mean"] < 1e-10 and sgd["train"]["loss"] < 1e-10
+    starts, ends = (np.array(sgd["per_task"][part]) for part in ("initial", "final"))
+    steep = np.array(best["per_task"]["failed"])
+    np.testing.assert_allclose(ends[~steep], starts[~steep] * (1 - 10**-0.5) ** 120, rtol=1e-3)
+
+
 def test_what_has_no_learning_rate_is_no_baseline() -> None:
     with pytest.raises(UserError, match="'lstm' has no learning rate"):
         tune_baselines(parabola(1.0), KEY, horizon=5, num_tasks=2, names=["lstm"])
@@ -125,7 +176,8 @@ def test_one_evaluation_is_one_json_record() -> None:
     ratio = records["good"]["ratio_to_best_baseline"]
     assert ratio["of_means"] == pytest.approx(means["good"] / means[best], rel=1e-4)
     assert float(ratio["interval"][0]) <= ratio["of_means"] <= float(ratio["interval"][1])
-    assert records["sgd"]["tuned"]["num_tasks"] == 6 and records["good"]["tuned"] is None
+    assert records["sgd"]["tuned"]["num_tasks"] == 50 and records["good"]["tuned"] is None
+    assert "lowered_from" not in records["sgd"]["tuned"]
     again = evaluate_run_on({"good": learned["good"]}, choice("quadratic", dim=2), **{**how, "baselines": ()})
     assert again["optimizers"]["good"]["per_task"] == records["good"]["per_task"]
     assert again["best_baseline"] is None and again["optimizers"]["good"]["ratio_to_best_baseline"] is None

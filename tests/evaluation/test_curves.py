@@ -9,12 +9,12 @@ import optax
 import pytest
 
 import metaopt
-from metaopt.evaluation import curves, evaluate
+from metaopt.evaluation import curves, evaluate, statistics
 from metaopt.evaluation.recording import plan, recorded_steps
 from metaopt.optimizers import OPTIMIZERS
 from metaopt.tasks import classifier, quadratic
 from metaopt.types import TaskFamily
-from tests.toys import cliff, noisy_bowl
+from tests.toys import bowl, cliff, noisy_bowl
 
 KEY = jax.random.key(3)
 
@@ -109,6 +109,30 @@ def test_a_dead_task_is_infinite_from_then_on() -> None:
     assert 0 < dead.sum() < 12
     assert np.isfinite(loss[:, 0]).all() and np.isinf(loss[dead, 1:]).all() and np.isfinite(loss[~dead]).all()
     assert np.isinf(found.final["sgd"]["train"]["loss"][dead]).all()
+
+
+def there_and_back(far: float) -> optax.GradientTransformation:
+    """Steps of +far and -far by turns."""
+
+    def update(updates, state, params=None):
+        step = jnp.where(state % 2 == 0, far, -far)
+        return jax.tree.map(lambda leaf: jnp.full_like(leaf, step), updates), state + 1
+
+    return optax.GradientTransformation(lambda params: jnp.int32(0), update)
+
+
+def test_a_failure_between_recorded_points_is_seen() -> None:
+    jumps = there_and_back(30.0)
+    often, seldom = (
+        evaluate({"a": jumps}, bowl(), KEY, horizon=4, num_tasks=3, record_every=every) for every in (1, 4)
+    )
+    start = often.loss["a"][:, :1]
+    np.testing.assert_allclose(seldom.loss["a"], np.tile(start, 2), rtol=1e-5)  # back where it began
+    np.testing.assert_allclose(seldom.peak["a"][:, 1], often.loss["a"][:, 1], rtol=1e-5)
+    np.testing.assert_allclose(often.peak["a"], np.maximum.accumulate(often.loss["a"], axis=1), rtol=1e-5)
+    assert (seldom.peak["a"][:, 1] > 10 * start[:, 0]).all()
+    for found in (often, seldom):
+        assert statistics.failed(found.peak["a"]).tolist() == [True] * 3
 
 
 def test_metrics_of_every_split_at_the_end() -> None:

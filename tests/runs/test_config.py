@@ -33,6 +33,7 @@ experiments = st.builds(
     tasks=st.lists(choices, max_size=3).map(tuple),
     optimizer=choices,
     estimator=choices,
+    oracle=choices,
     objective=st.sampled_from(["mean", "last", "log", "relative"]),
     seed=counts,
     unroll_length=st.none() | counts,
@@ -57,6 +58,12 @@ def test_whole_numbers_become_floats_and_text_becomes_choices() -> None:
     experiment = from_json({**simple(), "rescale": 1, "optimizer": "lstm:features=all,hidden_size=8"})
     assert type(experiment.rescale) is float
     assert experiment.optimizer == choice("lstm", features="all", hidden_size=8)
+
+
+def test_a_config_from_before_there_was_an_oracle_has_the_default_one() -> None:
+    values = simple()
+    del values["oracle"]
+    assert from_json(values) == from_json(simple()) and from_json(values).oracle == choice("minibatch")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +146,11 @@ def test_load_from_python_json_and_run_folder(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps(to_json(experiment)))
     assert load_experiment(str(tmp_path / "other.json")) == ("other", experiment)
     (tmp_path / "config.json").write_text(json.dumps(to_json(experiment)))
-    assert load_experiment(str(tmp_path))[1] == experiment
+    assert load_experiment(str(tmp_path)) == (tmp_path.name, experiment)
+
+
+def test_a_run_gives_its_experiments_name_not_its_number(finished: Path) -> None:
+    assert load_experiment(str(finished))[0] == load_experiment(str(finished / "config.json"))[0] == "tiny"
 
 
 def test_an_experiment_may_build_on_its_neighbour(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def full(run: Path) -> Path:
         f"mine {BAD}": optimizer("learned", None, "inf", 0.25, "inf"),
         "adam": optimizer("baseline", 0.0316228, 0.0123456, 0.0, 1.0),
     }
+    optimizers["adam"]["tuned"]["lowered_from"] = 0.1
     result = {
         "task": f"quadratic:{BAD}",
         "horizon": 50,
@@ -150,6 +151,9 @@ def test_the_page_holds_everything(full: Path) -> None:
         "commit abc123, with changes that were not committed",
         "metaopt train demo",
         "3 other tasks",
+        "lowered from 0.1, which failed on some of the tasks reported here",
+        "above 10 times the first loss, at any step",
+        "the loss of a step between two recorded ones is its minibatch's",
     ):
         assert words in page.text, words
     assert page.tags.count("figure") == 2 and page.tags.count("details") == 3

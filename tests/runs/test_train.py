@@ -187,6 +187,42 @@ def test_a_run_can_be_lengthened_but_not_shortened(
     assert json.loads((path / "environment.json").read_text())["resumed"][0]["meta_step"] == 4
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "exponential"])
+def test_a_schedule_that_ends_cannot_be_lengthened(schedule: str, finished: Path, tmp_path: Path) -> None:
+    path = copied(finished, tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    config["meta_optimizer"]["schedule"] = schedule
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"\({schedule}\) ends at meta-step 8, .* new run with --num-meta-steps 16"):
+        resume(path, num_meta_steps=16)
+    assert json.loads((path / "config.json").read_text()) == config
+
+
+def test_a_truncated_run_goes_on_with_its_number_of_devices_only(
+    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
+    experiment = dataclasses.replace(
+        tiny, num_meta_steps=2, unroll_length=2, num_devices=None, validation=Validation(every=0)
+    )
+    path = train(experiment, tmp_path / "run")
+    before = (path / "config.json").read_text()
+    with pytest.raises(UserError, match="on 2 devices, and this one is on 1; resume with --num-devices 2.$"):
+        resume(path, num_devices=1)
+    assert (path / "config.json").read_text() == before
+    assert resume(path, num_devices=2) == path
+
+
+def test_a_whole_run_goes_on_with_another_number_of_devices_and_says_so(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
+    path = copied(finished, tmp_path)
+    resume(path, num_devices=2)
+    assert "saved on 1 devices, going on with 2" in capsys.readouterr().out
+    assert json.loads((path / "config.json").read_text())["num_devices"] == 2
+
+
 def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, tmp_path: Path) -> None:
     path = copied(finished, tmp_path)
     config = json.loads((path / "config.json").read_text())
@@ -215,14 +251,15 @@ def test_a_finished_run_is_not_evaluated_twice(finished: Path, tmp_path: Path, m
     assert resume(path) == path
 
 
-def test_what_only_tracing_finds_leaves_no_folder(
-    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", [UserError, jax.errors.JaxRuntimeError, MemoryError])
+def test_what_fails_before_the_first_row_leaves_no_folder(
+    kind: type[Exception], tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
-        raise UserError("no")
+        raise kind("no")
 
     monkeypatch.setattr(train_module, "meta_train", refuse)
-    with pytest.raises(UserError):
+    with pytest.raises(kind):
         train(tiny, tmp_path / "a" / "run")
     assert not list(tmp_path.iterdir())
 
