@@ -23,6 +23,7 @@ _WHERE = {
     "Trainer": "training",
     "UserError": "experiment",
     "Validation": "experiment",
+    "build_optimizer": "experiment",
     "choice": "experiment",
     "evaluate": "evaluation",
     "load": "runs.pretrained",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from metaopt.experiment import MetaOptimizer as MetaOptimizer
     from metaopt.experiment import UserError as UserError
     from metaopt.experiment import Validation as Validation
+    from metaopt.experiment import build_optimizer as build_optimizer
     from metaopt.experiment import choice as choice
     from metaopt.optimizers import OPTIMIZERS as OPTIMIZERS
     from metaopt.oracles import ORACLES as ORACLES

@@ -22,7 +22,7 @@ commands:
   evaluate RUN_OR_NAME ... [--tasks F ...] [--horizon T ...]
                                             learned optimizers beside tuned baselines
   report RUN ...                            one page, report.html, that opens offline
-  list                                      experiments, task families, optimizers, estimators, oracles, pretrained
+  list [NAME ...]                           everything that can be named; with a name, its options
 
 `metaopt COMMAND --help` tells more; `metaopt --version` prints the version.
 """
@@ -56,7 +56,8 @@ def _run(command: Callable[[list[str]], None], arguments: list[str]) -> int:
         except UserError as error:
             return _fail(str(error))
         except Interrupted as error:
-            return _fail(str(error), error.exit_status)
+            print(f"metaopt: {' '.join(str(error).split())}", file=sys.stderr)
+            return error.exit_status
         except (RuntimeError, MemoryError) as error:
             if type(error).__name__ == "Diverged":
                 return _fail(str(error), 1)
@@ -162,13 +163,15 @@ def _report(arguments: list[str]) -> None:
 
 
 def _list(arguments: list[str]) -> None:
-    from metaopt.experiment import UserError
+    if any(word in ("-h", "--help") for word in arguments):
+        print("usage: metaopt list [NAME ...]\n\nWithout a name: everything that can be named. With: its options.")
+        return
+    from metaopt.runs.listing import print_entry, print_listing
 
-    if arguments and arguments[0] not in ("-h", "--help"):
-        raise UserError(f"`metaopt list` takes no arguments; leave {arguments[0]!r} out.")
-    from metaopt.runs.listing import print_listing
-
-    print_listing()
+    for name in arguments:
+        print_entry(name)
+    if not arguments:
+        print_listing()
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {

@@ -35,8 +35,12 @@ class Choice:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        options = ",".join(f"{key}={_to_text(value)}" for key, value in self.options.items())
+        options = ",".join(f"{key}={self.text(key)}" for key in self.options)
         return f"{self.name}:{options}" if options else self.name
+
+    def text(self, key: str) -> str:
+        """An option's value as the command line writes it."""
+        return _to_text(self.options[key])
 
 
 def choice(name: str, **options: Any) -> Choice:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from metaopt.types import PyTree
 
@@ -17,6 +18,11 @@ LARGEST = 1e15
 
 # The checkpoint name of what a recomputed inner step keeps from its first run.
 KEPT = "kept"
+
+
+def keep(tree: PyTree) -> PyTree:
+    """Marks the leaves as `KEPT`."""
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, KEPT), tree)
 
 
 def ravel_tasks(tree: PyTree, dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:

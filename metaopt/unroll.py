@@ -7,10 +7,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
-from jax.ad_checkpoint import checkpoint_name
 
 from metaopt.oracles import minibatch
-from metaopt.trees import KEPT, LARGEST, select_tasks, task_norm, usable_tasks
+from metaopt.trees import KEPT, LARGEST, keep, select_tasks, task_norm, usable_tasks
 from metaopt.types import Key, MetaParams, Optimizer, Params, PyTree, Task, TaskFamily, Trace, UnrollState
 
 StateGradient = Literal["full", "stopped"]
@@ -128,7 +127,7 @@ def unroll(
         # Selected before use: a zero times infinity anywhere in the reverse pass would be nan for every task.
         alive = state.alive & usable_tasks((gradient, value))
         gradient = select_tasks(alive, gradient, jax.tree.map(jnp.zeros_like, gradient))
-        gradient, value = checkpoint_name((gradient, value), KEPT)
+        gradient, value = keep((gradient, value))
         updates, opt_state = tx.update(gradient, state.opt_state, params, key=update_keys, value=value, explore=explore)
         moved = optax.apply_updates(params, updates)
         if objective_batch == "none":
@@ -141,7 +140,7 @@ def unroll(
             loss, slope = jax.vmap(objective_at)(task, here, oracle_state, (gradient_keys, loss_keys))
             alive = alive & usable_tasks((loss, slope, here))
             slope = select_tasks(alive, slope, jax.tree.map(jnp.zeros_like, slope))
-            loss, slope = checkpoint_name((loss, slope), KEPT)
+            loss, slope = keep((loss, slope))
         moved = select_tasks(alive, moved, params)
         if objective_batch != "none":
             offset = jax.tree.map(lambda new: new - jax.lax.stop_gradient(new), moved)

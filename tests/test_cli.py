@@ -96,7 +96,7 @@ MISTAKES = [
     (["train", TINY, "--evaluation.baselines", "sgd:powr=1"], "'powr' is unknown; did you mean 'power'?"),
     (["report"], "name at least one run folder"),
     (["report", ".."], "is not a run folder"),
-    (["list", "things"], "takes no arguments"),
+    (["list", "lstn"], "did you mean 'lstm'"),
 ]
 
 

@@ -12,12 +12,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 
 from metaopt.optimizers.features import normalise
 from metaopt.optimizers.network import Head
 from metaopt.optimizers.noise import Noise, NoiseInUse, gamma_noise
-from metaopt.trees import KEPT
+from metaopt.trees import keep
 
 Alpha = Literal["shared", "per_coordinate"]
 Normalisation = Literal["norm", "rms", "tensor_rms"]
@@ -107,7 +106,7 @@ def normalised_step(
         noisy = noise != "none" and (step.explore or noise_in_use == "on")
         if noisy and step.keys is not None:
             xi = gamma_noise(step.keys, d.shape[1] if noise == "per_coordinate" else 1, d.dtype)
-            size = size * checkpoint_name(xi, KEPT)
+            size = size * keep(xi)
         elif noise != "none" and noise_in_use == "two":
             size = 2.0 * size
         return size * normalise_direction(d, normalisation, step.leaf_sizes), state

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from metaopt.estimators import ESTIMATORS
+from metaopt.experiment import Choice, UserError, suggest
 from metaopt.optimizers import OPTIMIZERS
 from metaopt.oracles import ORACLES
 from metaopt.runs.config import experiment_files, first_line
@@ -33,6 +34,40 @@ def print_listing() -> None:
             print(f"  {name:{width}}  {text}".rstrip())
         if not entries:
             print("  none yet")
+
+
+def print_entry(name: str) -> None:
+    """What one task family, optimizer, estimator or oracle is, and its options with their types and defaults.
+
+    Raises:
+      UserError: no registry has the name.
+    """
+    registries: dict[str, Mapping[str, Any]] = {
+        "task family": TASKS,
+        "optimizer": OPTIMIZERS,
+        "estimator": ESTIMATORS,
+        "oracle": ORACLES,
+    }
+    found = [(kind, registry[name]) for kind, registry in registries.items() if name in registry]
+    if not found:
+        raise UserError(suggest(name, {name for registry in registries.values() for name in registry}))
+    for kind, factory in found:
+        print(f"{kind} {name}: {inspect.getdoc(factory) or _first_line(factory)}\n\noptions, as {name}:key=value,...")
+        hints = get_type_hints(factory)
+        for key, parameter in inspect.signature(factory).parameters.items():
+            # What has no default, and how tasks are cut up, comes from the experiment's own fields.
+            if parameter.default is not parameter.empty and key not in ("chunk_size", "num_devices"):
+                print(f"  {key}={Choice('', {key: parameter.default}).text(key)}  {_type_in_words(hints[key])}")
+
+
+def _type_in_words(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " | ".join(map(str, get_args(hint)))
+    if get_args(hint):
+        return " | ".join(_type_in_words(one) for one in get_args(hint))
+    words = {"NoneType": "none", "str": "text", "int": "whole number", "float": "number", "bool": "true | false"}
+    name = str(getattr(hint, "__name__", hint))
+    return words.get(name, name)
 
 
 def _described(registry: Mapping[str, Any]) -> dict[str, str]:

@@ -1,0 +1,28 @@
+"""What `metaopt list` says of an entry."""
+
+from __future__ import annotations
+
+import pytest
+
+from metaopt.experiment import UserError
+from metaopt.runs.listing import print_entry, print_listing
+
+
+def test_an_entry_shows_its_options_with_defaults_and_values(capsys):
+    print_entry("lstm")
+    text = capsys.readouterr().out
+    assert "features=all  gradient | all | scale_free" in text
+    assert "alpha_bias=none  number | none" in text
+    print_entry("reparameterised")
+    text = capsys.readouterr().out
+    assert "state_gradient=full  full | stopped" in text
+    assert "num_tasks" not in text  # a field of the experiment
+    with pytest.raises(UserError, match="did you mean 'classifier'"):
+        print_entry("classifer")
+
+
+def test_the_listing_names_every_registry(capsys):
+    print_listing()
+    text = capsys.readouterr().out
+    for word in ("digits_rl", "rosenbrock", "rnnprop", "truncated_backprop", "exact"):
+        assert f"  {word} " in text
