@@ -124,7 +124,7 @@ def test_fields_that_do_not_fit_together(change: dict[str, Any], message: str) -
 
 
 def test_one_task_a_meta_step_goes_with_any_number_of_families() -> None:
-    validate(from_json({**simple(), "tasks": ["a", "b", "c"], "num_tasks": 1}))
+    assert validate(from_json({**simple(), "tasks": ["a", "b", "c"], "num_tasks": 1})).num_tasks == 1
 
 
 def test_types_of_an_experiment_made_in_python_are_checked_too() -> None:
