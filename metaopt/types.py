@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -101,6 +101,3 @@ class MetaGradient(NamedTuple):
 
     init: Callable[[Key, MetaParams, Families], PyTree]
     estimate: Callable[[Key, MetaParams, PyTree, Families], tuple[MetaParams, PyTree, Metrics]]
-
-
-Factories = Mapping[str, Callable[..., Any]]

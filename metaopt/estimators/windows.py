@@ -50,14 +50,10 @@ def check_windows(horizon: int, unroll_length: int) -> None:
     Raises:
       ValueError: with the nearest horizons that would do.
     """
-    if unroll_length > horizon:
-        raise ValueError(f"`unroll_length` ({unroll_length}) must not exceed `horizon` ({horizon}).")
     if horizon % unroll_length:
         below = horizon - horizon % unroll_length
-        raise ValueError(
-            f"`horizon` ({horizon}) must be a multiple of `unroll_length` ({unroll_length}); "
-            f"try {below} or {below + unroll_length}."
-        )
+        near = " or ".join(str(n) for n in (below, below + unroll_length) if n > 0)
+        raise ValueError(f"`horizon` ({horizon}) must be a multiple of `unroll_length` ({unroll_length}); try {near}.")
 
 
 def windowed_gradient(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import metaopt
+from metaopt.estimators.windows import check_windows
 from metaopt.experiment import Experiment, UserError, suggest
 from metaopt.runs.folder import CONFIG, experiment_name
 from metaopt.runs.json_config import from_json, to_json
@@ -39,7 +40,10 @@ def validate(experiment: Experiment, where: str = "the experiment") -> Experimen
     _check_fraction(experiment)
     if not experiment.tasks:
         raise UserError("`tasks` is empty; name at least one task family.")
-    _check_divides(experiment.horizon, experiment.unroll_length)
+    try:
+        check_windows(experiment.horizon, experiment.unroll_length or experiment.horizon)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     families = len(experiment.tasks)
     if experiment.num_tasks > 1 and experiment.num_tasks % families:
         near = " or ".join(str(n) for n in _multiples_near(experiment.num_tasks, families))
@@ -97,12 +101,6 @@ def _check_fraction(experiment: Experiment) -> None:
         raise UserError(f"`meta_optimizer.final_fraction` ({fraction}) must lie between 0 and 1.")
     if experiment.meta_optimizer.schedule == "exponential" and fraction == 0:
         raise UserError("`meta_optimizer.final_fraction` is 0, which an exponential schedule never reaches; try 0.1.")
-
-
-def _check_divides(horizon: int, unroll_length: int | None) -> None:
-    if unroll_length is not None and horizon % unroll_length:
-        near = " or ".join(str(n) for n in _multiples_near(horizon, unroll_length))
-        raise UserError(f"`horizon` ({horizon}) must be a multiple of `unroll_length` ({unroll_length}); try {near}.")
 
 
 def _multiples_near(value: int, of: int) -> list[int]:

@@ -2,13 +2,6 @@ import jax
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def quick_compilation():
-    """These programs run once: most of their time would go into optimising them."""
-    with _config("jax_disable_most_optimizations", True):
-        yield
-
-
 @pytest.fixture
 def x64():
     """Double precision for one test; the flag exists in every version of jax, the context managers do not."""
