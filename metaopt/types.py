@@ -71,6 +71,17 @@ class Optimizer(NamedTuple):
     explores: bool = False  # whether `update(..., explore=True)` draws step noise from `key`
 
 
+# Whether a step is drawn with noise; `scored`: with noise, as a constant, its log-probability left in a `Scored`.
+Explore = bool | Literal["scored"]
+
+
+class Scored(NamedTuple):
+    """What `update(..., explore="scored")` leaves in its state, around a part of it, if the noise has a density."""
+
+    state: PyTree
+    log_prob: jax.Array  # [tasks], differentiable in φ; the step itself counts as a constant
+
+
 class UnrollState(NamedTuple):
     """What an inner run carries from step to step; every leaf but `opt_state`'s has a leading task axis."""
 
@@ -90,6 +101,7 @@ class Trace(NamedTuple):
     alive: jax.Array  # [length, tasks] bool
     update_norm: jax.Array  # [length, tasks] ‖g_t‖
     initial_loss: jax.Array  # [tasks] f(θ_0)
+    log_prob: jax.Array | None = None  # [length, tasks] log p(g_t; φ) of the drawn steps, where asked for
 
 
 Objective = Callable[[Trace], jax.Array]  # Trace -> [tasks]

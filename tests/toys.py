@@ -50,3 +50,17 @@ def cliff(dim: int = 2) -> TaskFamily:
         eval_batch=lambda task, data, split: (),
         name="cliff",
     )
+
+
+def one_bowl(dim: int = 2) -> TaskFamily:
+    """A single smooth task from a single start: the meta-loss of a deterministic optimizer is one number."""
+    slopes, start = jnp.linspace(0.7, 1.6, dim), jnp.linspace(1.0, -0.6, dim)
+    return TaskFamily(
+        data=(),
+        sample=lambda key, data: slopes,
+        init=lambda key, task: start + 0 * task,
+        batch=lambda key, task, data: (),
+        loss=lambda params, task, batch: jnp.mean(jnp.log(jnp.cosh(task * params))) + 0.1 * jnp.mean(params**2),
+        eval_batch=lambda task, data, split: (),
+        name="one_bowl",
+    )

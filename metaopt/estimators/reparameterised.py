@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from metaopt.estimators.windows import windowed_gradient
+from metaopt.estimators.reverse_mode import reverse_mode_gradient
+from metaopt.estimators.windows import Schedule
 from metaopt.types import MetaGradient, Objective, Optimizer
 from metaopt.unroll import ObjectiveBatch, StateGradient
 
@@ -16,9 +17,11 @@ def reparameterised(
     unroll_length: int,
     chunk_size: int | None = None,
     num_devices: int | None = None,
+    memory: float | None = None,
     state_gradient: StateGradient = "full",
     second_order: bool = False,
     objective_batch: ObjectiveBatch = "fresh",
+    staggered: bool = False,
 ) -> MetaGradient:
     """∇_φ L = E_ξ Σ_t ∇_φ f(θ_t(φ, ξ)): noise first, then the gradient through step length and direction.
 
@@ -34,16 +37,12 @@ def reparameterised(
         raise ValueError(
             "needs an optimizer with step noise; set its option noise=per_step, or use truncated_backprop."
         )
-    return windowed_gradient(
+    return reverse_mode_gradient(
         optimizer,
         objective,
-        num_tasks=num_tasks,
-        horizon=horizon,
-        unroll_length=unroll_length,
+        Schedule(num_tasks, horizon, unroll_length, chunk_size, num_devices, staggered, memory),
         explore=True,
         state_gradient=state_gradient,
         second_order=second_order,
         objective_batch=objective_batch,
-        chunk_size=chunk_size,
-        num_devices=num_devices,
     )

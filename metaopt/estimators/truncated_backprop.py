@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from metaopt.estimators.windows import windowed_gradient
+from metaopt.estimators.reverse_mode import reverse_mode_gradient
+from metaopt.estimators.windows import Schedule
 from metaopt.types import MetaGradient, Objective, Optimizer
 from metaopt.unroll import ObjectiveBatch
 
@@ -16,8 +17,10 @@ def truncated_backprop(
     unroll_length: int,
     chunk_size: int | None = None,
     num_devices: int | None = None,
+    memory: float | None = None,
     second_order: bool = False,
     objective_batch: ObjectiveBatch = "fresh",
+    staggered: bool = False,
 ) -> MetaGradient:
     """dL/dφ by reverse mode over windows of `unroll_length` steps; `unroll_length == horizon` is the full gradient.
 
@@ -29,17 +32,15 @@ def truncated_backprop(
       num_tasks: tasks a meta-step.
       horizon: inner steps until tasks are drawn anew, a multiple of `unroll_length`.
       chunk_size: tasks at once on a device; None: fitted to the cache.
+      memory: GiB for the residuals of a chunk's unroll; beyond it the unroll is cut into about √`unroll_length`
+        segments, for one more forward pass. None: a quarter of what a device has.
     """
-    return windowed_gradient(
+    return reverse_mode_gradient(
         optimizer,
         objective,
-        num_tasks=num_tasks,
-        horizon=horizon,
-        unroll_length=unroll_length,
+        Schedule(num_tasks, horizon, unroll_length, chunk_size, num_devices, staggered, memory),
         explore=False,
         state_gradient="full",
         second_order=second_order,
         objective_batch=objective_batch,
-        chunk_size=chunk_size,
-        num_devices=num_devices,
     )

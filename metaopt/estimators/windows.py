@@ -1,8 +1,9 @@
-"""Differentiating windows of an inner run: the machinery that the back-propagating estimators share."""
+"""Windows of inner runs: what all estimators share. An estimator adds what happens with one chunk of tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -19,22 +20,30 @@ from metaopt.types import (
     Metrics,
     Objective,
     Optimizer,
+    PyTree,
     Task,
     TaskFamily,
     UnrollState,
 )
-from metaopt.unroll import ObjectiveBatch, StateGradient, bind_tasks, reset, unroll
+from metaopt.unroll import bind_tasks, reset
 
 
-class Window(NamedTuple):
-    """An inner run between two windows; leaves are [chunks, ...]."""
+class Run(NamedTuple):
+    """The inner runs of a chunk between two windows."""
 
     task: Task
     state: UnrollState
 
 
+class Carried(NamedTuple):
+    """What a family keeps from one meta-step to the next."""
+
+    run: Any  # leaves [chunks, ...], as the method's `start` makes them; None where one window is the whole horizon
+    memory: PyTree  # the method's own, the same for all chunks
+
+
 class Sums(NamedTuple):
-    """Sums over the alive tasks of a chunk, then of all chunks and devices; [] but for the gradient."""
+    """Sums over the alive tasks of a chunk, then of all chunks and devices; [] but for the gradient and `extra`."""
 
     gradient: MetaParams
     alive: jax.Array  # how many
@@ -42,6 +51,59 @@ class Sums(NamedTuple):
     last_loss: jax.Array  # f at the window's end
     step_length: jax.Array  # ‖g_t‖ averaged over the window
     initial_loss: jax.Array  # f(θ_0)
+    extra: PyTree = ()  # whatever else the method's `finish` wants summed
+
+
+def start_run(optimizer: Optimizer, meta_params: MetaParams, family: TaskFamily, keys: Key) -> Run:
+    """Draws the tasks of a chunk, keys [tasks], and their starting points."""
+    return Run(*reset(bind_tasks(optimizer, meta_params), family, keys))
+
+
+class Method(NamedTuple):
+    """What sets one estimator apart from another.
+
+    `start` draws a chunk's tasks; what it returns has a field `state`, whose `step` counts inner steps.
+    `gradient(meta_params, family, memory, keys, run)` goes one window further and returns a chunk's sums and the run
+    at the window's end. `keys` are new at every meta-step, and those that `start` had if the run has just begun;
+    [tasks], or [groups, tasks] under `group_size`.
+    """
+
+    start: Callable[[MetaParams, TaskFamily, Key], Any]
+    gradient: Callable[[MetaParams, TaskFamily, PyTree, Key, Any], tuple[Sums, Any]]
+    # (coordinates of a task, tasks on a device) -> how many of these tasks belong together; chunks hold whole groups.
+    group_size: Callable[[int, int], int] | None = None
+    sides: int = 1  # runs of each task side by side, for the size of a chunk
+    memory: Callable[[MetaParams], PyTree] = lambda meta_params: ()
+    # (sums over all chunks, memory) -> the mean gradient and the next memory; None: sum over number alive.
+    finish: Callable[[Sums, PyTree], tuple[MetaParams, PyTree]] | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How many tasks, for how long, and how they are cut up.
+
+    Raises:
+      ValueError: the windows do not fill the horizon, or there is nothing to stagger.
+    """
+
+    num_tasks: int
+    horizon: int
+    unroll_length: int
+    chunk_size: int | None = None
+    num_devices: int | None = None
+    staggered: bool = False
+    memory: float | None = None  # GiB for the residuals of a chunk's unroll; None: a quarter of what a device has
+
+    def __post_init__(self) -> None:
+        check_windows(self.horizon, self.unroll_length)
+        if self.memory is not None and self.memory <= 0:
+            raise ValueError(f"`memory` ({self.memory}) must be above 0 GiB.")
+        if self.staggered and self.unroll_length == self.horizon:
+            raise ValueError(
+                f"`staggered` needs several windows in a horizon; set `unroll_length` below {self.horizon}."
+            )
+        if self.staggered and self.num_tasks < 2:
+            raise ValueError("`staggered` needs at least 2 tasks, to reset at different times; raise `num_tasks`.")
 
 
 def check_windows(horizon: int, unroll_length: int) -> None:
@@ -56,45 +118,38 @@ def check_windows(horizon: int, unroll_length: int) -> None:
         raise ValueError(f"`horizon` ({horizon}) must be a multiple of `unroll_length` ({unroll_length}); try {near}.")
 
 
-def windowed_gradient(
-    optimizer: Optimizer,
-    objective: Objective,
-    *,
-    num_tasks: int,
-    horizon: int,
-    unroll_length: int,
-    explore: bool,
-    state_gradient: StateGradient,
-    second_order: bool,
-    objective_batch: ObjectiveBatch,
-    chunk_size: int | None,
-    num_devices: int | None,
-) -> MetaGradient:
-    """Reverse-mode gradient of the objective over one window of `unroll_length` steps a meta-step.
+def at_least(least: int, number: int) -> int:
+    """The smallest divisor of `number` that is at least `least`, or `number` itself."""
+    return min(n for n in range(1, number + 1) if number % n == 0 and (n >= least or n == number))
 
-    The carry is cut between windows and goes on with the values it has; after `horizon` steps all tasks are drawn anew.
-    Tasks come in equal numbers from every family, each family's gradient scaled by 1/mean f(θ_0) unless the objective
-    is free of scale; with a single task a meta-step one family is drawn. Dead tasks are left out of the mean.
 
-    Raises:
-      ValueError: `horizon` is not a multiple of `unroll_length`.
+def windowed(method: Method, objective: Objective, schedule: Schedule) -> MetaGradient:
+    """A meta-gradient over one window of `unroll_length` steps a meta-step.
+
+    Runs go on from window to window; after `horizon` steps a chunk's tasks are drawn anew. `staggered` chunks begin at
+    different ages, so that they do so at different meta-steps; their first lives are the shorter for it. Tasks come in
+    equal numbers from every family, each family's gradient scaled by 1/mean f(θ_0) unless the objective is free of
+    scale; with a single task a meta-step one family is drawn. Dead tasks are left out of the mean.
     """
-    check_windows(horizon, unroll_length)
+    num_tasks, horizon, unroll_length = schedule.num_tasks, schedule.horizon, schedule.unroll_length
     balanced = objective not in SCALE_FREE
 
-    def chunking(family: TaskFamily, tasks: int) -> tuple[int, int]:
+    def chunking(family: TaskFamily, tasks: int) -> tuple[int, ...]:
+        """(chunks, tasks of each), or (chunks, groups of each, tasks of a group)."""
         task = jax.eval_shape(family.sample, jax.random.key(0), family.data)
         params = jax.eval_shape(family.init, jax.random.key(0), task)
         dim = sum(leaf_sizes(jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), params)))
-        devices = task_mesh(tasks, num_devices).size
-        size = pick_chunk_size(tasks // devices, dim, chunk_size)
-        return tasks // size, size
+        on_device = tasks // task_mesh(tasks, schedule.num_devices).size
+        group = 1 if method.group_size is None else method.group_size(dim, on_device)
+        most = None if schedule.chunk_size is None else max(1, schedule.chunk_size // group)
+        groups = pick_chunk_size(on_device // group, method.sides * group * dim, most)
+        if schedule.staggered and groups * group == tasks:
+            # One chunk would leave nothing to stagger.
+            groups = pick_chunk_size(groups, dim, max(1, groups // 2))
+        return (tasks // groups, groups) if method.group_size is None else (tasks // (groups * group), groups, group)
 
     def chunk_keys(key: Key, family: TaskFamily, tasks: int) -> Key:
         return jax.random.split(key, tasks).reshape(chunking(family, tasks))
-
-    def start(meta_params: MetaParams, family: TaskFamily, keys: Key) -> Window:
-        return Window(*reset(bind_tasks(optimizer, meta_params), family, keys))
 
     def tasks_each(families: Families) -> int:
         if num_tasks != 1 and num_tasks % len(families):
@@ -103,88 +158,72 @@ def windowed_gradient(
             )
         return max(1, num_tasks // len(families))
 
-    def init(key: Key, meta_params: MetaParams, families: Families) -> tuple[Window, ...]:
-        if unroll_length == horizon:
-            return ()
-        windows = []
+    def init(key: Key, meta_params: MetaParams, families: Families) -> tuple[Carried, ...]:
+        carried = []
         for index, family in enumerate(families):
-            keys = chunk_keys(jax.random.fold_in(key, index), family, tasks_each(families))
-            windows.append(jax.lax.map(lambda keys, family=family: start(meta_params, family, keys), keys))
-        return tuple(windows)
+            run = None
+            if unroll_length < horizon:
+                keys = chunk_keys(jax.random.fold_in(key, index), family, tasks_each(families))
+                run = jax.lax.map(lambda keys, family=family: method.start(meta_params, family, keys), keys)
+                if schedule.staggered:
+                    run = run._replace(state=run.state._replace(step=aged(run.state.step)))
+            carried.append(Carried(run, method.memory(meta_params)))
+        return tuple(carried) if jax.tree.leaves(carried) else ()
 
-    def chunk_gradient(
-        shared: tuple[MetaParams, TaskFamily], chunk: tuple[Key, Window | None]
-    ) -> tuple[Sums, Window | None]:
-        meta_params, family = shared
-        keys, window = chunk
-        if window is None:
-            current = start(meta_params, family, keys)
+    def aged(step: jax.Array) -> jax.Array:
+        """`step` [chunks, ...] with the chunks' ages spread evenly over the windows of a horizon."""
+        chunks, windows = step.shape[0], horizon // unroll_length
+        if chunks < 2:
+            raise ValueError("`staggered` needs tasks in two chunks at least; raise `num_tasks`.")
+        ages = jnp.arange(chunks, dtype=step.dtype) * windows // chunks * unroll_length
+        return step + ages.reshape(-1, *(1,) * (step.ndim - 1))
+
+    def chunk_gradient(shared: tuple[MetaParams, TaskFamily, PyTree], chunk: tuple[Key, Any]) -> tuple[Sums, Any]:
+        meta_params, family, memory = shared
+        keys, run = chunk
+        if run is None:
+            current = method.start(meta_params, family, keys)
         else:
-            done = window.state.step[0] >= horizon
-            current = jax.lax.cond(done, lambda: start(meta_params, family, keys), lambda: window)
-        task, state = jax.lax.stop_gradient(current)
-
-        def total(meta_params: MetaParams) -> tuple[jax.Array, tuple[Sums, Window | None]]:
-            final, trace = unroll(
-                bind_tasks(optimizer, meta_params),
-                family,
-                task,
-                state,
-                length=unroll_length,
-                explore=explore,
-                state_gradient=state_gradient,
-                second_order=second_order,
-                objective_batch=objective_batch,
-            )
-
-            def alive_sum(values: jax.Array) -> jax.Array:
-                return jnp.sum(jnp.where(final.alive, values, 0.0))
-
-            sums = Sums(
-                gradient=(),
-                alive=alive_sum(jnp.ones_like(trace.initial_loss)),
-                loss=alive_sum(objective(trace)),
-                last_loss=alive_sum(trace.loss[-1]),
-                step_length=alive_sum(jnp.mean(trace.update_norm, axis=0)),
-                initial_loss=alive_sum(trace.initial_loss),
-            )
-            return sums.loss, (sums, None if window is None else Window(task, final))
-
-        gradient, (sums, window) = jax.grad(total, has_aux=True)(meta_params)
-        return sums._replace(gradient=gradient), window
+            done = run.state.step.ravel()[0] >= horizon
+            current = jax.lax.cond(done, lambda: method.start(meta_params, family, keys), lambda: run)
+        sums, end = method.gradient(meta_params, family, memory, keys, jax.lax.stop_gradient(current))
+        return sums, None if run is None else end
 
     def family_means(
-        key: Key, meta_params: MetaParams, family: TaskFamily, window: Window | None, tasks: int
-    ) -> tuple[Sums, Window | None]:
-        """Means over alive tasks (`alive` stays a count) and the window's end."""
-        chunks = (chunk_keys(key, family, tasks), window)
-        mesh = task_mesh(tasks, num_devices)
-        sums, window = sum_over_chunks(chunk_gradient, mesh, (meta_params, family), chunks)
-        means = jax.tree.map(lambda leaf: leaf / jnp.maximum(sums.alive, 1.0), sums)
-        return means._replace(alive=sums.alive), window
+        key: Key, meta_params: MetaParams, family: TaskFamily, carried: Carried, tasks: int
+    ) -> tuple[Sums, Carried]:
+        """Means over alive tasks (`alive` stays a count) and what is carried on."""
+        mesh = task_mesh(tasks, schedule.num_devices)
+        chunks = (chunk_keys(key, family, tasks), carried.run)
+        sums, run = sum_over_chunks(chunk_gradient, mesh, (meta_params, family, carried.memory), chunks)
+        means = jax.tree.map(lambda leaf: leaf / jnp.maximum(sums.alive, 1.0), sums._replace(extra=()))
+        gradient, memory = means.gradient, carried.memory
+        if method.finish is not None:
+            gradient, memory = method.finish(sums, memory)
+        return means._replace(gradient=gradient, alive=sums.alive), Carried(run, memory)
 
     def estimate(
-        key: Key, meta_params: MetaParams, state: tuple[Window, ...], families: Families
-    ) -> tuple[MetaParams, tuple[Window, ...], Metrics]:
+        key: Key, meta_params: MetaParams, state: tuple[Carried, ...], families: Families
+    ) -> tuple[MetaParams, tuple[Carried, ...], Metrics]:
         tasks = tasks_each(families)
-        windows: Sequence[Any] = state or (None,) * len(families)
+        before: Sequence[Carried] = state or (Carried(None, ()),) * len(families)
 
-        def one(index: int) -> tuple[Sums, Window | None]:
+        def one(index: int) -> tuple[Sums, Carried]:
             family_key = jax.random.fold_in(key, index)
-            return family_means(family_key, meta_params, families[index], windows[index], tasks)
+            return family_means(family_key, meta_params, families[index], before[index], tasks)
 
-        def branch(index: int) -> tuple[Sums, tuple[Any, ...]]:
-            means, window = one(index)
-            return means, (*state[:index], window, *state[index + 1 :]) if state else ()
+        def branch(index: int) -> tuple[Sums, tuple[Carried, ...]]:
+            means, carried = one(index)
+            return means, (*state[:index], carried, *state[index + 1 :]) if state else ()
 
         if num_tasks == 1 and len(families) > 1:
             picked = jax.random.randint(jax.random.fold_in(key, len(families)), (), 0, len(families))
             branches = [lambda index=index: branch(index) for index in range(len(families))]
             means, state = jax.lax.switch(picked, branches)
             return _combine([means], balanced), state, _metrics([means], tasks)
-        means, windows = zip(*(one(index) for index in range(len(families))), strict=True)
+        means, carried = zip(*(one(index) for index in range(len(families))), strict=True)
         gradient = _combine(means, balanced and len(families) > 1)
-        return gradient, windows if state else (), _metrics(means, tasks)
+        return gradient, carried if state else (), _metrics(means, tasks)
 
     return MetaGradient(init, estimate)
 

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from metaopt.optimizers.features import normalise
 from metaopt.optimizers.network import Head
-from metaopt.optimizers.noise import Noise, NoiseInUse, gamma_noise
+from metaopt.optimizers.noise import Noise, NoiseInUse, gamma_log_prob, gamma_noise
 from metaopt.trees import keep
+from metaopt.types import Explore, Scored
 
 Alpha = Literal["shared", "per_coordinate"]
 Normalisation = Literal["norm", "rms", "tensor_rms"]
@@ -31,7 +32,7 @@ class Step(NamedTuple):
 
     count: jax.Array  # [] int32, from 1
     keys: jax.Array | None  # [tasks]
-    explore: bool
+    explore: Explore
     leaf_sizes: tuple[int, ...]
 
 
@@ -74,7 +75,9 @@ def normalised_step(
     """Both step rules of the thesis with every option.
 
     `initial_alpha="drawn"` draws log α_0 ~ U[-6, -2] from the first step's key; without a key, or with `median`, it
-    is -4.
+    is -4. `explore="scored"` stops the gradient at the step and leaves its log-probability in a `Scored`: with noise
+    per coordinate |g_i| has the law Gamma(2, scale α|d_i|/‖d‖); with one draw a step g lies on a ray, has no density,
+    and nothing is left.
     """
     head = "log_gamma" if rule == "recursive" else "log_alpha"
 
@@ -98,18 +101,23 @@ def normalised_step(
             start = state
             if initial_alpha == "drawn" and step.keys is not None:
                 keys = step.keys
-                start = jax.lax.cond(step.count == 1, lambda: draw(keys, state), lambda: state)
+                drawn = jax.lax.cond(step.count == 1, lambda: draw(keys, state) - state, lambda: jnp.zeros_like(state))
+                start = state + keep(jax.lax.stop_gradient(drawn))
             log_alpha = state = jnp.clip(start + log_scale, *LOG_ALPHA_RANGE)
         else:
             log_alpha = jnp.clip(log_scale, *LOG_ALPHA_RANGE)
         size = jnp.exp(log_alpha)
+        direction = normalise_direction(d, normalisation, step.leaf_sizes)
         noisy = noise != "none" and (step.explore or noise_in_use == "on")
         if noisy and step.keys is not None:
             xi = gamma_noise(step.keys, d.shape[1] if noise == "per_coordinate" else 1, d.dtype)
+            if step.explore == "scored" and noise == "per_coordinate":
+                g = jax.lax.stop_gradient(size * keep(xi) * direction)
+                return g, Scored(state, gamma_log_prob(jnp.abs(g), size * jnp.abs(direction)))
             size = size * keep(xi)
         elif noise != "none" and noise_in_use == "two":
             size = 2.0 * size
-        return size * normalise_direction(d, normalisation, step.leaf_sizes), state
+        return size * direction, state
 
     heads = (Head("direction"), Head(head, constant=True, bias=alpha_bias))
     return StepRule(heads, init, apply)

@@ -12,6 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 from metaopt.batching import pick_chunk_size, task_mesh
 from metaopt.estimators import ESTIMATORS, reparameterised, truncated_backprop
+from metaopt.estimators.reverse_mode import reverse_mode_gradient
+from metaopt.estimators.windows import Schedule
 from metaopt.objectives import OBJECTIVES
 from metaopt.optimizers import lstm, sgd
 from metaopt.unroll import bind_tasks, reset, unroll
@@ -121,20 +123,14 @@ def hand_gradient(log_rate, family, keys, stopped, second_order):
 @pytest.mark.parametrize("stopped", [False, True])
 def test_first_order_and_stopped_gradients_equal_their_own_references(x64, stopped, second_order):
     family = bowl()
-    from metaopt.estimators.windows import windowed_gradient
-
-    estimator = windowed_gradient(
+    estimator = reverse_mode_gradient(
         sgd(),
         OBJECTIVES["mean"],
-        num_tasks=3,
-        horizon=T,
-        unroll_length=T,
+        Schedule(num_tasks=3, horizon=T, unroll_length=T, num_devices=1),
         explore=False,
         state_gradient="stopped" if stopped else "full",
         second_order=second_order,
         objective_batch="fresh",
-        chunk_size=None,
-        num_devices=1,
     )
     key, log_rate = jax.random.key(1), jnp.log(jnp.asarray(0.7))
     gradient, _, _ = jax.jit(estimator.estimate)(key, {"log_learning_rate": log_rate}, (), (family,))
@@ -226,26 +222,26 @@ def test_reparameterised_mean_over_noise_is_the_gradient_of_the_expected_loss(x6
     assert abs(estimates.mean()) > 6 * error  # the check has power
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "evolution_strategies"])
 def test_truncation_carries_state_cuts_gradients_and_resets_at_the_horizon(name):
-    optimizer = lstm(noise="per_step", **SMALL)
+    optimizer = lstm(noise="per_coordinate", **SMALL)
     family, windows = noisy_bowl(), 3
     estimator = ESTIMATORS[name](
         optimizer, OBJECTIVES["mean"], num_tasks=4, horizon=windows * T, unroll_length=T, num_devices=2
     )
     meta_params = optimizer.init(jax.random.key(0))
     state = estimator.init(jax.random.key(1), meta_params, (family,))
-    start = jax.tree.map(lambda x: x[0], state[0].state)  # the first chunk
-    first_keys = np.asarray(jax.random.key_data(state[0].state.key))
+    start = jax.tree.map(lambda x: x[0], state[0].run.state)  # the first chunk
+    first_keys = np.asarray(jax.random.key_data(state[0].run.state.key))
     step = jax.jit(estimator.estimate)
     for meta_step in range(windows):
         _, state, _ = step(jax.random.key(10 + meta_step), meta_params, state, (family,))
-        np.testing.assert_array_equal(np.unique(state[0].state.step), [(meta_step + 1) * T])
-        np.testing.assert_array_equal(jax.random.key_data(state[0].state.key), first_keys)
+        np.testing.assert_array_equal(np.unique(state[0].run.state.step), [(meta_step + 1) * T])
+        np.testing.assert_array_equal(jax.random.key_data(state[0].run.state.key), first_keys)
     _, state, _ = step(jax.random.key(20), meta_params, state, (family,))
-    np.testing.assert_array_equal(np.unique(state[0].state.step), [T])
-    assert (np.asarray(jax.random.key_data(state[0].state.key)) != first_keys).any(axis=-1).all()
-    assert start.step.shape == state[0].state.step.shape[1:]
+    np.testing.assert_array_equal(np.unique(state[0].run.state.step), [T])
+    assert (np.asarray(jax.random.key_data(state[0].run.state.key)) != first_keys).any(axis=-1).all()
+    assert start.step.shape == state[0].run.state.step.shape[1:]
 
 
 def test_windows_of_a_run_add_up_to_the_run_without_truncation():
@@ -255,7 +251,7 @@ def test_windows_of_a_run_add_up_to_the_run_without_truncation():
     short = truncated_backprop(optimizer, OBJECTIVES["mean"], unroll_length=T, **settings)
     meta_params = optimizer.init(jax.random.key(0))
     state = short.init(jax.random.key(1), meta_params, (family,))
-    task, run = jax.tree.map(lambda x: x[0], state[0])
+    task, run = jax.tree.map(lambda x: x[0], state[0].run)
     _, trace = unroll(bind_tasks(optimizer, meta_params), family, task, run, length=2 * T)
     losses = []
     for _ in range(2):

@@ -1,0 +1,152 @@
+"""The inverse-variance mixture of evolution strategies and reparameterised gradients."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+from metaopt.estimators.pairs import Pairs, PairSettings, pair_sums, perturbations, run_pair, start_pairs
+from metaopt.estimators.reverse_mode import segment_length
+from metaopt.estimators.windows import Method, Schedule, Sums, windowed
+from metaopt.types import Key, MetaGradient, MetaParams, Objective, Optimizer, PyTree, TaskFamily, Trace, UnrollState
+from metaopt.unroll import ObjectiveBatch
+
+
+class Moments(NamedTuple):
+    """Of one estimator's gradients, one a perturbation, summed; [size of φ]."""
+
+    total: jax.Array  # over tasks
+    first: jax.Array  # means over a group's tasks
+    second: jax.Array  # and their squares
+
+
+class Variances(NamedTuple):
+    """Decaying means of each estimator's variance, [size of φ]; both lack the same factor, which weights do not see."""
+
+    evolution: jax.Array
+    reparameterised: jax.Array
+
+
+def mixture(
+    optimizer: Optimizer,
+    objective: Objective,
+    *,
+    num_tasks: int,
+    horizon: int,
+    unroll_length: int,
+    chunk_size: int | None = None,
+    num_devices: int | None = None,
+    memory: float | None = None,
+    sigma: float = 0.01,
+    tasks_per_perturbation: int | None = None,
+    decay: float = 0.9,
+    explore: bool = True,
+    second_order: bool = True,
+    objective_batch: ObjectiveBatch = "fresh",
+    staggered: bool = False,
+) -> MetaGradient:
+    """w ĝ_ES + (1 - w) ĝ_RP for every number in φ, w = v_RP/(v_ES + v_RP), v the variance of each over perturbations.
+
+    Metz et al. 2018. Both estimate the gradient of E_ε L(φ + σε): ĝ_ES = [L⁺ - L⁻]/(2σ²) σε from the values of an
+    antithetic pair, ĝ_RP = (∇L⁺ + ∇L⁻)/2 by back-propagation through the same two runs (σε is what is reparameterised;
+    step noise too, where the optimizer has it). Cost: two unrolls forward and about six back, the sum of both.
+    Variance: about the lower of the two for every number in φ. Bias over a full window: none while the weights come
+    from earlier meta-steps (`decay` above 0); with `decay=0`, the paper's choice, they come from the gradients they
+    weigh, which biases by the order of 1/(number of perturbations). Shorter windows truncate both.
+
+    Args:
+      sigma, tasks_per_perturbation, explore: see `evolution_strategies`; at most half of a device's tasks share one ε.
+      decay: of the variances, a meta-step.
+      second_order: False drops the second derivatives from ĝ_RP alone: the two then differ in what they estimate.
+      staggered: see `persistent_evolution_strategies`.
+
+    Raises:
+      ValueError: fewer than two perturbations a meta-step, or settings out of range.
+    """
+    if objective_batch == "none":
+        raise ValueError("`objective_batch=none` carries no gradient; use fresh, same or full.")
+    if num_tasks < 2:
+        raise ValueError("needs at least 2 tasks, for two perturbations whose variance it takes; raise `num_tasks`.")
+    if tasks_per_perturbation is not None and 2 * tasks_per_perturbation > num_tasks:
+        raise ValueError(
+            f"`tasks_per_perturbation` ({tasks_per_perturbation}) leaves fewer than two perturbations; "
+            f"set it to at most {num_tasks // 2}."
+        )
+    if not 0 <= decay < 1:
+        raise ValueError(f"`decay` ({decay}) must be in [0, 1).")
+    settings = PairSettings(sigma, tasks_per_perturbation, explore, objective_batch, halved=True)
+    settings.check(num_tasks)
+
+    def one_group(
+        family: TaskFamily, task: PyTree, state: UnrollState, sides: MetaParams
+    ) -> tuple[UnrollState, Trace, jax.Array, jax.Array, MetaParams]:
+        """State, trace, objective [2, tasks], pairs alive [tasks], and Σ of ∇L over those, leaves [2, ...]."""
+
+        def total(sides: MetaParams) -> tuple[jax.Array, tuple[UnrollState, Trace, jax.Array, jax.Array]]:
+            final, trace = run_pair(
+                optimizer,
+                settings,
+                family,
+                task,
+                state,
+                sides,
+                length=schedule.unroll_length,
+                second_order=second_order,
+                segment_length=segment_length(schedule, state),
+            )
+            loss, alive = jax.vmap(objective)(trace), jnp.all(final.alive, axis=0)
+            return jnp.sum(jnp.where(alive, loss, 0.0)), (final, trace, loss, alive)
+
+        gradients, (final, trace, loss, alive) = jax.grad(total, has_aux=True)(sides)
+        return final, trace, loss, alive, gradients
+
+    def gradient(
+        meta_params: MetaParams, family: TaskFamily, memory: Variances, keys: Key, pairs: Pairs
+    ) -> tuple[Sums, Pairs]:
+        flat, unravel = ravel_pytree(meta_params)
+        step = perturbations(settings, meta_params, keys)
+        sides = jax.vmap(jax.vmap(unravel))(jnp.stack([flat + step, flat - step], axis=1))
+        run = jax.vmap(lambda task, state, sides: one_group(family, task, state, sides))
+        final, trace, loss, alive, gradients = run(pairs.task, pairs.state, sides)
+        number = jnp.sum(alive, axis=1, keepdims=True)  # [groups, 1]
+        reparameterised = jnp.mean(jax.vmap(jax.vmap(lambda tree: ravel_pytree(tree)[0]))(gradients), axis=1)
+        difference = jnp.sum(jnp.where(alive, loss[:, 0] - loss[:, 1], 0.0), axis=1, keepdims=True)
+        evolution = difference / (2 * sigma**2) * step
+
+        def moments(totals: jax.Array) -> Moments:
+            means = totals / jnp.maximum(number, 1)
+            return Moments(*(jnp.sum(values, axis=0) for values in (totals, means, jnp.square(means))))
+
+        extra = (moments(evolution), moments(reparameterised), jnp.sum(number > 0).astype(flat.dtype))
+        sums = pair_sums(alive, loss, trace)._replace(gradient=meta_params, extra=extra)
+        return jax.lax.stop_gradient(sums), pairs._replace(state=final)
+
+    def finish(sums: Sums, memory: Variances) -> tuple[MetaParams, Variances]:
+        evolution, reparameterised, groups = sums.extra
+        now = Variances(*(_variance(moments, groups) for moments in (evolution, reparameterised)))
+        mixed = jax.tree.map(lambda old, new: jnp.where(groups > 1, decay * old + (1 - decay) * new, old), memory, now)
+        weights = memory if decay else mixed
+        both = weights.evolution + weights.reparameterised
+        share = jnp.where(both > 0, weights.reparameterised / jnp.where(both > 0, both, 1.0), 0.5)
+        total = share * evolution.total + (1 - share) * reparameterised.total
+        unravel = ravel_pytree(sums.gradient)[1]
+        return unravel(total / jnp.maximum(sums.alive, 1.0)), mixed
+
+    def initial_memory(meta_params: MetaParams) -> Variances:
+        zeros = jnp.zeros_like(ravel_pytree(meta_params)[0])
+        return Variances(zeros, zeros)
+
+    schedule = Schedule(num_tasks, horizon, unroll_length, chunk_size, num_devices, staggered, memory)
+    method = Method(
+        start_pairs(optimizer), gradient, settings.group_size, sides=2, memory=initial_memory, finish=finish
+    )
+    return windowed(method, objective, schedule)
+
+
+def _variance(moments: Moments, groups: jax.Array) -> jax.Array:
+    """The sample variance over groups, [size of φ]; never below zero, whatever rounding does."""
+    mean = moments.first / jnp.maximum(groups, 1.0)
+    return jnp.maximum(moments.second - groups * jnp.square(mean), 0.0) / jnp.maximum(groups - 1, 1.0)

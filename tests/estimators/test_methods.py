@@ -1,0 +1,219 @@
+"""What each estimator computes, by hand; how it is cut up, de-synchronised, guarded and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+from jax.flatten_util import ravel_pytree
+
+from metaopt.estimators import ESTIMATORS
+from metaopt.estimators.pairs import PERTURBATION
+from metaopt.objectives import OBJECTIVES
+from metaopt.optimizers import lstm, sgd
+from metaopt.tasks import quadratic
+from metaopt.unroll import bind_tasks, reset, unroll
+from tests.toys import bowl, cliff, noisy_bowl
+
+T = 4
+SMALL = dict(hidden_size=3, num_layers=1)
+NOISY = lstm(noise="per_coordinate", **SMALL)
+FULL = dict(horizon=T, unroll_length=T)
+# The quickest to compile that will do.
+OPTIMIZER = {
+    name: NOISY if name in ("reparameterised", "score_function") else sgd(learning_rate=0.1) for name in ESTIMATORS
+}
+WINDOWED = [name for name in ESTIMATORS if name != "evolution_strategies"]
+
+
+def make(name, optimizer=NOISY, **settings):
+    settings = {"num_tasks": 4, "num_devices": 1, **FULL, **settings}
+    return ESTIMATORS[name](optimizer, OBJECTIVES["mean"], **settings)
+
+
+def run(estimator, optimizer, families, meta_steps=1, seed=0):
+    """The gradients, states and metrics of so many meta-steps at one φ."""
+    meta_params = optimizer.init(jax.random.key(0))
+    state = estimator.init(jax.random.key(1), meta_params, families)
+    step, rows = jax.jit(estimator.estimate), []
+    for index in range(meta_steps):
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        gradient, state, metrics = step(key, meta_params, state, families)
+        rows.append((np.asarray(ravel_pytree(gradient)[0]), state, metrics))
+    return rows
+
+
+@pytest.mark.parametrize("name", ["evolution_strategies", "persistent_evolution_strategies"])
+def test_antithetic_pairs_equal_the_formula_with_common_random_numbers(name):
+    """Two groups of two tasks over two windows, each side run by itself; PES sums its perturbations, ES has one."""
+    family, optimizer, sigma = noisy_bowl(), lstm(noise="per_step", **SMALL), 0.1
+    windows = 2 if name.startswith("persistent") else 1
+    settings = dict(unroll_length=T // windows, tasks_per_perturbation=2, sigma=sigma)
+    rows = run(make(name, optimizer, **settings), optimizer, (family,), windows)
+    flat, unravel = ravel_pytree(optimizer.init(jax.random.key(0)))
+    step_keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(0), window), 0) for window in range(windows)]
+    start_key = jax.random.fold_in(jax.random.key(1), 0) if windows > 1 else step_keys[0]
+    expected = np.zeros((windows, flat.size))
+
+    @jax.jit
+    def one_side(vector, task, state):
+        return unroll(bind_tasks(optimizer, unravel(vector)), family, task, state, length=T // windows, explore=True)
+
+    for group in range(2):
+        keys = jax.random.split(start_key, 4)[2 * group : 2 * group + 2]
+        sides, drift = {}, 0.0
+        for window, step_key in enumerate(step_keys):
+            key = jax.random.fold_in(jax.random.split(step_key, 4)[2 * group], PERTURBATION)
+            epsilon = sigma * jax.random.normal(key, flat.shape)
+            drift, losses = drift + epsilon, {}
+            for sign in (1, -1):
+                task, state = sides.get(sign) or reset(bind_tasks(optimizer, unravel(flat)), family, keys)
+                state, trace = one_side(flat + sign * epsilon, task, state)
+                sides[sign], losses[sign] = (task, state), trace.loss.mean(axis=0)
+            expected[window] += (losses[1] - losses[-1]).sum() / (2 * sigma**2) * np.asarray(drift) / 4
+    for row, gradient in zip(rows, expected, strict=True):
+        np.testing.assert_allclose(row[0], gradient, rtol=2e-3, atol=1e-4 * np.abs(gradient).max())
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in ("truncated_backprop", "reparameterised")])
+def test_chunks_and_devices_change_nothing_but_the_order_of_summation(name):
+    groups = dict(baseline="leave_one_out", rollouts=2) if name == "score_function" else dict(tasks_per_perturbation=2)
+    whole, parts = (
+        run(make(name, OPTIMIZER[name], num_tasks=8, **groups, **cut), OPTIMIZER[name], (noisy_bowl(),))[0]
+        for cut in (dict(chunk_size=8), dict(chunk_size=2, num_devices=2))
+    )
+    np.testing.assert_allclose(parts[0], whole[0], rtol=1e-3, atol=1e-4 * np.abs(whole[0]).max())
+    np.testing.assert_allclose(parts[2]["meta_loss"], whole[2]["meta_loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_staggered_chunks_reset_at_different_meta_steps(name):
+    windows = 4
+    settings = dict(num_tasks=8, horizon=windows * T, unroll_length=T, staggered=True, chunk_size=2)
+    if name in ("persistent_evolution_strategies", "mixture"):
+        settings["tasks_per_perturbation"] = 2
+    rows = run(make(name, OPTIMIZER[name], **settings), OPTIMIZER[name], (noisy_bowl(),), windows + 1)
+    ages = np.stack([row[1][0].run.state.step.reshape(4, -1)[:, 0] for row in rows]) // T
+    # Chunk c begins c windows old: each meta-step resets one chunk, and all ages are there at any time.
+    np.testing.assert_array_equal(ages, (np.arange(4) + np.arange(windows + 1)[:, None]) % windows + 1)
+    assert all(np.isfinite(row[0]).all() for row in rows)
+
+
+def test_staggered_tasks_that_fit_one_chunk_are_split():
+    state = run(make("truncated_backprop", horizon=2 * T, staggered=True), NOISY, (bowl(),))[0][1]
+    np.testing.assert_array_equal(state[0].run.state.step[:, 0], [T, 2 * T])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_dead_tasks_are_counted_and_never_reach_the_gradient(name):
+    rows = run(make(name, OPTIMIZER[name], num_tasks=16, horizon=T), OPTIMIZER[name], (cliff(),), 2)
+    for gradient, _, metrics in rows:
+        assert 0 < metrics["diverged"] < 16
+        np.testing.assert_allclose(metrics["alive"], 1 - metrics["diverged"] / 16)
+        assert np.isfinite(gradient).all()
+        assert np.isfinite([metrics[name] for name in ("meta_loss", "last_loss", "step_length")]).all()
+
+
+def test_a_pair_with_one_dead_side_is_left_out():
+    """Where SGD's rate decides who falls: at σ = 0.5 one side of every pair, so that nobody is left."""
+
+    def fall(params, task, batch):
+        return jnp.where(jnp.abs(params[0]) > 1.0, jnp.inf, 1.0) * jnp.sum(params**2)
+
+    family = dataclasses.replace(bowl(), init=lambda key, task: jnp.ones(3), loss=fall)
+    optimizer = sgd(learning_rate=1.0)  # θ = 1 goes to -1 at this rate exactly, and beyond it on one side of each pair
+    gradient, _, metrics = run(make("evolution_strategies", optimizer, sigma=0.5), optimizer, (family,))[0]
+    assert metrics["diverged"] == 4
+    np.testing.assert_array_equal(gradient, 0.0)
+    assert np.isnan(metrics["meta_loss"])
+
+
+def test_scored_steps_have_the_log_density_of_their_law_and_move_as_unscored_ones_do():
+    family, keys = bowl(), jax.random.split(jax.random.key(2), 3)
+    for normalisation in ("norm", "rms"):
+        optimizer = lstm(noise="per_coordinate", noise_in_use="one", normalisation=normalisation, **SMALL)
+        tx = bind_tasks(optimizer, optimizer.init(jax.random.key(0)))
+        task, state = reset(tx, family, keys)
+        end, trace = unroll(tx, family, task, state, length=1, explore="scored")
+        plain, unscored = unroll(tx, family, task, state, length=1, explore=True)
+        quiet, _ = unroll(tx, family, task, state, length=1)
+        np.testing.assert_allclose(end.params, plain.params, rtol=1e-6)
+        assert jax.tree.structure(end) == jax.tree.structure(plain)
+        assert unscored.log_prob is None
+        step, scale = (np.abs(np.asarray(x.params - state.params, np.float64)) for x in (end, quiet))
+        expected = scipy.stats.gamma(2, scale=scale).logpdf(step).sum(axis=1)
+        np.testing.assert_allclose(trace.log_prob[0], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, dict(noise="per_step")])
+def test_the_optimizer_without_a_density_cannot_be_scored(options):
+    optimizer = lstm(**options, **SMALL)
+    tx = bind_tasks(optimizer, optimizer.init(jax.random.key(0)))
+    task, state = reset(tx, bowl(), jax.random.split(jax.random.key(0), 2))
+    with pytest.raises(ValueError, match="no density"):
+        unroll(tx, bowl(), task, state, length=1, explore="scored")
+
+
+REFUSED = [
+    ("score_function", lstm(**SMALL), {}, "the optimizer has none"),
+    ("score_function", lstm(noise="per_step", **SMALL), {}, "one draw a step lies on a ray"),
+    ("score_function", sgd(), {}, "set its option noise=per_coordinate"),
+    ("score_function", NOISY, dict(num_tasks=1), "needs at least 2 tasks"),
+    ("score_function", NOISY, dict(baseline="leave_one_out", rollouts=1), "`rollouts`"),
+    ("score_function", NOISY, dict(baseline="moving_average", decay=1.0), "`decay`"),
+    ("reparameterised", lstm(**SMALL), {}, "noise=per_step"),
+    ("reparameterised", NOISY, dict(objective_batch="none"), "carries no gradient"),
+    ("truncated_backprop", NOISY, dict(unroll_length=3), "multiple of `unroll_length`"),
+    ("truncated_backprop", NOISY, dict(staggered=True), "several windows"),
+    ("truncated_backprop", NOISY, dict(staggered=True, horizon=2 * T, num_tasks=1), "at least 2 tasks"),
+    ("evolution_strategies", NOISY, dict(unroll_length=2), "persistent_evolution_strategies"),
+    ("evolution_strategies", NOISY, dict(sigma=0.0), "`sigma`"),
+    ("evolution_strategies", NOISY, dict(tasks_per_perturbation=5), "`tasks_per_perturbation`"),
+    ("persistent_evolution_strategies", NOISY, dict(unroll_length=2 * T), "shorter than its window"),
+    ("persistent_evolution_strategies", NOISY, dict(unroll_length=3), "multiple of `unroll_length`"),
+    ("mixture", NOISY, dict(num_tasks=1), "at least 2 tasks"),
+    ("mixture", NOISY, dict(tasks_per_perturbation=3), "fewer than two perturbations"),
+    ("mixture", NOISY, dict(objective_batch="none"), "carries no gradient"),
+]
+
+
+@pytest.mark.parametrize(("name", "optimizer", "settings", "message"), REFUSED)
+def test_what_an_estimator_cannot_serve_is_refused_at_configuration(name, optimizer, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(name, optimizer, **settings)
+
+
+LEARNERS = {
+    **{name: (name, NOISY, 0.03, {}) for name in ESTIMATORS},
+    "score_function": ("score_function", NOISY, 0.01, dict(num_tasks=64, baseline="leave_one_out", rollouts=8)),
+    **{f"{name} of sgd": (name, sgd(learning_rate=1e-2), 0.2, {}) for name in list(ESTIMATORS)[3:]},
+}
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_meta_training_by_every_estimator_lowers_the_loss(learner):
+    """Learned and hand-designed; in windows where the estimator has them, on two families at once."""
+    name, optimizer, rate, settings = LEARNERS[learner]
+    windows = 1 if name == "evolution_strategies" else 2
+    families = (quadratic(dim=3), noisy_bowl())
+    estimator = make(name, optimizer, **{"num_tasks": 16, "horizon": 5 * windows, "unroll_length": 5, **settings})
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
+
+    @jax.jit
+    def train(meta_params):
+        def body(carry, key):
+            meta_params, state, opt_state = carry
+            gradient, state, metrics = estimator.estimate(key, meta_params, state, families)
+            updates, opt_state = tx.update(gradient, opt_state, meta_params)
+            return (optax.apply_updates(meta_params, updates), state, opt_state), metrics["meta_loss"]
+
+        start = (meta_params, estimator.init(jax.random.key(3), meta_params, families), tx.init(meta_params))
+        return jax.lax.scan(body, start, jax.random.split(jax.random.key(1), 150))[1]
+
+    losses = train(optimizer.init(jax.random.key(0))).reshape(-1, 10).mean(axis=1)
+    assert losses[-5:].mean() < 0.9 * losses[0], losses
