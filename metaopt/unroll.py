@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -10,7 +11,19 @@ import optax
 
 from metaopt.oracles import minibatch
 from metaopt.trees import KEPT, LARGEST, keep, select_tasks, task_norm, usable_tasks
-from metaopt.types import Key, MetaParams, Optimizer, Params, PyTree, Task, TaskFamily, Trace, UnrollState
+from metaopt.types import (
+    Explore,
+    Key,
+    MetaParams,
+    Optimizer,
+    Params,
+    PyTree,
+    Scored,
+    Task,
+    TaskFamily,
+    Trace,
+    UnrollState,
+)
 
 StateGradient = Literal["full", "stopped"]
 ObjectiveBatch = Literal["fresh", "same", "full", "none"]
@@ -29,7 +42,7 @@ def bind_tasks(optimizer: Optimizer, meta_params: MetaParams) -> optax.GradientT
         *,
         key: jax.Array | None = None,
         value: jax.Array | None = None,
-        explore: bool = False,
+        explore: Explore = False,
         **extra_args: Any,
     ) -> tuple[PyTree, PyTree]:
         def one(updates: PyTree, state: PyTree, params: PyTree, key: Any, value: Any) -> tuple[PyTree, PyTree]:
@@ -78,10 +91,12 @@ def unroll(
     state: UnrollState,
     *,
     length: int,
-    explore: bool = False,
+    explore: Explore = False,
     state_gradient: StateGradient = "full",
     second_order: bool = False,
     objective_batch: ObjectiveBatch = "fresh",
+    differentiable: bool = True,
+    segment_length: int | None = None,
 ) -> tuple[UnrollState, Trace]:
     """Runs `length` inner steps of all tasks.
 
@@ -92,7 +107,8 @@ def unroll(
     Args:
       tx: a task-batched transformation, see `bind_tasks`.
       task: [tasks, ...]; kept out of the scan's carry, where it would be stored at every step.
-      explore: whether the optimizer draws its step noise.
+      explore: whether the optimizer draws its step noise; `scored`: steps count as constants and the trace holds their
+        log-probabilities.
       state_gradient: `full`, or `stopped`: θ is cut at every step, so that an action's effect on later states is
         dropped.
       second_order: keep the gradient of ∇_t with respect to φ; otherwise ∇_t counts as a constant
@@ -100,6 +116,12 @@ def unroll(
       objective_batch: where f(θ_t) of the trace is taken: on a `fresh` minibatch, the step's own (`same`), the `full`
         training data, or `none`: the value that came with the step's gradient, at θ_{t-1}, which costs nothing and
         carries no gradient.
+      differentiable: whether the trace's losses carry a gradient, which costs a reverse pass through the loss a step.
+      segment_length: steps after which the reverse pass finds a stored state to run on from (Chen et al. 2016); None
+        or `length`: one segment. Near √length the memory grows as √length, for one more forward pass.
+
+    Raises:
+      ValueError: `explore="scored"` and the optimizer's noise has no density.
     """
     oracle = family.oracle or minibatch()
 
@@ -107,28 +129,47 @@ def unroll(
         gradient, value, oracle_state, _ = oracle.estimate(family, task, params, oracle_state, key)
         return gradient, value, oracle_state
 
-    def objective_at(task: Task, params: Params, oracle_state: Any, keys: tuple[Key, Key]) -> tuple[jax.Array, Any]:
+    def objective_at(task: Task, params: Params, oracle_state: Any, keys: tuple[Key, Key]) -> tuple[jax.Array, Params]:
         if family.oracle is not None and objective_batch != "full":
             gradient, value, _ = gradient_at(task, params, oracle_state, keys[1])
-            return value, gradient
+            return value, gradient if differentiable else ()
         if objective_batch == "full":
             batch = family.eval_batch(task, family.data, "train")
         else:
             batch = family.batch(keys[0] if objective_batch == "same" else keys[1], task, family.data)
+        if not differentiable:
+            return family.loss(params, task, batch), ()
         return jax.value_and_grad(family.loss)(params, task, batch)
 
-    def step(
-        state: UnrollState, keys: tuple[Key, Key, Key]
-    ) -> tuple[UnrollState, tuple[jax.Array, jax.Array, jax.Array]]:
-        gradient_keys, update_keys, loss_keys = keys
-        params = jax.lax.stop_gradient(state.params) if state_gradient == "stopped" else state.params
-        at = params if second_order else jax.lax.stop_gradient(params)
-        gradient, value, oracle_state = jax.vmap(gradient_at)(task, at, state.oracle_state, gradient_keys)
+    # A deterministic task's f and ∇f at θ_t, taken for the objective, are those that the next step needs.
+    shares = (
+        family.oracle is None
+        and differentiable
+        and not second_order
+        and objective_batch in ("fresh", "same")
+        and not jax.tree.leaves(jax.eval_shape(jax.vmap(family.batch, (0, 0, None)), state.key, task, family.data))
+    )
+
+    def estimate(state: UnrollState, params: Params, keys: Key) -> tuple[Params, jax.Array, Any, jax.Array]:
+        """∇_t, f(θ_t), the oracle's next state, and who is alive."""
+        gradient, value, oracle_state = jax.vmap(gradient_at)(task, params, state.oracle_state, keys)
         # Selected before use: a zero times infinity anywhere in the reverse pass would be nan for every task.
         alive = state.alive & usable_tasks((gradient, value))
-        gradient = select_tasks(alive, gradient, jax.tree.map(jnp.zeros_like, gradient))
-        gradient, value = keep((gradient, value))
+        return select_tasks(alive, gradient, jax.tree.map(jnp.zeros_like, gradient)), value, oracle_state, alive
+
+    def step(carry: tuple[UnrollState, Any], keys: tuple[Key, Key, Key]) -> tuple[tuple[UnrollState, Any], Any]:
+        state, known = carry
+        gradient_keys, update_keys, loss_keys = keys
+        params = jax.lax.stop_gradient(state.params) if state_gradient == "stopped" else state.params
+        if shares:
+            (gradient, value), oracle_state, alive = known, state.oracle_state, state.alive
+        else:
+            at = params if second_order else jax.lax.stop_gradient(params)
+            gradient, value, oracle_state, alive = keep(estimate(state, at, gradient_keys))
         updates, opt_state = tx.update(gradient, state.opt_state, params, key=update_keys, value=value, explore=explore)
+        log_prob = None
+        if explore == "scored":
+            opt_state, log_prob = _take_score(opt_state)
         moved = optax.apply_updates(params, updates)
         if objective_batch == "none":
             loss = value
@@ -140,9 +181,10 @@ def unroll(
             loss, slope = jax.vmap(objective_at)(task, here, oracle_state, (gradient_keys, loss_keys))
             alive = alive & usable_tasks((loss, slope, here))
             slope = select_tasks(alive, slope, jax.tree.map(jnp.zeros_like, slope))
-            loss, slope = keep((loss, slope))
+            loss, slope, alive = keep((loss, slope, alive))
+            known = (slope, loss) if shares else None
         moved = select_tasks(alive, moved, params)
-        if objective_batch != "none":
+        if objective_batch != "none" and differentiable:
             offset = jax.tree.map(lambda new: new - jax.lax.stop_gradient(new), moved)
             loss = jnp.where(alive, loss + _inner(slope, offset), jnp.inf)
         else:
@@ -157,7 +199,7 @@ def unroll(
             alive=alive,
             initial_loss=state.initial_loss,
         )
-        return state, (loss, alive, update_norm)
+        return (state, known), (loss, alive, update_norm, log_prob)
 
     # Drawn in one go: a hash inside the scan costs as much as a layer of the network.
     steps = state.step + jnp.arange(length, dtype=jnp.int32)[:, None]  # [length, tasks]
@@ -167,8 +209,48 @@ def unroll(
     # sixth of the memory; the task's gradients and the noise are few numbers and stay. Unrolling the scan is slower.
     policy = jax.checkpoint_policies.save_only_these_names(KEPT)
     body = jax.checkpoint(step, prevent_cse=False, policy=policy)
-    state, (loss, alive, update_norm) = jax.lax.scan(body, state, streams)
-    return state, Trace(loss, alive, update_norm, state.initial_loss)
+    known = None
+    if shares:
+        gradient, value, _, alive = estimate(state, jax.lax.stop_gradient(state.params), state.key)
+        state, known = state._replace(alive=alive), (gradient, value)
+    (state, _), (loss, alive, update_norm, log_prob) = _scan_in_segments(
+        body, (state, known), streams, length, segment_length or length
+    )
+    return state, Trace(loss, alive, update_norm, state.initial_loss, log_prob)
+
+
+def _scan_in_segments(
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], carry: PyTree, xs: PyTree, length: int, segment_length: int
+) -> tuple[PyTree, PyTree]:
+    """`lax.scan` over segments of `segment_length` steps, the last one shorter; only their ends are stored."""
+    whole = length - length % segment_length
+
+    def segment(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.lax.scan(body, carry, xs)
+
+    if segment_length >= length:
+        return segment(carry, xs)
+    parts = jax.tree.map(lambda x: x[:whole].reshape(-1, segment_length, *x.shape[1:]), xs)
+    carry, ys = jax.lax.scan(jax.checkpoint(segment, prevent_cse=False), carry, parts)
+    ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
+    if whole < length:
+        carry, last = segment(carry, jax.tree.map(lambda x: x[whole:], xs))
+        ys = jax.tree.map(lambda y, end: jnp.concatenate([y, end]), ys, last)
+    return carry, ys
+
+
+def _take_score(opt_state: PyTree) -> tuple[PyTree, jax.Array]:
+    """Takes `Scored` out of an optimizer's state: the state as it was laid out before, and log p, [tasks]."""
+
+    def is_scored(node: Any) -> bool:
+        return isinstance(node, Scored)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_scored)
+    scores = [node.log_prob.reshape(node.log_prob.shape[0]) for node in nodes if is_scored(node)]
+    if not scores:
+        raise ValueError("the optimizer's steps have no density; set its option noise=per_coordinate.")
+    bare = jax.tree.map(lambda node: node.state if is_scored(node) else node, opt_state, is_leaf=is_scored)
+    return bare, jnp.sum(jnp.stack(scores), axis=0)
 
 
 def _inner(a: PyTree, b: PyTree) -> jax.Array:

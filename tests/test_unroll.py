@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from metaopt.batching import pick_segment_length
 from metaopt.optimizers import OPTIMIZERS, lstm, sgd
 from metaopt.tasks import TASKS
 from metaopt.unroll import bind_tasks, reset, unroll
@@ -143,3 +144,42 @@ def test_optax_transformations_run_as_they_are():
     end, trace = unroll(batched, family, task, state, length=10)
     assert (trace.loss[-1] < trace.initial_loss).all()
     assert end.alive.all()
+
+
+@pytest.mark.parametrize("segment_length", [1, 3, 7])
+def test_segments_change_the_memory_and_not_the_gradient(segment_length):
+    family, optimizer = TASKS["quadratic"](dim=3), lstm(hidden_size=4, noise="per_step")
+    phi = optimizer.init(jax.random.key(7))
+    keys = jax.random.split(jax.random.key(0), 2)
+
+    def loss(phi, segment_length):
+        tx = bind_tasks(optimizer, phi)
+        task, state = reset(tx, family, keys)
+        state, trace = unroll(tx, family, task, state, length=7, explore=True, segment_length=segment_length)
+        return jnp.mean(trace.loss), (state.params, trace.loss)
+
+    (_, whole), expected = jax.jit(jax.value_and_grad(lambda phi: loss(phi, None), has_aux=True))(phi)
+    (_, parts), gradient = jax.jit(jax.value_and_grad(lambda phi: loss(phi, segment_length), has_aux=True))(phi)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), (parts, gradient), (whole, expected)
+    )
+
+
+def test_memory_grows_as_the_root_of_the_horizon_under_a_budget():
+    family, optimizer = TASKS["quadratic"](dim=10), lstm()
+    phi = optimizer.init(jax.random.key(7))
+    keys = jax.random.split(jax.random.key(0), 16)
+
+    def temporary_bytes(length, budget):
+        def loss(phi):
+            tx = bind_tasks(optimizer, phi)
+            task, state = reset(tx, family, keys)
+            own = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
+            segment_length = pick_segment_length(length, own, own, budget)
+            return jnp.mean(unroll(tx, family, task, state, length=length, segment_length=segment_length)[1].loss)
+
+        return jax.jit(jax.grad(loss)).lower(phi).compile().memory_analysis().temp_size_in_bytes
+
+    short, long = (temporary_bytes(length, budget=0) for length in (100, 1600))
+    assert long < 5 * short  # 4 times, for 16 times the steps
+    assert temporary_bytes(1600, budget=2**40) > 4 * long

@@ -8,15 +8,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.optimizers.features import Features
+from metaopt.optimizers.blocks import count_blocks, map_blocks, to_blocks
+from metaopt.optimizers.features import Features, normalise
 from metaopt.optimizers.network import LSTM, CellState, forward, fuse, init_cells, init_params
 from metaopt.optimizers.step_rules import Step, StepRule
-from metaopt.trees import leaf_sizes, ravel_tasks
-from metaopt.types import MetaParams, Optimizer, PyTree
+from metaopt.trees import keep, leaf_sizes, ravel_tasks
+from metaopt.types import Explore, MetaParams, Optimizer, PyTree
 
 
 class CoordinatewiseState(NamedTuple):
-    """State of all tasks at once; columns are tasks·D, the coordinates of a task side by side."""
+    """State of all tasks at once; columns are tasks·D, the coordinates of a task side by side.
+
+    Where they are many, features and cells are [blocks, ..., columns of a block], the last block padded.
+    """
 
     count: jax.Array  # [] int32, updates done
     features: Any  # averages, [tasks, D] each
@@ -38,6 +42,16 @@ def coordinatewise(
     def init(key: jax.Array) -> MetaParams:
         return init_params(network, features.size, key)
 
+    def network_step(shared: Any, inputs: Any, memory: Any) -> tuple[jax.Array, Any]:
+        weights, count = shared
+        gradient, unit = inputs
+        statistics, cells = memory
+        columns, statistics = features.apply(gradient, count, statistics, unit)
+        # Few numbers next to the network's own: the reverse pass reads them instead of computing them anew.
+        x = keep(jnp.stack(columns).reshape(features.size, -1))
+        outputs, cells = forward(weights, x, cells)
+        return outputs, (statistics, cells)
+
     def bind_tasks(meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
         weights = fuse(network, meta_params)
         dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(meta_params))
@@ -45,10 +59,13 @@ def coordinatewise(
         def init_state(params: PyTree) -> CoordinatewiseState:
             leaves = jax.tree.leaves(params)
             shape = (leaves[0].shape[0] if leaves else 1, sum(leaf_sizes(params)))
-            cells = init_cells(network, shape[0] * shape[1], dtype)
-            return CoordinatewiseState(
-                jnp.zeros((), jnp.int32), features.init(shape, dtype), cells, rule.init(shape, dtype)
-            )
+            num_blocks, block = count_blocks(shape[0] * shape[1])
+            if num_blocks == 1:
+                memory = features.init(shape, dtype), init_cells(network, block, dtype)
+            else:
+                one = features.init((block,), dtype), init_cells(network, block, dtype)
+                memory = jax.tree.map(lambda leaf: jnp.zeros((num_blocks, *leaf.shape), leaf.dtype), one)
+            return CoordinatewiseState(jnp.zeros((), jnp.int32), *memory, rule.init(shape, dtype))
 
         def update(
             updates: PyTree,
@@ -56,20 +73,25 @@ def coordinatewise(
             params: PyTree | None = None,
             *,
             key: jax.Array | None = None,
-            explore: bool = False,
+            explore: Explore = False,
             **extra_args: Any,
         ) -> tuple[PyTree, Any]:
             if not jax.tree.leaves(updates):
                 return updates, state
             gradient, unravel = ravel_tasks(updates, dtype)
             tasks, dim = gradient.shape
-            count = state.count + 1
-            columns, feature_state = features.apply(gradient, count, state.features)
-            x = jnp.stack(columns).reshape(features.size, tasks * dim)
-            outputs, cells = forward(weights, x, state.cells)
-            step = Step(count, key, explore, leaf_sizes(updates))
-            g, rule_state = rule.apply(outputs.reshape(-1, tasks, dim), state.rule, step)
-            return unravel(g), CoordinatewiseState(count, feature_state, cells, rule_state)
+            shared = (weights, state.count + 1)
+            memory = (state.features, state.cells)
+            num_blocks, block = count_blocks(tasks * dim)
+            if num_blocks == 1:
+                outputs, memory = network_step(shared, (gradient, None), memory)
+            else:
+                inputs = (to_blocks(gradient, num_blocks, block), to_blocks(normalise(gradient), num_blocks, block))
+                outputs, memory = map_blocks(network_step, shared, inputs, memory)
+                outputs = jnp.moveaxis(outputs, 1, 0).reshape(len(rule.heads), -1)[:, : tasks * dim]
+            step = Step(state.count + 1, key, explore, leaf_sizes(updates))
+            g, rule_state = rule.apply(keep(outputs).reshape(-1, tasks, dim), state.rule, step)
+            return unravel(g), CoordinatewiseState(state.count + 1, *memory, rule_state)
 
         return optax.GradientTransformationExtraArgs(init_state, update)
 

@@ -19,11 +19,15 @@ TINY = 1e-15
 
 
 class Features(NamedTuple):
-    """`init(shape, dtype) -> state`, `apply(gradient, count, state) -> (list of [tasks, D], state)`; `count` from 1."""
+    """`init(shape, dtype) -> state`, `apply(gradient, count, state, unit=None) -> (list of [tasks, D], state)`.
+
+    `count` starts from 1. With `unit`, the gradient over its task's norm, `apply` is elementwise, so that it can run on
+    some columns at a time; without it the gradient must be whole.
+    """
 
     size: int
-    init: Callable[[tuple[int, int], Any], Any]
-    apply: Callable[[jax.Array, jax.Array, Any], tuple[list[jax.Array], Any]]
+    init: Callable[[tuple[int, ...], Any], Any]
+    apply: Callable[..., tuple[list[jax.Array], Any]]
 
 
 class Moments(NamedTuple):
@@ -59,7 +63,7 @@ def debiased(moments: Moments, count: jax.Array, beta1: float, beta2: float) -> 
     return Moments(moments.first / (1 - beta1**t), moments.second / (1 - beta2**t))
 
 
-def zero_moments(shape: tuple[int, int], dtype: Any) -> Moments:
+def zero_moments(shape: tuple[int, ...], dtype: Any) -> Moments:
     return Moments(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
@@ -74,25 +78,27 @@ def gradient_statistics(
       s_form: `adam` is m̂/(√v̂+ε); `printed` is m̂/(v̂+ε), as the thesis prints it.
     """
     if features == "gradient":
-        return Features(1, lambda shape, dtype: (), lambda gradient, count, state: ([gradient], state))
+        return Features(1, lambda shape, dtype: (), lambda gradient, count, state, unit=None: ([gradient], state))
 
     def ratio(moments: Moments, count: jax.Array, form: str) -> jax.Array:
         first, second = debiased(moments, count, beta1, beta2)
         return first / ((safe_sqrt(second) if form == "adam" else second) + eps)
 
-    def init(shape: tuple[int, int], dtype: Any) -> tuple[Moments, Moments]:
+    def init(shape: tuple[int, ...], dtype: Any) -> tuple[Moments, Moments]:
         return zero_moments(shape, dtype), zero_moments(shape, dtype)
 
-    def apply(gradient: jax.Array, count: jax.Array, state: tuple[Moments, Moments]) -> tuple[list[jax.Array], Any]:
-        n = normalise(gradient)
+    def apply(
+        gradient: jax.Array, count: jax.Array, state: tuple[Moments, Moments], unit: jax.Array | None = None
+    ) -> tuple[list[jax.Array], Any]:
+        n = normalise(gradient) if unit is None else unit
         raw = update_moments(state[0], gradient, beta1, beta2)
-        unit = update_moments(state[1], n, beta1, beta2)
-        unit_features = [n, jnp.square(n), unit.first, unit.second, ratio(unit, count, s_form)]
+        scaled = update_moments(state[1], n, beta1, beta2)
+        scale_free = [n, jnp.square(n), scaled.first, scaled.second, ratio(scaled, count, s_form)]
         if features == "all":
-            columns = [gradient, jnp.square(gradient), raw.first, raw.second, ratio(raw, count, s_form), *unit_features]
+            columns = [gradient, jnp.square(gradient), raw.first, raw.second, ratio(raw, count, s_form), *scale_free]
         else:  # the printed form of s is not free of scale
-            columns = [ratio(raw, count, "adam"), *unit_features]
-        return columns, (raw, unit)
+            columns = [ratio(raw, count, "adam"), *scale_free]
+        return columns, (raw, scaled)
 
     return Features(10 if features == "all" else 6, init, apply)
 
@@ -100,7 +106,9 @@ def gradient_statistics(
 def log_and_sign(p: float = 10.0) -> Features:
     """(log|∇|/p, sign ∇) where |∇| ≥ e^-p, else (-1, e^p ∇) (Andrychowicz et al. 2016, appendix A)."""
 
-    def apply(gradient: jax.Array, count: jax.Array, state: tuple[()]) -> tuple[list[jax.Array], tuple[()]]:
+    def apply(
+        gradient: jax.Array, count: jax.Array, state: tuple[()], unit: jax.Array | None = None
+    ) -> tuple[list[jax.Array], tuple[()]]:
         size = jnp.abs(gradient)
         large = size >= jnp.exp(-p)
         log = jnp.where(large, jnp.log(jnp.where(large, size, 1.0)) / p, -1.0)
@@ -113,7 +121,9 @@ def log_and_sign(p: float = 10.0) -> Features:
 def rnnprop_inputs(beta: float = 0.95, eps: float = 1e-8) -> Features:
     """(m̂/√v̂, ∇/√v̂) with one β for both averages (Lv et al. 2017)."""
 
-    def apply(gradient: jax.Array, count: jax.Array, state: Moments) -> tuple[list[jax.Array], Moments]:
+    def apply(
+        gradient: jax.Array, count: jax.Array, state: Moments, unit: jax.Array | None = None
+    ) -> tuple[list[jax.Array], Moments]:
         state = update_moments(state, gradient, beta, beta)
         first, second = debiased(state, count, beta, beta)
         root = safe_sqrt(second) + eps
