@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,29 +30,87 @@ def use_cpu_devices(num_devices: int) -> None:
     jax.config.update("jax_cpu_enable_async_dispatch", num_devices == 1)
 
 
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def compiler_options() -> dict[str, bool | int]:
+    """What XLA should know about this machine, for `jax.jit`; nothing on accelerators.
+
+    CPUs with 512-bit vectors are used at full width, not at XLA's half; and where every core has its device, products
+    are not handed to a pool of threads (of these two, a tenth of a meta-step's time each).
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    options: dict[str, bool | int] = {}
+    try:
+        if "avx512f" in Path("/proc/cpuinfo").read_text():
+            options["xla_cpu_prefer_vector_width"] = 512
+    except OSError:
+        pass
+    if jax.local_device_count() >= available_cores():
+        options["xla_cpu_multi_thread_eigen"] = False
+    return options
+
+
 def task_mesh(num_tasks: int, num_devices: int | None = None) -> Mesh:
-    """A mesh with one axis, "tasks".
+    """A mesh with one axis, "tasks", over as many devices of every process.
 
     Args:
-      num_devices: how many of jax's devices to use; None: the most that divide `num_tasks`.
+      num_devices: how many of jax's devices to use, in all; None: the most that divide `num_tasks`.
 
     Raises:
-      ValueError: more devices than there are, or a number that does not divide `num_tasks`.
+      ValueError: more devices than there are, a number that does not divide `num_tasks`, or unequal shares of the
+        processes.
     """
-    available = jax.device_count()
+    available, processes = jax.device_count(), jax.process_count()
+    if num_tasks % processes:
+        raise ValueError(f"`num_tasks` ({num_tasks} a family) must be a multiple of the {processes} processes.")
     if num_devices is None:
-        num_devices = max(n for n in range(1, available + 1) if num_tasks % n == 0)
+        num_devices = max(n for n in range(processes, available + 1, processes) if num_tasks % n == 0)
     if not 1 <= num_devices <= available:
         raise ValueError(f"`num_devices` is {num_devices}; jax sees {available}.")
+    if num_devices % processes:
+        raise ValueError(f"`num_devices` ({num_devices}) must be a multiple of the {processes} processes.")
     if num_tasks % num_devices:
         raise ValueError(f"`num_tasks` ({num_tasks}) must be a multiple of `num_devices` ({num_devices}).")
-    return jax.make_mesh((num_devices,), ("tasks",), axis_types=(AxisType.Auto,), devices=jax.devices()[:num_devices])
+    each = num_devices // processes
+    devices = [device for index in range(processes) for device in jax.local_devices(process_index=index)[:each]]
+    return jax.make_mesh((num_devices,), ("tasks",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def pick_chunk_size(num_tasks: int, num_coordinates: int, chunk_size: int | None = None) -> int:
     """Tasks of a chunk: the largest divisor of `num_tasks` that stays within `COLUMNS`, or within what is asked for."""
     most = chunk_size or max(1, COLUMNS // num_coordinates)
     return max(n for n in range(1, num_tasks + 1) if num_tasks % n == 0 and n <= most)
+
+
+def device_memory() -> int:
+    """Bytes that an unroll's residuals may take on a device where nothing else is set: a quarter of what it has.
+
+    Of the memory there is, not of what is free at the moment, so that a resumed run is cut up as it was.
+    """
+    device = jax.local_devices()[0]
+    statistics = device.memory_stats() if device.platform != "cpu" else None
+    if statistics and "bytes_limit" in statistics:
+        return statistics["bytes_limit"] // 4
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**32
+    return total // 4 // jax.local_device_count()
+
+
+def pick_segment_length(length: int, state_bytes: int, step_bytes: int, budget: int | None = None) -> int:
+    """Steps between two stored states of an unroll: all of them, or, where that exceeds the budget, about √length.
+
+    Args:
+      state_bytes: a stored state.
+      step_bytes: what the reverse pass reads of one step.
+      budget: bytes; None: `device_memory()`.
+    """
+    if length * step_bytes <= (device_memory() if budget is None else budget):
+        return length
+    return min(length, max(1, round((length * state_bytes / step_bytes) ** 0.5)))
 
 
 def sum_over_chunks(

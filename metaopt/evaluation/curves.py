@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from metaopt.batching import map_chunks
+from metaopt.batching import compiler_options, map_chunks
 from metaopt.evaluation.recording import Segments, plan, recorded_steps
 from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollState
 from metaopt.unroll import bind_tasks, reset, unroll
@@ -159,21 +159,12 @@ def run(
     `splits`: where the final loss and metrics are taken; default: every split of the family.
     """
     splits = family.splits if splits is None else splits
-    if num_tasks < 1:
-        raise ValueError(f"`num_tasks` ({num_tasks}) must be at least 1")
-    available = len(jax.local_devices())
-    if num_devices is not None and not 1 <= num_devices <= available:
-        raise ValueError(f"`num_devices` ({num_devices}) must be between 1 and {available}, the devices there are")
-    devices = min(num_devices or available, num_tasks)
-    chunks, size = _chunks(optimizer, meta_params, family, -(-num_tasks // devices), grid)
-    # A fuller last chunk repeats tasks, which are cut off again: nothing depends on how the tasks are spread.
-    padded = jnp.arange(devices * chunks * size) % num_tasks
-    keys = jax.random.split(key, num_tasks)[padded].reshape(devices * chunks, size)
-    mesh = _mesh(devices)
+    keys = task_batches(optimizer, meta_params, family, key, num_tasks, num_devices, grid=grid)
+    mesh = _mesh(_num_devices(num_tasks, num_devices))
     # Placed here, so that it does not matter for the compiled code where φ and the data come from.
     shared = jax.device_put((meta_params, family), NamedSharding(mesh, PartitionSpec()))
     keys = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("tasks")))
-    outcome = _run(optimizer, *shared, keys, segments=segments, splits=splits, grid=grid, mesh=mesh)
+    outcome = _jitted_run()(optimizer, *shared, keys, segments=segments, splits=splits, grid=grid, mesh=mesh)
     axis = 1 if grid else 0
     outcome = jax.tree.map(lambda leaf: np.take(leaf, np.arange(num_tasks), axis=axis), jax.device_get(outcome))
     # Infinite from the first non-finite loss on, also where the run came back to numbers.
@@ -186,6 +177,33 @@ def run(
             for name, value in values.items()
         }
     return Outcome(loss, peak, alive, final)
+
+
+def task_batches(
+    optimizer: Optimizer,
+    meta_params: MetaParams,
+    family: TaskFamily,
+    key: Key,
+    num_tasks: int,
+    num_devices: int | None = None,
+    *,
+    grid: bool = False,
+) -> Key:
+    """[batches, tasks] the keys of the tasks as `run` lays them out; task i is at i of the flattened array."""
+    if num_tasks < 1:
+        raise ValueError(f"`num_tasks` ({num_tasks}) must be at least 1")
+    devices = _num_devices(num_tasks, num_devices)
+    chunks, size = _chunks(optimizer, meta_params, family, -(-num_tasks // devices), grid)
+    # A fuller last chunk repeats tasks, which are cut off again: nothing depends on how the tasks are spread.
+    padded = jnp.arange(devices * chunks * size) % num_tasks
+    return jax.random.split(key, num_tasks)[padded].reshape(devices * chunks, size)
+
+
+def _num_devices(num_tasks: int, num_devices: int | None) -> int:
+    available = len(jax.local_devices())
+    if num_devices is not None and not 1 <= num_devices <= available:
+        raise ValueError(f"`num_devices` ({num_devices}) must be between 1 and {available}, the devices there are")
+    return min(num_devices or available, num_tasks)
 
 
 def _chunks(
@@ -211,7 +229,12 @@ def _mesh(num_devices: int) -> Mesh:
     return jax.make_mesh((num_devices,), ("tasks",), axis_types=(AxisType.Auto,), devices=devices)
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "segments", "splits", "grid", "mesh"))
+@functools.cache
+def _jitted_run() -> Callable[..., Outcome]:
+    static = ("optimizer", "segments", "splits", "grid", "mesh")
+    return jax.jit(_run, static_argnames=static, compiler_options=compiler_options())
+
+
 def _run(
     optimizer: Optimizer,
     meta_params: MetaParams,

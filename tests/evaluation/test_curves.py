@@ -59,21 +59,21 @@ def test_other_parameters_of_an_optimizer_do_not_compile_anew(family: TaskFamily
     counted = adam._replace(bind=lambda phi: (traced.append(1), adam.bind(phi))[1])
     rates = [{"log_learning_rate": jnp.log(jnp.float32(rate))} for rate in (0.1, 0.01, 0.001)]
     first = evaluate({"adam": (counted, rates[0])}, family, KEY, horizon=6, num_tasks=3)
-    compiled = curves._run._cache_size()
+    compiled = curves._jitted_run()._cache_size()
     for phi in rates[1:]:
         traced.clear()
         other = evaluate({"adam": (counted, phi)}, family, jax.random.key(9), horizon=6, num_tasks=3)
         assert len(traced) <= 1  # the shapes of the state, for the chunks
         assert not np.array_equal(first.loss["adam"], other.loss["adam"])
-    assert curves._run._cache_size() == compiled
+    assert curves._jitted_run()._cache_size() == compiled
 
 
 def test_a_plain_transformation_compiles_once(family: TaskFamily) -> None:
     adam = optax.adam(0.1)
     evaluate({"adam": adam}, family, KEY, horizon=5, num_tasks=2)
-    compiled = curves._run._cache_size()
+    compiled = curves._jitted_run()._cache_size()
     evaluate({"again": adam}, family, jax.random.key(1), horizon=5, num_tasks=2)
-    assert curves._run._cache_size() == compiled
+    assert curves._jitted_run()._cache_size() == compiled
 
 
 def test_a_grid_equals_a_loop_over_it() -> None:

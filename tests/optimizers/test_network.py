@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt.optimizers.network import LSTM, Head, forward, fuse, init_cells, init_params
+from metaopt.optimizers.network import LSTM, Head, forward, fuse, init_cells, init_params, product, tanh
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
@@ -36,3 +36,33 @@ def test_a_constant_head_starts_at_its_bias_for_every_input():
     )
     np.testing.assert_array_equal(outputs[1], np.full(6, -3.0, np.float32))
     assert np.std(outputs[0]) > 0.01  # the direction does not start flat
+
+
+def test_tanh_is_as_exact_as_float32_allows_and_so_is_its_derivative():
+    x = jnp.concatenate([jnp.linspace(-12, 12, 100_001), jnp.geomspace(1e-20, 1, 1000)])
+    exact = np.tanh(np.asarray(x, np.float64))
+    np.testing.assert_allclose(tanh(x), exact, rtol=4e-7)
+    slope = jax.vmap(jax.grad(tanh))(x)
+    np.testing.assert_allclose(slope, 1 - exact**2, atol=1e-6)
+    assert np.isnan(tanh(jnp.asarray(jnp.nan)))
+
+
+@pytest.mark.parametrize("columns", [6, 40])
+@pytest.mark.parametrize("wrt", [(0,), (1,), (2,), (0, 2), (0, 1, 2)])
+def test_the_product_and_its_derivatives_in_both_modes(columns, wrt):
+    keys = jax.random.split(jax.random.key(0), 6)
+    shapes = [(4, 6), (2, columns), (3, columns)]
+    args = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=False)]
+
+    def plain(matrix, x, h):
+        return jnp.sin(matrix[:, :1] + matrix[:, 1:3] @ x + matrix[:, 3:] @ h)
+
+    def ours(matrix, x, h):
+        return jnp.sin(product(matrix, x, h))
+
+    np.testing.assert_allclose(ours(*args), plain(*args), rtol=1e-5, atol=1e-6)
+    for a, b in zip(*(jax.grad(lambda *a, f=f: f(*a).sum(), wrt)(*args) for f in (ours, plain)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    tangents = [jax.random.normal(key, x.shape) for key, x in zip(keys[3:], args, strict=True)]
+    a, b = (jax.jvp(f, args, tangents)[1] for f in (ours, plain))
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
