@@ -6,6 +6,7 @@ import difflib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +20,12 @@ Meta-learning of optimizers in JAX.
 commands:
   train EXPERIMENT [--field value ...]      meta-train into a run folder, evaluate, write the report
   train --resume RUN                        go on with a run
+  launch EXPERIMENT --processes N [...]     train in N processes of this machine
   evaluate RUN_OR_NAME ... [--tasks F ...] [--horizon T ...]
                                             learned optimizers beside tuned baselines
   report RUN ...                            one page, report.html, that opens offline
+  doctor RUN_OR_EXPERIMENT                  examine meta-gradients, gates, inputs and steps; advice
+  replay CAPSULE                            show again, to the bit, how a task blew up
   list [NAME ...]                           everything that can be named; with a name, its options
 
 `metaopt COMMAND --help` tells more; `metaopt --version` prints the version.
@@ -42,13 +46,33 @@ def main(arguments: list[str] | None = None) -> int:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         return _fail(f"command {command!r} is unknown{hint} Known: {', '.join(COMMANDS)}.")
-    return _run(COMMANDS[command], rest)
+    return _in_job(lambda: _run(COMMANDS[command], rest))
+
+
+def _in_job(run: Callable[[], int]) -> int:
+    """A process that fails among others ends at once: at Python's exit jax would wait for the others."""
+
+    def joined() -> bool:
+        processes = sys.modules.get("metaopt.runs.processes")
+        return processes is not None and processes.joined()
+
+    try:
+        status = run()
+    except Exception:
+        if not joined():
+            raise
+        traceback.print_exc()
+        status = 1
+    if joined():
+        sys.modules["metaopt.runs.processes"].abandon(status)
+    return status
 
 
 def _run(command: Callable[[list[str]], None], arguments: list[str]) -> int:
     try:
         # These need jax: imported late, and inside the block, so that Ctrl-C during the import ends quietly too.
         from metaopt.experiment import UserError
+        from metaopt.runs import processes
         from metaopt.runs.interrupts import Interrupted
 
         try:
@@ -61,6 +85,9 @@ def _run(command: Callable[[list[str]], None], arguments: list[str]) -> int:
         except (RuntimeError, MemoryError) as error:
             if type(error).__name__ == "Diverged":
                 return _fail(str(error), 1)
+            if isinstance(error, processes.LostProcess):
+                # Under `metaopt launch` the launcher, who knows which process it was, says so.
+                return processes.LOST_STATUS if processes.launched() else _fail(str(error), 1)
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 return _fail(_out_of_memory(error), 1)
             raise
@@ -111,7 +138,7 @@ def _train(arguments: list[str]) -> None:
     name, base = load_experiment(arguments[0])
     prog = f"metaopt train {arguments[0]}"
     experiment, out = reader.parse_experiment(arguments[1:], prog=prog, base=base)
-    configure_jax(experiment.num_devices)
+    _configure_for_training(experiment.num_devices)
     from metaopt.runs.train import train
 
     train(experiment, None if out is None else Path(out), name=name)
@@ -133,7 +160,7 @@ def _resume(arguments: list[str], flags: list[str]) -> None:
     parsed = reader.parse(reader.ResumeArguments, arguments, prog="metaopt train")
     path, experiment = open_run(Path(parsed.resume))
     # As many as the run was begun on, whatever the cores of this host: so φ stays bitwise the same.
-    configure_jax(parsed.num_devices or experiment.num_devices or devices_begun_with(path))
+    _configure_for_training(parsed.num_devices, experiment.num_devices or devices_begun_with(path))
     from metaopt.runs.train import resume
 
     resume(path, num_meta_steps=parsed.num_meta_steps, num_devices=parsed.num_devices)
@@ -162,6 +189,27 @@ def _report(arguments: list[str]) -> None:
         print(write_report(Path(run)))
 
 
+def _doctor(arguments: list[str]) -> None:
+    from metaopt.runs import arguments as reader
+
+    parsed = reader.parse(reader.DoctorArguments, arguments, prog="metaopt doctor")
+    configure_jax(parsed.num_devices)
+    from metaopt.runs.diagnose import examine
+
+    examine(parsed)
+
+
+def _replay(arguments: list[str]) -> None:
+    from metaopt.runs import arguments as reader
+
+    parsed = reader.parse(reader.ReplayArguments, arguments, prog="metaopt replay")
+    configure_jax(1)
+    from metaopt.runs.diagnose import show_again
+
+    if not show_again(Path(parsed.capsule)):
+        raise SystemExit(1)
+
+
 def _list(arguments: list[str]) -> None:
     if any(word in ("-h", "--help") for word in arguments):
         print("usage: metaopt list [NAME ...]\n\nWithout a name: everything that can be named. With: its options.")
@@ -174,12 +222,40 @@ def _list(arguments: list[str]) -> None:
         print_listing()
 
 
+def _launch(arguments: list[str]) -> None:
+    from metaopt.launch import launch
+
+    launch(arguments)
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
+    "launch": _launch,
     "evaluate": _evaluate,
     "report": _report,
+    "doctor": _doctor,
+    "replay": _replay,
     "list": _list,
 }
+
+
+def _configure_for_training(num_devices: int | None, before: int | None = None) -> None:
+    """Devices as asked for, else as before; in a job of several processes they are shared out, and it is joined.
+
+    Raises:
+      UserError: the processes' shares of the devices are not equal.
+      LostProcess: not all processes of the job came.
+    """
+    from metaopt.runs import processes
+
+    job = processes.find_job(os.environ)
+    if job is None:
+        configure_jax(num_devices or before)
+        return
+    if before is not None and before % job.num_processes:
+        before = None  # it was begun by fewer processes
+    configure_jax(processes.devices_each(job, num_devices or before))
+    processes.join(job)
 
 
 def configure_jax(num_devices: int | None = None) -> None:
@@ -189,11 +265,11 @@ def configure_jax(num_devices: int | None = None) -> None:
     """
     import jax
 
-    from metaopt.batching import use_cpu_devices
+    from metaopt.batching import available_cores, use_cpu_devices
 
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
-            use_cpu_devices(num_devices or len(os.sched_getaffinity(0)))
+            use_cpu_devices(num_devices or available_cores())
         except RuntimeError:
             pass  # devices are in use already
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -10,14 +12,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 
-from metaopt.batching import task_mesh
+from metaopt.averages import clip_adaptively, moving_average
+from metaopt.batching import compiler_options, task_mesh
 from metaopt.estimators import ESTIMATORS
-from metaopt.experiment import Experiment, MetaOptimizer, UserError, build, build_families, build_optimizer, suggest
+from metaopt.estimators.curriculum import check_curriculum, log_uniform, stages, with_curriculum
+from metaopt.experiment import (
+    Experiment,
+    MetaOptimizer,
+    UserError,
+    build,
+    build_families,
+    build_optimizer,
+    suggest,
+)
 from metaopt.objectives import OBJECTIVES
-from metaopt.types import Families, Key, MetaParams, Metrics, PyTree
+from metaopt.types import Families, Key, MetaGradient, MetaParams, Metrics, PyTree
 
 # Meta-steps looked back on, at least, when a run is judged to have diverged.
 LOOK_BACK = 20
@@ -35,12 +48,33 @@ class TrainState(NamedTuple):
     estimator_state: PyTree
     key: Key
     meta_step: jax.Array  # [] int32, meta-steps done
+    ema: MetaParams = ()  # the average of φ after each meta-step so far, under `meta_optimizer.ema`
+
+
+def averaged(state: TrainState) -> MetaParams:
+    """The φ to validate, evaluate and save: its average over meta-steps where there is one, else φ itself."""
+    return state.ema if jax.tree.leaves(state.ema) else state.meta_params
+
+
+def make_clips(config: MetaOptimizer) -> list[optax.GradientTransformation]:
+    """By value, then adaptively, then by norm; those that are set."""
+    clips = []
+    if config.clip_value is not None:
+        clips.append(optax.clip(config.clip_value))
+    if config.clip_adaptive is not None:
+        try:
+            clips.append(clip_adaptively(config.clip_adaptive))
+        except ValueError as error:
+            raise UserError(f"`meta_optimizer.clip_adaptive`: {error}") from error
+    if config.clip_norm is not None:
+        clips.append(optax.clip_by_global_norm(config.clip_norm))
+    return clips
 
 
 def make_meta_optimizer(
     config: MetaOptimizer, num_meta_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optax chain (clip by value, clip by norm, optimizer) at learning rate 1, and the schedule of the rate.
+    """The optax chain (`make_clips`, optimizer) at learning rate 1, and the schedule of the rate.
 
     The rate multiplies the chain's updates by the meta-step, so that it ends where the run does, whatever was skipped.
 
@@ -59,12 +93,7 @@ def make_meta_optimizer(
         schedule = optax.constant_schedule(rate)
     if warmup:
         schedule = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), schedule], [warmup])
-    clips = []
-    if config.clip_value is not None:
-        clips.append(optax.clip(config.clip_value))
-    if config.clip_norm is not None:
-        clips.append(optax.clip_by_global_norm(config.clip_norm))
-    return optax.chain(*clips, getattr(optax, config.name)(1.0)), schedule
+    return optax.chain(*make_clips(config), getattr(optax, config.name)(1.0)), schedule
 
 
 class Trainer:
@@ -87,21 +116,34 @@ class Trainer:
             unroll_length=experiment.unroll_length or experiment.horizon,
             chunk_size=experiment.chunk_size,
             num_devices=experiment.num_devices,
+            memory=experiment.memory,
         )
+        self.levels = _levels(experiment)
+        self.level = 0  # of these; under a `validation` curriculum raised by whoever validates
+        if experiment.curriculum.kind != "none":
+            self.estimator = _with_curriculum(self.estimator, experiment, self.levels)
+        decay = experiment.meta_optimizer.ema
+        if decay is not None and not 0 < decay < 1:
+            raise UserError(f"`meta_optimizer.ema` ({decay}) must lie between 0 and 1; try 0.99.")
+        self._clips = make_clips(experiment.meta_optimizer)
         self.meta_optimizer, self.schedule = make_meta_optimizer(experiment.meta_optimizer, experiment.num_meta_steps)
         # Fixed at every border of a chunk; a sharding that changed after the first chunk would compile it twice.
         tasks_each = max(1, experiment.num_tasks // len(self.families))
         self._replicated = NamedSharding(task_mesh(tasks_each, experiment.num_devices), PartitionSpec())
-        self.families = jax.device_put(self.families, self._replicated)
+        self.families = _replicate(self.families, self._replicated)
         self._chunk = jax.jit(
-            self._run, static_argnames="length", donate_argnums=0, out_shardings=(self._replicated, self._replicated)
+            self._run,
+            static_argnames="length",
+            donate_argnums=0,
+            out_shardings=(self._replicated, self._replicated),
+            compiler_options=compiler_options(),
         )
 
     def init(self) -> TrainState:
         """The state before the first meta-step, decided by the experiment's seed."""
 
-        def make(key: Key, families: Families) -> TrainState:
-            init_key, estimator_key, run_key = jax.random.split(key, 3)
+        def make(key_data: jax.Array, families: Families) -> TrainState:
+            init_key, estimator_key, run_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
             meta_params = self.optimizer.init(init_key)
             return TrainState(
                 meta_params=meta_params,
@@ -109,10 +151,21 @@ class Trainer:
                 estimator_state=self.estimator.init(estimator_key, meta_params, families),
                 key=run_key,
                 meta_step=jnp.zeros((), jnp.int32),
+                ema=() if self.experiment.meta_optimizer.ema is None else jax.tree.map(jnp.copy, meta_params),
             )
 
-        key = jax.device_put(jax.random.key(self.experiment.seed), self._replicated)
-        return jax.jit(make, out_shardings=self._replicated)(key, self.families)
+        key_data = _replicate(jax.random.key_data(jax.random.key(self.experiment.seed)), self._replicated)
+        return jax.jit(make, out_shardings=self._replicated)(key_data, self.families)
+
+    def alone(self) -> Trainer:
+        """The same with the families on this process's own devices, for what it does without the others."""
+        if jax.process_count() == 1:
+            return self
+        alone = copy.copy(self)
+        each = self._replicated.num_devices // jax.process_count()
+        alone.experiment = dataclasses.replace(self.experiment, num_devices=each)
+        alone.families = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.families)
+        return alone
 
     def run_chunk(self, state: TrainState) -> tuple[TrainState, dict[str, np.ndarray]]:
         """`log.every` meta-steps, fewer at the end. Returns the next state and metrics, each [steps].
@@ -123,39 +176,57 @@ class Trainer:
         length = min(experiment.log.every, experiment.num_meta_steps)
         first = int(state.meta_step)
         last = min(first + length, experiment.num_meta_steps)
-        state, metrics = self._chunk(state, self.families, jnp.asarray(last, jnp.int32), length=length)
+        level = np.asarray(self.level, np.int32) if experiment.curriculum.kind == "validation" else None
+        state, metrics = self._chunk(state, self.families, np.asarray(last, np.int32), level, length=length)
         fetched = {name: values[: last - first] for name, values in jax.device_get(metrics).items()}
         fetched = self._name_families(fetched)
         return state, {"meta_step": np.arange(first + 1, last + 1)} | fetched
+
+    def state_before(self, state: TrainState, meta_step: int, level: int) -> TrainState:
+        """The state before a later meta-step of the chunk that begins with `state`, by the chunk's own program.
+
+        The given state is donated; `level` is the curriculum's in that chunk.
+        """
+        length = min(self.experiment.log.every, self.experiment.num_meta_steps)
+        at = np.asarray(level, np.int32) if self.experiment.curriculum.kind == "validation" else None
+        return self._chunk(state, self.families, np.asarray(meta_step, np.int32), at, length=length)[0]
 
     def _name_families(self, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = {f"meta_loss/{i}": f"meta_loss/{choice}" for i, choice in enumerate(self.experiment.tasks)}
         return {names.get(name, name): values for name, values in metrics.items()}
 
     def _run(
-        self, state: TrainState, families: Families, stop: jax.Array, *, length: int
+        self, state: TrainState, families: Families, stop: jax.Array, level: jax.Array | None, *, length: int
     ) -> tuple[TrainState, Metrics]:
         def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
             # A short last chunk skips its tail, so that one compilation serves every chunk.
-            shapes = jax.eval_shape(self._meta_step, state, families)[1]
+            shapes = jax.eval_shape(self._meta_step, state, families, level)[1]
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             return jax.lax.cond(
-                state.meta_step < stop, lambda: self._meta_step(state, families), lambda: (state, nothing)
+                state.meta_step < stop, lambda: self._meta_step(state, families, level), lambda: (state, nothing)
             )
 
         return jax.lax.scan(body, state, None, length=length)
 
-    def _meta_step(self, state: TrainState, families: Families) -> tuple[TrainState, Metrics]:
+    def _meta_step(
+        self, state: TrainState, families: Families, level: jax.Array | None = None
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.meta_step)
-        gradient, estimator_state, metrics = self.estimator.estimate(
-            key, state.meta_params, state.estimator_state, families
-        )
+        estimator_state, curriculum = state.estimator_state, self.experiment.curriculum
+        if curriculum.kind == "fixed":
+            level = state.meta_step // curriculum.every
+        if level is not None:
+            estimator_state = estimator_state._replace(level=jnp.minimum(level, len(self.levels) - 1))
+        gradient, estimator_state, metrics = self.estimator.estimate(key, state.meta_params, estimator_state, families)
         # As one vector: the meta-optimizer's arithmetic on each of a score of small leaves takes longer to compile.
         gradient, _ = ravel_pytree(gradient)
         before, unravel = ravel_pytree(state.meta_params)
         finite = jnp.all(jnp.isfinite(gradient))
         usable = finite & (metrics["alive"] > 0)
         gradient = jnp.where(usable, gradient, 0.0)
+        clipped = gradient
+        for clip, clip_state in zip(self._clips, state.opt_state, strict=False):
+            clipped, _ = clip.update(clipped, clip_state, before)
         updates: Any
         updates, opt_state = self.meta_optimizer.update(gradient, state.opt_state, before)
         rate = jnp.asarray(self.schedule(state.meta_step), before.dtype)
@@ -167,10 +238,46 @@ class Trainer:
             "grad_norm": jnp.linalg.norm(gradient),
             "update_norm": jnp.where(usable, jnp.linalg.norm(updates), 0.0),
             "learning_rate": rate,
+            "clipped": jnp.any(clipped != gradient).astype(jnp.int32),
             "skipped": (~usable).astype(jnp.int32),
             "nonfinite_gradient": (~finite).astype(jnp.int32),
         }
-        return TrainState(meta_params, opt_state, estimator_state, state.key, state.meta_step + 1), metrics
+        ema, decay, done = state.ema, self.experiment.meta_optimizer.ema, state.meta_step + 1
+        if decay is not None:
+            ema = moving_average(ema, meta_params, done, decay)
+        return TrainState(meta_params, opt_state, estimator_state, state.key, done, ema), metrics
+
+
+def _levels(experiment: Experiment) -> tuple[int, ...]:
+    curriculum, longest = experiment.curriculum, experiment.horizon
+    window = experiment.unroll_length or longest
+    try:
+        levels = check_curriculum(
+            curriculum.kind, curriculum.horizons, curriculum.shortest, longest=longest, unroll_length=window
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if curriculum.kind == "validation" and not experiment.validation.every:
+        raise UserError(
+            "the curriculum goes on by validation, and `validation.every` is 0; set it, or take kind=fixed."
+        )
+    return levels
+
+
+def _with_curriculum(estimator: MetaGradient, experiment: Experiment, levels: Sequence[int]) -> MetaGradient:
+    longest, window = experiment.horizon, experiment.unroll_length or experiment.horizon
+    shortest = experiment.curriculum.shortest or window
+    draw = stages(levels) if levels else log_uniform(shortest, longest, window)
+    return with_curriculum(estimator, draw, longest=longest, unroll_length=window)
+
+
+def _replicate(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # Every process has the values already; device_put would send them round to compare.
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, lambda index: np.asarray(leaf)[index]), tree
+    )
 
 
 Callback = Callable[[Trainer, TrainState, dict[str, np.ndarray]], bool | None]
@@ -183,7 +290,8 @@ def meta_train(
 
     Args:
       callbacks: each is called as `callback(trainer, state, metrics)` after every chunk of `log.every` meta-steps,
-        where metrics maps names to arrays [steps]; one that returns True ends the run after that chunk.
+        where metrics maps names to arrays [steps]; one that returns True ends the run after that chunk. Where several
+        processes train together, it is the first one's word that counts.
 
     Raises:
       Diverged: half of the latest chunk of meta-steps (20 at least) had no task alive, or no finite meta-gradient.
@@ -194,14 +302,26 @@ def meta_train(
     num_meta_steps, every = trainer.experiment.num_meta_steps, trainer.experiment.log.every
     recent: deque[tuple[bool, bool]] = deque(maxlen=max(LOOK_BACK, every))
     while int(state.meta_step) < num_meta_steps:
+        if trainer.experiment.curriculum.kind == "validation":
+            trainer.level = _first_ones(trainer.level)
         state, metrics = trainer.run_chunk(state)
         stop = [bool(callback(trainer, state, metrics)) for callback in callbacks]
         recent.extend(zip(metrics["alive"] == 0, metrics["skipped"] > 0, strict=True))
         if len(recent) >= LOOK_BACK or int(state.meta_step) == num_meta_steps:
             _check_alive(recent, int(state.meta_step))
-        if any(stop):
+        if _agreed(any(stop)):
             break
     return state
+
+
+def _agreed(stop: bool) -> bool:
+    # A process that went on alone would wait for the others for ever.
+    return stop if jax.process_count() == 1 else bool(multihost_utils.broadcast_one_to_all(np.asarray(stop)))
+
+
+def _first_ones(number: int) -> int:
+    # The first process validates, and all go on at its level.
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.asarray(number)))
 
 
 def _check_alive(recent: Iterable[tuple[bool, bool]], meta_step: int) -> None:

@@ -19,6 +19,7 @@ FLOORS = {
     "oracles": 1,
     "optimizers": 1,
     "objectives": 1,
+    "averages": 1,
     "unroll": 2,
     "batching": 2,
     "estimators": 3,
@@ -28,7 +29,7 @@ FLOORS = {
     "analysis": 6,
     "runs": 7,  # a run's report holds pictures, which analysis draws
     "launch": 8,
-    "cli": 8,
+    "cli": 9,
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.name.startswith("__")]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -30,15 +33,26 @@ class _LatestAndBest(checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints(Generic[State]):
-    """Saves and restores a state of one structure: a pytree of arrays and typed keys."""
+    """Saves and restores a state of one structure: a pytree of arrays and typed keys.
+
+    Where several processes train together, the first one alone makes and uses this.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._policy = _LatestAndBest()
+        # Of several processes one writes: they need not share a file system.
+        several = jax.process_count() > 1
+        processes = ocp.options.MultiprocessingOptions(
+            active_processes={0} if several else None, barrier_sync_key_prefix="metaopt" if several else None
+        )
         with _quiet():
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
+                    create=False,
+                    multiprocessing_options=processes,
                     preservation_policy=self._policy,
                     enable_async_checkpointing=False,
                     cleanup_tmp_directories=True,  # what a killed save left behind
@@ -59,7 +73,7 @@ class Checkpoints(Generic[State]):
         """
         self._policy.best_step = best_step
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
+            state=ocp.args.StandardSave(to_host(state)),
             record=ocp.args.JsonSave({**record, "num_devices": _num_devices(state), "arrays": _describe(state)}),
         )
         with _quiet():
@@ -95,33 +109,39 @@ class Checkpoints(Generic[State]):
         return None
 
     def restore(self, step: int, target: State) -> tuple[State, Record]:
-        """(state, record) of one checkpoint.
+        """(state, record) of one checkpoint, on the target's devices, however many it was saved on.
 
         Raises:
           UserError: it holds other arrays than the target.
         """
         with _quiet():
             record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
-            self._check(step, record.pop("arrays"), record.get("num_devices"), target)
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
-            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)))
-        return state["state"], record
+            held = record.pop("arrays")
+            self._check(step, held, target)
+            shapes = [_shape(held[name]) for name in _describe(target)]
+            leaves, structure = jax.tree.flatten(target)
+            wanted = [_host_like(leaf, shape) for leaf, shape in zip(leaves, shapes, strict=True)]
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(structure.unflatten(wanted)))
+            state = self._manager.restore(step, args=args)["state"]
+        try:
+            values = [_rechunk(value, leaf) for value, leaf in zip(jax.tree.leaves(state), leaves, strict=True)]
+        except _OutOfStep:
+            devices = record.get("num_devices")
+            raise UserError(
+                f"the checkpoint of meta-step {step} in {self._folder} was saved by a run on {devices} devices, whose "
+                f"chunks of tasks are out of step with one another; resume with --num-devices {devices}."
+            ) from None
+        return to_devices(structure.unflatten(values), target), record
 
-    def _check(self, step: int, held: dict[str, str], held_devices: int | None, target: State) -> None:
-        wanted, devices = _describe(target), _num_devices(target)
-        for name in sorted({*held, *wanted}):
-            if held.get(name) != wanted.get(name):
-                # The tasks of a truncated run lie in the state as they were shared out among the devices.
-                if held_devices not in (None, devices) and name.startswith("estimator_state/"):
-                    raise UserError(
-                        f"the checkpoint of meta-step {step} in {self._folder} was saved by a run on {held_devices} "
-                        f"devices, and this one is on {devices}; resume with --num-devices {held_devices}."
-                    )
-                raise UserError(
-                    f"the checkpoint of meta-step {step} in {self._folder} is of another architecture: {name} is "
-                    f"{held.get(name, 'missing')} there and {wanted.get(name, 'missing')} by config.json; "
-                    "resume with the configuration and version it was trained with."
-                )
+    def _check(self, step: int, held: dict[str, str], target: State) -> None:
+        wanted = _describe(target)
+        differ = {name for name in {*held, *wanted} if held.get(name) != wanted.get(name)}
+        for name in sorted(differ - _in_other_chunks(held, wanted, differ)):
+            raise UserError(
+                f"the checkpoint of meta-step {step} in {self._folder} is of another architecture: {name} is "
+                f"{held.get(name, 'missing')} there and {wanted.get(name, 'missing')} by config.json; "
+                "resume with the configuration and version it was trained with."
+            )
 
     def close(self) -> None:
         with _quiet():
@@ -132,6 +152,105 @@ def _describe(state: Any) -> dict[str, str]:
     """Path -> type and shape of every array of a pytree."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+# ----- between devices and the disk -----------------------------------------------------------------------------------
+
+
+def to_host(state: State) -> State:
+    """Arrays as numpy's, typed keys as their data: the form on disk, free of devices and processes."""
+    return jax.tree.map(lambda leaf: np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf), state)
+
+
+def to_devices(values: State, target: State) -> State:
+    """The inverse of `to_host`, placed as the arrays of the target are."""
+
+    def place(value: np.ndarray, like: jax.Array) -> jax.Array:
+        if not _is_key(like):
+            return _put(value, like.sharding)
+        return jax.random.wrap_key_data(_put(value, like.sharding), impl=jax.random.key_impl(like))
+
+    return jax.tree.map(place, values, target)
+
+
+def _put(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    # Not device_put, which sends the value round to compare where there are several processes.
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _host_like(leaf: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
+    """An array as `to_host` makes it of one like `leaf`, but of this shape."""
+    if not _is_key(leaf):
+        return np.empty(shape, leaf.dtype)
+    data = jax.eval_shape(jax.random.key_data, leaf)
+    return np.empty((*shape, *data.shape[leaf.ndim :]), data.dtype)
+
+
+# ----- tasks in other chunks ------------------------------------------------------------------------------------------
+
+
+def _shape(described: str) -> tuple[int, ...]:
+    return tuple(json.loads(described[described.rindex("[") :]))
+
+
+def _task_axis(held: Sequence[int], wanted: Sequence[int]) -> int | None:
+    """The axis along which two arrays [chunks, ...] hold the same tasks in other chunks; 0: there is none but chunks.
+
+    None: they are not of the same tasks.
+    """
+    if len(held) != len(wanted) or not held:
+        return None
+    differ = [axis for axis in range(1, len(held)) if held[axis] != wanted[axis]]
+    if not differ:
+        return 0
+    axis = differ[0]
+    same = held[0] * held[axis] == wanted[0] * wanted[axis]
+    return axis if len(differ) == 1 and same else None
+
+
+def _in_other_chunks(held: dict[str, str], wanted: dict[str, str], differ: set[str]) -> set[str]:
+    """The names of arrays that hold the same tasks, shared out otherwise among devices and chunks."""
+    axes: dict[str, int] = {}
+    for name in differ & held.keys() & wanted.keys():
+        (dtype, _, _), (other, _, _) = held[name].partition("["), wanted[name].partition("[")
+        axis = _task_axis(_shape(held[name]), _shape(wanted[name]))
+        if name.startswith("estimator_state/") and dtype == other and axis is not None:
+            axes[name] = axis
+
+    def chunks(name: str) -> tuple[int, int]:
+        return _shape(held[name])[0], _shape(wanted[name])[0]
+
+    # One value a chunk tells nothing of the number of tasks; an array beside it has to.
+    known = {chunks(name) for name, axis in axes.items() if axis}
+    return {name for name in axes if chunks(name) in known}
+
+
+class _OutOfStep(Exception):
+    pass
+
+
+def _rechunk(value: np.ndarray, like: jax.Array) -> np.ndarray:
+    """Leaves [chunks, ...] in which one axis runs over a chunk's tasks, its tasks in other chunks."""
+    rest = value.shape[like.ndim :]  # a key's words
+    held, wanted = value.shape[: like.ndim], like.shape
+    if held == wanted:
+        return value
+    axis = _task_axis(held, wanted)
+    assert axis is not None
+    # The tasks of a chunk are reset together, so that only those of one age can share one.
+    one_value = axis == 0
+    if (one_value or (not rest and np.issubdtype(value.dtype, np.integer))) and (value != value[:1]).any():
+        raise _OutOfStep
+    if one_value:
+        return np.broadcast_to(value[:1], (*wanted, *rest)).copy()
+    # Tasks come first within the axis, whatever follows them (such as coordinates).
+    whole = np.moveaxis(value, 0, axis - 1)
+    whole = whole.reshape(*held[1:axis], wanted[0], wanted[axis], *held[axis + 1 :], *rest)
+    return np.moveaxis(whole, axis - 1, 0)
 
 
 def _num_devices(state: Any) -> int:

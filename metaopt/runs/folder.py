@@ -18,6 +18,7 @@ CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
+DOCTOR = "doctor.json"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 OPTIMIZER = "optimizer.safetensors"  # the best φ by validation
@@ -188,6 +189,12 @@ def devices_begun_with(path: Path) -> int | None:
     device = _environment(path).get("device")
     count = device.get("count") if isinstance(device, dict) else None
     return count if isinstance(count, int) and count > 0 else None
+
+
+def last_checkpoint(path: Path) -> int | None:
+    """The meta-step of a run's latest whole checkpoint; None where there is none."""
+    steps = [int(entry.name) for entry in (path / CHECKPOINTS).glob("*") if entry.name.isdecimal()]
+    return max(steps, default=None)
 
 
 @contextlib.contextmanager

@@ -23,10 +23,14 @@ class SignalGuard:
     """Within the block the first signal is noted in `received`; a second Ctrl-C stops at once.
 
     With `at_once` set, the first one raises `KeyboardInterrupt` as well, for work that is repeated rather than saved.
+
+    Args:
+      silent: say nothing, and leave the stop to another process of the same job.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, silent: bool = False) -> None:
         self.received: int | None = None
+        self._silent = silent
         self.at_once = False
         self._before: dict[int, Any] = {}
 
@@ -38,9 +42,11 @@ class SignalGuard:
 
     def __exit__(self, *error: Any) -> None:
         for signum, handler in self._before.items():
-            signal.signal(signum, handler)
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self._silent:
+            return
         again = self.received is not None
         self.received = self.received or signum
         if self.at_once or (again and signum == signal.SIGINT):

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from metaopt.evaluation import BASELINES
 from metaopt.experiment import Experiment, UserError
-from metaopt.runs import folder
+from metaopt.runs import folder, processes
+from metaopt.runs.capsule_keeper import CapsuleKeeper
+from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.runs.config import validate
 from metaopt.runs.environment import describe_environment
 from metaopt.runs.interrupts import Interrupted, SignalGuard
@@ -28,7 +32,8 @@ EVALUATION_SEED = 0  # the same for every run, so that runs can be compared
 def train(experiment: Experiment, out: Path | None = None, *, name: str = "experiment", console: Any = None) -> Path:
     """Meta-trains into a new run folder, evaluates, writes the report. Returns the folder.
 
-    Nothing is written before the experiment is known to be sound.
+    Nothing is written before the experiment is known to be sound. Where several processes train together, all call
+    this, and the first one alone writes, evaluates and returns the folder; the others return `out`.
 
     Args:
       out: the folder; default: the next number in runs/NAME.
@@ -37,12 +42,18 @@ def train(experiment: Experiment, out: Path | None = None, *, name: str = "exper
       UserError: the experiment's fault; no folder is left behind.
       Diverged: no inner run survived; what was logged stays.
       Interrupted: a signal came; the state is saved.
+      LostProcess: another process that trained along is gone.
     """
     trainer = _prepare(experiment)
+    if not processes.is_first():
+        _take_part(trainer, resumed=False)
+        return out or Path()
     made = folder.create_run(out, name, trainer.experiment)
     try:
         folder.write_json(made.path / folder.ENVIRONMENT, _environment(trainer, name))
         return _run(made.path, trainer, console or make_console(), resumed=False)
+    except processes.LostProcess:
+        raise
     except (UserError, RuntimeError, MemoryError):
         # What only tracing finds out, or too little memory; a run that began keeps its folder.
         if not (made.path / folder.METRICS).exists() or not (made.path / folder.METRICS).stat().st_size:
@@ -55,14 +66,16 @@ def resume(
 ) -> Path:
     """Goes on with a run from its latest checkpoint, to more meta-steps where asked; ends as `train` does.
 
-    φ comes out bitwise equal to that of a run that was never stopped, on the same number of devices.
+    φ comes out bitwise equal to that of a run that was never stopped, on the same number of devices; on another number
+    of devices or processes, equal up to the order of summation.
 
     Args:
       num_devices: in place of the experiment's own.
 
     Raises:
-      UserError: not a run folder, a checkpoint of another architecture or number of devices, fewer meta-steps than it
-        was begun with, or more where the learning rate's schedule has an end.
+      UserError: not a run folder, a checkpoint of another architecture, fewer meta-steps than it was begun with, or
+        more where the learning rate's schedule has an end.
+      LostProcess: another process that trained along is gone.
     """
     path, experiment = folder.open_run(path)
     steps = experiment.num_meta_steps if num_meta_steps is None else num_meta_steps
@@ -79,8 +92,14 @@ def resume(
             f"begin a new run with --num-meta-steps {steps}."
         )
     devices = experiment.num_devices if num_devices is None else num_devices
+    if num_devices is None and devices is not None and devices % jax.process_count():
+        devices = None  # a run begun by fewer processes
     changed = dataclasses.replace(experiment, num_meta_steps=steps, num_devices=devices)
-    return _run(path, _prepare(changed), console or make_console(), resumed=True)
+    trainer = _prepare(changed)
+    if not processes.is_first():
+        _take_part(trainer, resumed=True)
+        return path
+    return _run(path, trainer, console or make_console(), resumed=True)
 
 
 def _prepare(experiment: Experiment) -> Trainer:
@@ -104,9 +123,12 @@ def _run(path: Path, trainer: Trainer, console: Any, *, resumed: bool) -> Path:
     experiment = trainer.experiment
     with folder.locked(path), SignalGuard() as guard:
         _say(console, f"run folder: {path}")
-        recorder = Recorder(path, trainer, guard)
+        processes.note_run(path)
+        recorder = Recorder(path, trainer.alone(), guard)
         try:
             state, remarks = recorder.resume(trainer) if resumed else (None, [])
+            if resumed:
+                state = _from_first(trainer, state)
             for remark in remarks:
                 _say(console, remark)
             if resumed:
@@ -114,8 +136,13 @@ def _run(path: Path, trainer: Trainer, console: Any, *, resumed: bool) -> Path:
                 _note_resumption(path, trainer, state)
             state = _meta_train(path, trainer, state, recorder, console)
             step, meta_params = recorder.finish(state)
+        except (RuntimeError, ValueError) as error:  # by the library that noticed
+            if processes.lost(error):
+                raise processes.LostProcess(processes.lost_message(error, path)) from None
+            raise
         finally:
             recorder.close()
+        processes.leave()
         if guard.received is not None:
             raise Interrupted(guard.received, f"saved; go on with `metaopt train --resume {path}`")
         _evaluate(path, experiment, trainer, step, meta_params, guard, console)
@@ -133,14 +160,56 @@ def _meta_train(path: Path, trainer: Trainer, state: TrainState | None, recorder
         from metaopt.runs.wandb_logger import WandbLogger
 
         loggers.append(WandbLogger(path, experiment, say=progress.say))
+
+    def record(trainer: Trainer, state: TrainState, metrics: dict[str, np.ndarray]) -> bool:
+        stop = recorder(trainer, _readable(state), metrics)
+        processes.meet("chunk")
+        return stop
+
     try:
-        recorder.start(state, loggers)
-        return meta_train(trainer, state=state, callbacks=[recorder])
+        recorder.start(None if state is None else _readable(state), loggers)
+        trainer.level = recorder.stage.level
+        processes.meet("start")
+        return meta_train(
+            trainer, state=state, callbacks=[record, CapsuleKeeper(path, trainer, state, progress.say)]
+        )
     except Diverged as error:
         raise Diverged(f"{error} The metrics are in {path / folder.METRICS}.") from None
     except KeyboardInterrupt:
         message = f"stopped at once; go on from the last checkpoint with `metaopt train --resume {path}`"
         raise Interrupted(2, message) from None
+
+
+def _take_part(trainer: Trainer, *, resumed: bool) -> None:
+    """What the processes other than the first do: compute, with nothing to say and nothing to write."""
+    with SignalGuard(silent=True):
+        try:
+            state = _from_first(trainer, None) if resumed else None
+            processes.meet("start")
+            meta_train(trainer, state=state, callbacks=[lambda *_: processes.meet("chunk")])
+            processes.leave()
+        except (RuntimeError, ValueError) as error:  # by the library that noticed
+            if processes.lost(error):
+                raise processes.LostProcess(f"another process of this job was lost ({error})") from None
+            raise
+
+
+def _from_first(trainer: Trainer, state: TrainState | None) -> TrainState | None:
+    """The state that the first process has restored, in every process; None where there was none."""
+    if jax.process_count() == 1:
+        return state
+    if not multihost_utils.broadcast_one_to_all(np.asarray(state is not None)):
+        return None
+    state = trainer.init() if state is None else state
+    return to_devices(multihost_utils.broadcast_one_to_all(to_host(state)), state)
+
+
+def _readable(state: TrainState) -> TrainState:
+    """The state with φ where this process can use it without the others."""
+    if jax.process_count() == 1:
+        return state
+    here = jax.tree.map(lambda leaf: leaf.addressable_data(0), (state.meta_params, state.ema))
+    return state._replace(meta_params=here[0], ema=here[1])
 
 
 def _note_resumption(path: Path, trainer: Trainer, state: TrainState | None) -> None:
@@ -178,9 +247,10 @@ def _evaluate(
             num_tasks=experiment.evaluation.num_tasks,
             seed=EVALUATION_SEED,
             baselines=experiment.evaluation.baselines,
-            num_devices=experiment.num_devices,
+            num_devices=trainer.alone().experiment.num_devices,
             trained={name: step},
             keep=True,
+            experiments={name: experiment},
             progress=lambda line: _say(console, f"  {line}"),
         )
         report = write_report(path)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
+from metaopt.batching import task_mesh
 from metaopt.experiment import UserError
 from metaopt.runs.checkpoints import Checkpoints
 
@@ -94,6 +96,64 @@ def test_nothing_readable_is_the_users_to_know(tmp_path: Path) -> None:
         file.write_bytes(b"")
     with pytest.raises(UserError, match="no checkpoint in .* can be read"):
         Checkpoints(tmp_path).restore_latest(make(0))
+
+
+class Truncated(NamedTuple):
+    """Inner runs under way: arrays [chunks, ...] as estimators lay them out."""
+
+    estimator_state: dict[str, jax.Array]
+    step: jax.Array
+
+
+def under_way(num_tasks: int, size: int, ages: str = "one") -> Truncated:
+    chunks = num_tasks // size
+    tasks = jnp.arange(num_tasks, dtype=jnp.float32)
+    columns = tasks[:, None] + jnp.asarray([0.0, 0.1])  # two coordinates a task
+    age = jnp.full(chunks, 3, jnp.int32) + (jnp.arange(chunks, dtype=jnp.int32) if ages == "several" else 0)
+    held = {
+        "task": tasks.reshape(chunks, size),
+        "columns": jnp.stack([columns, -columns]).reshape(2, chunks, 2 * size).swapaxes(0, 1),
+        "key": jax.random.split(jax.random.key(1), num_tasks).reshape(chunks, size),
+        "step": jnp.repeat(age[:, None], size, axis=1),
+        "count": age,
+    }
+    return Truncated(held, jnp.zeros((), jnp.int32))
+
+
+@pytest.mark.parametrize(("size", "other"), [(4, 2), (2, 4), (8, 1), (1, 8)])
+def test_tasks_are_shared_out_in_other_chunks(size: int, other: int, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, under_way(8, size), {})
+    restored, _ = checkpoints.restore(1, under_way(8, other))
+    wanted = under_way(8, other)
+    for name, leaf in wanted.estimator_state.items():
+        got = restored.estimator_state[name]
+        assert got.dtype == leaf.dtype and got.shape == leaf.shape
+        if name == "key":
+            got, leaf = jax.random.key_data(got), jax.random.key_data(leaf)
+        np.testing.assert_array_equal(got, leaf, err_msg=name)
+
+
+def test_chunks_out_of_step_and_other_numbers_of_tasks_are_refused(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, under_way(8, 4, "several"), {})
+    assert int(checkpoints.restore(1, under_way(8, 4))[0].estimator_state["count"][1]) == 4
+    with pytest.raises(UserError, match="on 1 devices, whose chunks of tasks are out of step .* --num-devices 1.$"):
+        checkpoints.restore(1, under_way(8, 2))
+    with pytest.raises(UserError, match="another architecture"):
+        checkpoints.restore(1, under_way(16, 4))
+
+
+@pytest.mark.parametrize(("saved_on", "restored_on"), [(1, 2), (2, 1)])
+def test_states_move_between_meshes(saved_on: int, restored_on: int, tmp_path: Path) -> None:
+    def on(num_devices: int, seed: int) -> State:
+        return jax.device_put(make(seed), NamedSharding(task_mesh(2, num_devices), PartitionSpec()))
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, on(saved_on, 1), {})
+    state, record = checkpoints.restore(1, on(restored_on, 0))
+    assert same(state, make(1)) and record["num_devices"] == saved_on
+    assert all(leaf.sharding.num_devices == restored_on for leaf in jax.tree.leaves(state))
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -18,11 +18,14 @@ import pytest
 from safetensors.numpy import load_file
 
 import metaopt
-from metaopt.experiment import Experiment, Log, UserError, Validation, choice
+from metaopt.experiment import Curriculum, Experiment, Log, MetaOptimizer, UserError, Validation, choice
 from metaopt.runs import train as train_module
 from metaopt.runs.interrupts import Interrupted
+from metaopt.runs.pretrained import read_optimizer
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.train import resume, train
+from metaopt.runs.validation import Validator
+from metaopt.training import Trainer
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 
@@ -127,6 +130,44 @@ def test_an_lstm_with_step_noise_resumes_bitwise_too(
     assert equal_phi(tmp_path / "run", undisturbed)
 
 
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_curriculum_by_validation_and_an_averaged_phi_resume_bitwise(
+    step: int, tiny: Experiment, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first validation at a level is better than none, the second one no better: the next level.
+    monkeypatch.setattr("metaopt.runs.validation.Validator.score_at", lambda self, horizon, meta_params: 1.0)
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
+    experiment = dataclasses.replace(
+        tiny,
+        unroll_length=1,
+        companion=2,
+        bfloat16=0.5,
+        meta_optimizer=MetaOptimizer(ema=0.5, clip_adaptive=2.0),
+        curriculum=Curriculum(kind="validation", horizons=(1, 2), patience=1),
+        validation=Validation(every=2, num_tasks=2, multiples=(1,)),
+    )
+    undisturbed = train(experiment, tmp_path / "undisturbed")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        signal_at(step, signal.SIGTERM, patch)
+        train(experiment, tmp_path / "run")
+    resume(tmp_path / "run")
+    assert rows(tmp_path / "run") == rows(undisturbed)
+    assert equal_phi(tmp_path / "run", undisturbed)
+
+    written = rows(undisturbed)
+    assert [row["horizon"] for row in written if row["kind"] == "train"] == [1, 1, 1, 1, 2, 2, 2, 2]
+    held_out = [row for row in written if row["kind"] == "validation"]
+    assert [row["validation/level"] for row in held_out] == [0, 0, 1, 1]
+    assert [row["validation/next/horizon"] for row in held_out] == [2, 2, 4, 4]
+    best = min(held_out, key=lambda row: row["validation_ema/1x/median"])
+    assert best["best"] and best["validation_ema/1x/median"] != best["validation/1x/median"]
+    trained = read_optimizer(undisturbed / "optimizer.safetensors")
+    assert trained.card["validation"] == pytest.approx(best["validation_ema/1x/median"], rel=1e-5)
+    assert trained.card["averaged"] == "over meta-steps, with a decay of 0.5"
+    validator = Validator(Trainer(experiment))
+    assert validator(trained.meta_params)[0] == pytest.approx(best["validation_ema/1x/median"], rel=1e-5)
+
+
 def test_best_is_the_lowest_median_and_its_phi_is_what_the_run_leaves(
     tiny: Experiment, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -198,19 +239,30 @@ def test_a_schedule_that_ends_cannot_be_lengthened(schedule: str, finished: Path
     assert json.loads((path / "config.json").read_text()) == config
 
 
-def test_a_truncated_run_goes_on_with_its_number_of_devices_only(
-    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("others", [1, 2])
+def test_a_truncated_run_goes_on_with_another_number_of_devices(
+    others: int, tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The inner runs under way are shared out anew; only the order of summation changes."""
     monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
     experiment = dataclasses.replace(
-        tiny, num_meta_steps=2, unroll_length=2, num_devices=None, validation=Validation(every=0)
+        tiny,
+        optimizer=choice("lstm", hidden_size=3, num_layers=1, noise="per_step"),
+        estimator=choice("reparameterised"),
+        num_meta_steps=2,
+        num_tasks=4,
+        unroll_length=1,
+        num_devices=3 - others,
+        log=Log(every=1),
+        validation=Validation(every=0),
     )
-    path = train(experiment, tmp_path / "run")
-    before = (path / "config.json").read_text()
-    with pytest.raises(UserError, match="on 2 devices, and this one is on 1; resume with --num-devices 2.$"):
-        resume(path, num_devices=1)
-    assert (path / "config.json").read_text() == before
-    assert resume(path, num_devices=2) == path
+    path, same = train(experiment, tmp_path / "run"), tmp_path / "same"
+    shutil.copytree(path, same)
+    resume(path, num_meta_steps=5, num_devices=others)
+    resume(same, num_meta_steps=5)
+    one, other = load_file(path / "optimizer.safetensors"), load_file(same / "optimizer.safetensors")
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-5, atol=1e-7)
 
 
 def test_a_whole_run_goes_on_with_another_number_of_devices_and_says_so(
@@ -232,6 +284,17 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, tmp_pat
     with pytest.raises(UserError, match="of another architecture"):
         resume(path)
     assert {entry: entry.read_bytes() for entry in path.rglob("*") if entry.is_file()} == before
+
+
+def test_an_average_that_the_checkpoint_has_not_is_refused(finished: Path, tmp_path: Path) -> None:
+    path = copied(finished, tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    config["meta_optimizer"]["ema"] = 0.5
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        UserError, match="of another architecture: ema/.* is missing there and float32.* by config.json"
+    ):
+        resume(path, num_meta_steps=10)
 
 
 def test_several_families_are_validated_relative_to_their_start(tiny: Experiment, rows: Rows, tmp_path: Path) -> None:
