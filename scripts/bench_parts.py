@@ -1,0 +1,248 @@
+"""The parts of scripts/bench that time programs in this process: the meta-step, inference, scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from bench_measure import (
+    COLUMNS,
+    DIM,
+    HORIZON,
+    BoundMeter,
+    Bounds,
+    Options,
+    Row,
+    experiment,
+    learned,
+    measured,
+    number,
+    seconds,
+)
+from plain_reference import PlainTrainer
+
+import metaopt
+from metaopt.experiment import Experiment, Log, choice
+from metaopt.runs.pretrained import save_optimizer
+from metaopt.training import Trainer
+
+# ----- the meta-step --------------------------------------------------------------------------------------------------
+
+
+def meta_step(options: Options) -> Iterator[Row]:
+    """The meta-step as users run it (sampling, ten features, estimator, meta-Adam, metrics), beside the plain one."""
+    for num_tasks in options.tasks:
+        meter = BoundMeter(min(num_tasks * DIM, COLUMNS))
+        # A call of about a third of a second: short, so that the bound is measured close to it.
+        steps = 2 if options.quick else max(2, 640 // num_tasks)
+        programs: dict[tuple[str, str], Callable[[], object]] = {}
+        for model in ("BP", "RL"):
+            described = experiment(model, num_tasks, log=Log(every=steps))
+            programs[model, "metaopt"] = _framework(described)
+            programs[model, "plain"] = _plain(described, steps)
+        first = {name: seconds(program) for name, program in programs.items()}
+        speeds: dict[tuple[str, str], list[float]] = {name: [] for name in programs}
+        bounds: dict[tuple[str, str], list[Bounds]] = {name: [] for name in programs}
+        for _ in range(options.repeats):
+            meter.rate()
+            for name, program in programs.items():
+                elapsed, bound = meter.around(program)
+                speeds[name].append(steps * num_tasks * DIM * HORIZON / elapsed / 1e6)
+                bounds[name].append(bound)
+        valid, text = meter.validity()
+        print(f"  {num_tasks} tasks: {text}")
+        for (model, program), values in speeds.items():
+            settings = {"model": model, "program": program, "tasks": num_tasks}
+            note = "" if valid else "bound not valid"
+            for kind in ("recompute", "saved"):
+                limits = [getattr(bound, kind) for bound in bounds[model, program]]
+                figure = f"meta-step against the {kind} bound"
+                yield measured("meta_step", figure, settings, "Mcs/s", values, bounds=limits, note=note)
+            yield measured("meta_step", "first call", settings, "s", [first[model, program]])
+        for model in ("BP", "RL"):
+            ratios = [
+                ours / theirs for ours, theirs in zip(speeds[model, "metaopt"], speeds[model, "plain"], strict=True)
+            ]
+            settings = {"model": model, "tasks": num_tasks}
+            yield measured("meta_step", "speed over the plain reference's", settings, "times", ratios)
+        yield measured("meta_step", "2048^3 product", {"tasks": num_tasks}, "GFLOP/s", meter.gflops)
+
+
+def _framework(described: Experiment) -> Callable[[], object]:
+    trainer = Trainer(described)
+    state = [trainer.init()]
+
+    def run() -> object:
+        state[0], metrics = trainer.run_chunk(state[0])
+        return metrics["meta_loss"]
+
+    return run
+
+
+def _plain(described: Experiment, steps: int) -> Callable[[], object]:
+    trainer = PlainTrainer(described)
+    state = [trainer.init(Trainer(described).init().meta_params)]
+
+    def run() -> object:
+        state[0], loss = trainer.run(state[0], steps)
+        return loss
+
+    return run
+
+
+# ----- inference ------------------------------------------------------------------------------------------------------
+
+
+class Updater(NamedTuple):
+    run: Callable[[], object]
+    traces: list[int]  # one entry a tracing
+    temporary: float  # bytes, as a multiple of the parameters'
+    state: float  # bytes of the optimizer's state, likewise
+
+
+def inference(options: Options) -> Iterator[Row]:
+    """`metaopt.load(...)`'s update on a million parameters, as one leaf and as a thousand."""
+    size = 100_000 if options.quick else 1_000_000
+    key = jax.random.key(0)
+    trees: dict[str, Any] = {
+        "one": {"w": jax.random.normal(key, (size,))},
+        "1000": {f"w{i:03}": leaf for i, leaf in enumerate(jax.random.normal(key, (1000, size // 1000)))},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bench.safetensors"
+        described = experiment("BP", 16)
+        optimizer = Trainer(described).optimizer
+        save_optimizer(path, optimizer.init(key), described, {})
+        updaters = {name: _updater(path, tree, size) for name, tree in trees.items()}
+    meter = BoundMeter()
+    for updater in updaters.values():
+        seconds(updater.run)
+    speeds: dict[str, list[float]] = {name: [] for name in updaters}
+    bounds: dict[str, list[float]] = {name: [] for name in updaters}
+    for _ in range(options.repeats):
+        for name, updater in updaters.items():
+            elapsed, bound = meter.around(updater.run)
+            speeds[name].append(size / elapsed / 1e6)
+            bounds[name].append(bound.forward)
+    for name, updater in updaters.items():
+        settings = {"parameters": size, "leaves": name}
+        yield measured(
+            "inference", "update against the forward bound", settings, "Mcs/s", speeds[name], bounds=bounds[name]
+        )
+        yield measured("inference", "compilations", settings, "", [len(updater.traces)])
+        yield measured("inference", "temporary memory", settings, "times the parameters", [updater.temporary])
+        yield measured("inference", "optimizer state", settings, "times the parameters", [updater.state])
+    ratios = [one / many for one, many in zip(speeds["one"], speeds["1000"], strict=True)]
+    yield measured("inference", "time of 1000 leaves over that of one", {"parameters": size}, "times", ratios)
+
+
+def _updater(path: Path, params: Any, size: int) -> Updater:
+    tx = metaopt.load(path)
+    traces: list[int] = []
+
+    def update(gradients: Any, state: Any, params: Any) -> Any:
+        traces.append(1)
+        return tx.update(gradients, state, params)
+
+    jitted = jax.jit(update, donate_argnums=1)
+    carried = [jax.tree.map(jnp.copy, tx.init(params))]  # its zeros may share a buffer, which cannot be given away
+    state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(carried[0]))
+    temporary = _temporary(jitted.lower(params, carried[0], params).compile())
+
+    def run() -> object:
+        updates, carried[0] = jitted(params, carried[0], params)
+        return updates
+
+    return Updater(run, traces, temporary / (4 * size), state_bytes / (4 * size))
+
+
+def _temporary(compiled: Any) -> int:
+    """Bytes that a compiled program needs beside its arguments and results."""
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+# ----- scale ----------------------------------------------------------------------------------------------------------
+
+# Rosenbrock throughout: a quadratic's own matrix would grow as D². D grows on one task and few steps, else it takes too
+# long and too much memory; the other axes are those of the meta-step's part.
+AXES: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
+    "D": ({"tasks": 1, "T": 10}, (10, 100, 1_000, 10_000, 100_000, 1_000_000)),
+    "T": ({"tasks": 64, "D": 10}, (10, 100, 1_000, 10_000)),
+    "tasks": ({"D": 10, "T": 100}, (1, 10, 100, 1_000, 10_000)),
+}
+QUICK_END = {"D": 10_000, "T": 100, "tasks": 100}
+# The experiment's fields that bound memory, tried at the longest unroll: one line a setting, any fields together.
+MEMORY_AXIS = {"tasks": 64, "D": 10, "T": 10_000}
+MEMORY_SETTINGS: tuple[dict[str, Any], ...] = ({"chunk_size": 64}, {"chunk_size": 16}, {"chunk_size": 4})
+SAFE_SHARE = 0.6  # of the free memory; what needs more is not run
+LONG_CALL = 2.0  # seconds; longer calls are run once
+
+
+def scale(options: Options) -> Iterator[Row]:
+    """Cost and memory of the meta-gradient along D, T and tasks, one at a time, and under the settings for memory."""
+    meter = BoundMeter()
+    for axis, (base, points) in AXES.items():
+        costs: list[float] = []
+        for point in points:
+            if options.quick and point > QUICK_END[axis]:
+                continue
+            rows = list(_point(meter, options, axis, base | {axis: point}, {}))
+            yield from rows
+            costs.extend(row.value for row in rows if row.unit == "ns a coordinate-step" and row.value is not None)
+        least = min(costs)
+        figure = f"cost at the far end of {axis} over the least"
+        note = f"{axis} from {points[0]}; least {number(least)} ns"
+        yield Row("scale", figure, dict(base), "times", costs[-1] / least, note=note)
+    settings = MEMORY_AXIS | ({"T": 100} if options.quick else {})
+    for fields in MEMORY_SETTINGS[: 1 if options.quick else None]:
+        yield from _point(meter, options, "memory", settings, fields)
+        jax.clear_caches()
+
+
+def _point(
+    meter: BoundMeter, options: Options, axis: str, settings: dict[str, int], fields: dict[str, Any]
+) -> Iterator[Row]:
+    gradient = MetaGradient(settings["tasks"], settings["D"], settings["T"], **fields)
+    shown = {"axis": axis} | settings | fields
+    work = settings["tasks"] * settings["D"] * settings["T"]
+    available = _available_memory()
+    note = "not run: more than the free memory allows" if gradient.temporary > SAFE_SHARE * available else ""
+    yield measured("scale", "temporary memory", shown, "MB", [gradient.temporary / 1e6], note=note)
+    if note:
+        return
+    once, bound = meter.around(gradient.run)
+    samples = [(once, bound)]
+    if once < LONG_CALL:  # the first call warmed up
+        samples = [meter.around(gradient.run) for _ in range(2 if options.quick else options.repeats)]
+    costs = [1e9 * elapsed / work for elapsed, _ in samples]
+    ratios = [1e3 / bound.recompute / cost for cost, (_, bound) in zip(costs, samples, strict=True)]
+    limit = float(np.median([1e3 / bound.recompute for _, bound in samples]))
+    row = measured("scale", "meta-gradient", shown, "ns a coordinate-step", costs, ratios=ratios)
+    yield dataclasses.replace(row, bound=limit)
+
+
+class MetaGradient:
+    """One meta-gradient of the BP model on Rosenbrock functions, compiled: `run`, and `temporary` bytes."""
+
+    def __init__(self, tasks: int, dim: int, horizon: int, *, hidden: int = 20, **fields: Any) -> None:
+        settings: dict[str, Any] = {"horizon": horizon, "optimizer": learned("BP", hidden)} | fields
+        described = experiment("BP", tasks, choice("rosenbrock", pairs=dim // 2), **settings)
+        trainer = Trainer(described)
+        key = jax.random.key(0)
+        meta_params = jax.jit(trainer.optimizer.init)(key)
+        args = (key, meta_params, (), trainer.families)
+        compiled = jax.jit(trainer.estimator.estimate).lower(*args).compile()
+        self.temporary = _temporary(compiled)
+        self.run: Callable[[], object] = lambda: compiled(*args)
+
+
+def _available_memory() -> float:
+    """Bytes that programs can have without swapping."""
+    words = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return 1024.0 * int(words["MemAvailable"].split()[0])

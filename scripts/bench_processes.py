@@ -1,0 +1,189 @@
+"""The parts of scripts/bench that time processes of their own: two devices against one, the start of a run."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bench_measure import Options, Row, experiment, measured
+
+from metaopt.batching import use_cpu_devices
+from metaopt.experiment import Log
+from metaopt.runs import folder
+from metaopt.training import Trainer
+
+# ----- devices --------------------------------------------------------------------------------------------------------
+
+BUSY_SHARE = 0.05  # of all cores' time: what others may use for the figure to count
+IDLE_RULE = f"others used more than {BUSY_SHARE:.0%} of the cores' time"
+
+
+class Load:
+    """What the rest of the machine does from here to `others`, by /proc/stat: a share of all cores' time."""
+
+    def __init__(self) -> None:
+        self._began, self._busy, self._own = time.perf_counter(), _busy_seconds(), 0.0
+
+    def others(self, own: float) -> float:
+        """Share that processes other than ours took; `own` is the core-seconds that ours used meanwhile."""
+        elapsed = time.perf_counter() - self._began
+        return max(0.0, _busy_seconds() - self._busy - own) / (elapsed * (os.cpu_count() or 1))
+
+
+def _busy_seconds() -> float:
+    """Core-seconds since boot that were not idle, time stolen by the host included."""
+    fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    idle, waiting = fields[3], fields[4]
+    return (sum(fields) - idle - waiting) / os.sysconf("SC_CLK_TCK")
+
+
+class Worker:
+    """A process of its own with so many CPU devices, one thread and one core each, that times calls when told to."""
+
+    def __init__(self, num_devices: int, num_tasks: int, meta_steps: int) -> None:
+        settings = {"devices": num_devices, "tasks": num_tasks, "meta_steps": meta_steps}
+        environment = {
+            **os.environ,
+            "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+            "NPROC": "1",  # the size of jaxlib's own pool
+            "OMP_NUM_THREADS": "1",
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        self._read()  # ready
+
+    def _read(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError("a worker of the part `devices` ended early")
+        return json.loads(line)
+
+    def time(self) -> dict[str, float]:
+        """{"seconds", "core_seconds"} of a call."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+        return self._read()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def work(settings: dict[str, int]) -> None:
+    """What a worker does: builds, warms up, then one timed chunk a line of its input."""
+    devices = settings["devices"]
+    os.sched_setaffinity(0, set(range(devices)))
+    use_cpu_devices(devices)
+    described = experiment("BP", settings["tasks"], log=Log(every=settings["meta_steps"]), num_devices=devices)
+    trainer = Trainer(described)
+    state, _ = trainer.run_chunk(trainer.init())
+    print(json.dumps({"ready": 1}), flush=True)
+    for _ in sys.stdin:
+        began, cores = time.perf_counter(), time.process_time()
+        state, _ = trainer.run_chunk(state)
+        report = {"seconds": time.perf_counter() - began, "core_seconds": time.process_time() - cores}
+        print(json.dumps(report), flush=True)
+
+
+def devices(options: Options) -> Iterator[Row]:
+    """Two CPU devices against one, one thread and one core a device; the machine has to be otherwise idle."""
+    cores = os.cpu_count() or 1
+    for num_tasks in options.tasks:
+        settings = {"tasks": num_tasks, "model": "BP"}
+        figure = "speed of two CPU devices over one"
+        before = Load()
+        time.sleep(1.0)
+        share = before.others(0.0)
+        if cores < 2 or share > BUSY_SHARE:
+            why = "one core only" if cores < 2 else f"{IDLE_RULE} in the second before: {share:.0%}"
+            yield Row("devices", figure, settings, "times", None, note=why)
+            continue
+        steps = 2 if options.quick else max(2, 1280 // num_tasks)
+        workers = []
+        try:
+            workers.extend(Worker(count, num_tasks, steps) for count in (1, 2))
+            ratios, shares = [], []
+            for _ in range(options.repeats):
+                load = Load()
+                one, two = (worker.time() for worker in workers)
+                shares.append(load.others(one["core_seconds"] + two["core_seconds"]))
+                ratios.append(one["seconds"] / two["seconds"])
+        finally:
+            for worker in workers:
+                worker.close()
+        share = statistics.median(shares)
+        if share > BUSY_SHARE:
+            yield Row("devices", figure, settings, "times", None, note=f"{IDLE_RULE} during it: {share:.0%}")
+        else:
+            yield measured("devices", figure, settings, "times", ratios, note=f"others used {share:.0%}")
+
+
+# ----- start ----------------------------------------------------------------------------------------------------------
+
+
+def start(options: Options) -> Iterator[Row]:
+    """Seconds from `metaopt train` to the first logged meta-steps, the compilation cache empty and warm.
+
+    On all cores of the machine, whatever this process is pinned to (in quick form on this process's).
+    """
+    cores = len(os.sched_getaffinity(0)) if options.quick else os.cpu_count() or 1
+    for name in ("quadratic_rl", "quadratic_bp")[: 1 if options.quick else None]:
+        cold, warm = [], []
+        for _ in range(1 if options.quick else 3):
+            with tempfile.TemporaryDirectory() as scratch:
+                cold.append(_first_row(name, Path(scratch), "cold", options.quick))
+                warm.append(_first_row(name, Path(scratch), "warm", options.quick))
+        settings = {"experiment": name, "cores": cores}
+        yield measured("start", "first logged meta-steps, empty cache", settings, "s", cold)
+        yield measured("start", "first logged meta-steps, warm cache", settings, "s", warm)
+
+
+def _first_row(name: str, scratch: Path, run: str, quick: bool) -> float:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(scratch / "cache"), "PYTHONUNBUFFERED": "1"}
+    for variable in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS"):
+        environment.pop(variable, None)
+    out = scratch / run
+    affinity = os.sched_getaffinity(0)
+    if not quick:
+        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)))  # the child inherits it
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "metaopt", "train", name, "--num-meta-steps", "200", "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    os.sched_setaffinity(0, affinity)
+    metrics = out / folder.METRICS
+    try:
+        while not (metrics.exists() and metrics.stat().st_size):
+            if process.poll() is not None or time.perf_counter() - began > 300:
+                raise RuntimeError(f"`metaopt train {name}` logged nothing; exit status {process.returncode}")
+            time.sleep(0.01)
+        return time.perf_counter() - began
+    finally:
+        process.terminate()  # it saves and ends
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+if __name__ == "__main__":
+    work(json.loads(sys.argv[1]))
