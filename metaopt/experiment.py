@@ -91,6 +91,19 @@ class MetaOptimizer:
     final_fraction: float = 0.1  # of the learning rate, at the last meta-step (cosine, exponential)
     clip_norm: float | None = 1.0
     clip_value: float | None = None
+    clip_adaptive: float | None = None  # by norm, at this multiple of the running average of norms; above 1
+    ema: float | None = None  # decay a meta-step of the average of φ that is validated, evaluated and saved; None: φ
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Shorter horizons first, or now and then; whole windows all, so `unroll_length` has to be set below `horizon`."""
+
+    kind: Literal["none", "fixed", "log_uniform", "validation"] = "none"
+    horizons: tuple[int, ...] = ()  # fixed, validation: inner steps, rising; `horizon` follows as the last
+    every: int = 500  # fixed: meta-steps at each horizon
+    patience: int = 2  # validation: goes on when so many validations at the next horizon in a row were no better
+    shortest: int | None = None  # log_uniform: from here to `horizon`, for each chunk of tasks; None: one window
 
 
 @dataclass(frozen=True)
@@ -136,10 +149,16 @@ class Experiment:
     horizon: int = 100  # inner steps of a whole run
     unroll_length: int | None = None  # inner steps of one truncation window; None: the horizon
     rescale: float = 0.0  # random rescaling of each task's parameters: log c ~ U[-rescale, rescale], natural; 0: off
+    companion: int = 0  # coordinates of a convex problem added to each task, 20 in its paper; 0: none
+    min_batch_size: int | None = None  # minibatches of random sizes from here to each family's own; None: its own
+    bfloat16: float = 0.0  # share of the tasks whose parameters and gradients are rounded to bfloat16
     chunk_size: int | None = None  # tasks whose residuals are held at once on a device; None: fitted to the cache
     num_devices: int | None = None  # None: as many as divide num_tasks
+    memory: float | None = None  # GiB on a device for what an unroll's reverse pass reads; None: a quarter of it
+    matmul_precision: Literal["highest", "high", "default"] = "highest"  # on accelerators; CPUs know one
     checkpoint_every: int = 500  # meta-steps
     meta_optimizer: MetaOptimizer = field(default_factory=MetaOptimizer)
+    curriculum: Curriculum = field(default_factory=Curriculum)
     validation: Validation = field(default_factory=Validation)
     evaluation: Evaluation = field(default_factory=Evaluation)
     log: Log = field(default_factory=Log)
@@ -157,6 +176,7 @@ def build(picked: Choice, registry: Mapping[str, Any], kind: str, *args: Any, **
     hints = get_type_hints(factory)
     parameters = inspect.signature(factory).parameters
     known = [name for name in list(parameters)[len(args) :] if name not in fixed]
+    fixed = {name: value for name, value in fixed.items() if name in parameters}
     options = {}
     for key, value in picked.options.items():
         if key not in known:
@@ -190,20 +210,45 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         raise wrong from error
 
 
-def build_family(picked: Choice, *, rescale: float = 0.0, oracle: Choice | None = None) -> TaskFamily:
-    """The task family a choice names; its option `rescale` (every family has it) goes before the argument."""
+def build_family(
+    picked: Choice,
+    *,
+    rescale: float = 0.0,
+    companion: int = 0,
+    min_batch_size: int | None = None,
+    bfloat16: float = 0.0,
+    oracle: Choice | None = None,
+) -> TaskFamily:
+    """The task family a choice names, with its augmentations.
+
+    Every family has the options `rescale`, `companion`, `min_batch_size` and `bfloat16`, which go before the arguments;
+    the argument `min_batch_size` leaves families without minibatches as they are, while the option refuses them.
+    """
     from metaopt.oracles import ORACLES
-    from metaopt.tasks import TASKS, rescaled
+    from metaopt.tasks import TASKS, in_bfloat16, rescaled, with_batch_sizes, with_companion
+    from metaopt.tasks.minibatches import batch_size_of
 
     options = dict(picked.options)
-    rescale = _typed(options.pop("rescale", rescale), float, f"task family {picked.name!r}: rescale")
+
+    def option(name: str, default: Any, hint: Any) -> Any:
+        return _typed(options.pop(name, default), hint, f"task family {picked.name!r}: {name}")
+
+    asked = "min_batch_size" in options
+    rescale = option("rescale", rescale, float)
+    companion = option("companion", companion, int)
+    least = option("min_batch_size", min_batch_size, int | None)
+    bfloat16 = option("bfloat16", bfloat16, float)
     family = build(Choice(picked.name, options), TASKS, "task family")
     if oracle is not None:
         built = build(oracle, ORACLES, "oracle")
         # A family that brings its own oracle keeps it under the default.
         family = family if oracle.name == "minibatch" else dataclasses.replace(family, oracle=built)
     try:
-        return rescaled(family, rescale) if rescale else family
+        if least is not None and (asked or batch_size_of(family) is not None):
+            family = with_batch_sizes(family, least)
+        family = rescaled(family, rescale) if rescale else family
+        family = with_companion(family, companion) if companion else family
+        return in_bfloat16(family, bfloat16) if bfloat16 else family
     except ValueError as error:
         raise UserError(f"task family {picked.name!r}: {error}") from error
 
@@ -211,7 +256,15 @@ def build_family(picked: Choice, *, rescale: float = 0.0, oracle: Choice | None 
 def build_families(experiment: Experiment) -> Families:
     """The families an experiment is meta-trained on."""
     return tuple(
-        build_family(picked, rescale=experiment.rescale, oracle=experiment.oracle) for picked in experiment.tasks
+        build_family(
+            picked,
+            rescale=experiment.rescale,
+            companion=experiment.companion,
+            min_batch_size=experiment.min_batch_size,
+            bfloat16=experiment.bfloat16,
+            oracle=experiment.oracle,
+        )
+        for picked in experiment.tasks
     )
 
 

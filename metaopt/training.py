@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 
 from metaopt.averages import clip_adaptively, moving_average
-from metaopt.batching import compiler_options, task_mesh
+from metaopt.batching import compiler_options, matmul_precision, task_mesh
 from metaopt.estimators import ESTIMATORS
 from metaopt.estimators.curriculum import check_curriculum, log_uniform, stages, with_curriculum
 from metaopt.experiment import (
@@ -155,7 +155,8 @@ class Trainer:
             )
 
         key_data = _replicate(jax.random.key_data(jax.random.key(self.experiment.seed)), self._replicated)
-        return jax.jit(make, out_shardings=self._replicated)(key_data, self.families)
+        once = compiler_options(runs_once=True)
+        return jax.jit(make, out_shardings=self._replicated, compiler_options=once)(key_data, self.families)
 
     def alone(self) -> Trainer:
         """The same with the families on this process's own devices, for what it does without the others."""
@@ -206,7 +207,8 @@ class Trainer:
                 state.meta_step < stop, lambda: self._meta_step(state, families, level), lambda: (state, nothing)
             )
 
-        return jax.lax.scan(body, state, None, length=length)
+        with matmul_precision(self.experiment.matmul_precision):
+            return jax.lax.scan(body, state, None, length=length)
 
     def _meta_step(
         self, state: TrainState, families: Families, level: jax.Array | None = None

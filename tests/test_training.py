@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +11,21 @@ import numpy as np
 import optax
 import pytest
 
+from metaopt.estimators import ESTIMATORS
 from metaopt.experiment import (
+    Curriculum,
     Experiment,
     Log,
     MetaOptimizer,
     UserError,
+    Validation,
     build_family,
     build_optimizer,
     choice,
     parse_choice,
 )
 from metaopt.optimizers import sgd
-from metaopt.training import Diverged, Trainer, _check_alive, make_meta_optimizer, meta_train
+from metaopt.training import Diverged, Trainer, _check_alive, averaged, make_meta_optimizer, meta_train
 from metaopt.unroll import bind_tasks, reset, unroll
 
 BASE = Experiment(
@@ -83,7 +87,7 @@ def test_metrics_are_complete_and_finite():
     seen = {}
     meta_train(BASE, callbacks=[lambda _, state, metrics: seen.update(metrics)])
     expected = {"meta_loss", "last_loss", "step_length", "alive", "diverged", "grad_norm", "update_norm", "skipped"}
-    assert expected | {"meta_step", "learning_rate", "nonfinite_gradient"} == set(seen)
+    assert expected | {"meta_step", "learning_rate", "nonfinite_gradient", "clipped"} == set(seen)
     assert all(np.isfinite(values).all() for values in seen.values())
     assert (seen["alive"] == 1).all()
     assert (seen["skipped"] == 0).all()
@@ -214,3 +218,157 @@ def test_mistakes_are_one_line_with_a_remedy(change, message):
     with pytest.raises(UserError, match=message) as caught:
         Trainer(dataclasses.replace(BASE, **change))
     assert "\n" not in str(caught.value)
+
+
+STABLE = dataclasses.replace(
+    BASE,
+    unroll_length=2,
+    estimator=choice("reparameterised"),
+    meta_optimizer=MetaOptimizer(ema=0.8, clip_adaptive=1.5, clip_norm=None),
+    curriculum=Curriculum(kind="log_uniform"),
+    companion=2,
+    bfloat16=0.5,
+)
+
+
+def test_the_average_of_phi_is_that_of_a_loop():
+    experiment = dataclasses.replace(STABLE, num_meta_steps=6, log=Log(every=1))
+    seen = []
+
+    def look(_, state, metrics):
+        seen.append((np.concatenate([x.ravel() for x in bits(state.meta_params)]), bits(averaged(state))))
+
+    meta_train(experiment, callbacks=[look])
+    phis = np.stack([phi for phi, _ in seen]).astype(np.float64)
+    for count, (_, average) in enumerate(seen, start=1):
+        weights = 0.8 ** np.arange(count - 1, -1, -1.0)
+        expected = weights @ phis[:count] / weights.sum()
+        np.testing.assert_allclose(np.concatenate([x.ravel() for x in average]), expected, rtol=1e-5, atol=1e-7)
+    plain = Trainer(dataclasses.replace(BASE, num_meta_steps=1)).init()
+    assert plain.ema == () and averaged(plain) is plain.meta_params
+
+
+def test_all_stabilisers_together_resume_to_the_bit():
+    whole = meta_train(STABLE)
+    half = meta_train(STABLE, callbacks=[lambda _, state, metrics: int(state.meta_step) == 8])
+    again = meta_train(STABLE, state=jax.tree.map(jnp.copy, half))
+    assert int(half.meta_step) == 8
+    for a, b in zip(bits(whole), bits(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_horizons_of_a_fixed_curriculum_and_one_compilation_as_levels_rise():
+    fixed = Curriculum(kind="fixed", horizons=(2, 4), every=3)
+    rows = []
+    experiment = dataclasses.replace(BASE, unroll_length=2, curriculum=fixed)
+    meta_train(experiment, callbacks=[lambda _, state, metrics: rows.append(metrics)])
+    horizon = np.concatenate([row["horizon"] for row in rows])
+    # A run of 2 windows that began at meta-step 4 ends at 5, the next at 7 (one of the second level still).
+    np.testing.assert_array_equal(horizon, [2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6, 6])
+
+    waiting = Curriculum(kind="validation", horizons=(2, 4))
+    trainer = Trainer(dataclasses.replace(BASE, unroll_length=2, curriculum=waiting, num_meta_steps=24))
+    assert trainer.levels == (2, 4, 6)
+    horizons, compiled = [], []
+
+    def rise(trainer, state, metrics):
+        horizons.extend(metrics["horizon"])
+        if not compiled:
+            jax.monitoring.register_event_duration_secs_listener(
+                lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+            )
+            compiled.append("begin")
+        trainer.level = len(horizons) // 8
+
+    try:
+        meta_train(trainer, callbacks=[rise])
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert compiled == ["begin"]
+    assert set(horizons[:8]) == {2} and set(horizons[9:16]) == {4} and set(horizons[18:]) == {6}
+
+
+@pytest.mark.parametrize(
+    ("settings", "share"),
+    [
+        (dict(clip_norm=1e9), 0.0),
+        (dict(clip_norm=1e-9), 1.0),
+        (dict(clip_norm=None), 0.0),
+        (dict(clip_norm=None, clip_value=1e-9), 1.0),
+        (dict(clip_norm=None, clip_adaptive=1.0001), None),
+    ],
+)
+def test_clipped_meta_steps_are_counted(settings, share):
+    rows = []
+    config = MetaOptimizer(name="sgd", learning_rate=1.0, **settings)
+    experiment = dataclasses.replace(BASE, meta_optimizer=config)
+    meta_train(experiment, callbacks=[lambda _, state, metrics: rows.append(metrics)])
+    clipped, gradient, update = (
+        np.concatenate([row[name] for row in rows]) for name in ("clipped", "grad_norm", "update_norm")
+    )
+    np.testing.assert_array_equal(clipped, update < 0.9999999 * gradient)
+    assert clipped[0] == 0 and 0 < clipped.mean() < 1 if share is None else clipped.mean() == share
+
+
+def test_nonfinite_gradients_are_dropped_and_counted(monkeypatch):
+    bad = {2, 3, 9}
+    honest = ESTIMATORS["reparameterised"]
+
+    @functools.wraps(honest)
+    def spoilt(*args, **settings):
+        estimator = honest(*args, **settings)
+
+        def init(key, meta_params, families):
+            return jnp.zeros((), jnp.int32), estimator.init(key, meta_params, families)
+
+        def estimate(key, meta_params, state, families):
+            gradient, inner, metrics = estimator.estimate(key, meta_params, state[1], families)
+            now = jnp.isin(state[0], jnp.asarray(sorted(bad)))
+            gradient = jax.tree.map(lambda leaf: jnp.where(now, jnp.nan, leaf), gradient)
+            return gradient, (state[0] + 1, inner), metrics
+
+        return estimator._replace(init=init, estimate=estimate)
+
+    monkeypatch.setitem(ESTIMATORS, "reparameterised", spoilt)
+    rows, phis = [], []
+    experiment = dataclasses.replace(
+        BASE, log=Log(every=1), meta_optimizer=MetaOptimizer(clip_adaptive=2.0, ema=0.5, schedule="cosine")
+    )
+
+    def look(_, state, metrics):
+        rows.append(metrics)
+        phis.append((bits(state.meta_params), bits(state.opt_state)))
+
+    meta_train(experiment, callbacks=[look])
+    counted = np.concatenate([row["nonfinite_gradient"] for row in rows])
+    np.testing.assert_array_equal(np.flatnonzero(counted), sorted(bad))
+    np.testing.assert_array_equal(counted, np.concatenate([row["skipped"] for row in rows]))
+    for step in range(1, 12):
+        before, after = ([x for part in phis[index] for x in part] for index in (step - 1, step))
+        same = all((a == b).all() for a, b in zip(before, after, strict=True))
+        assert same == (step in bad)
+    assert all(np.isfinite(x).all() for tree in phis for part in tree for x in part)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(meta_optimizer=MetaOptimizer(ema=1.0)), "`meta_optimizer.ema` .1.0. must lie between 0 and 1"),
+        (dict(meta_optimizer=MetaOptimizer(clip_adaptive=1.0)), "`meta_optimizer.clip_adaptive`: .* above 1; try 3"),
+        (dict(curriculum=Curriculum(kind="fixed", horizons=(3,))), "set `unroll_length`"),
+        (
+            dict(curriculum=Curriculum(kind="fixed", horizons=(3,)), estimator=choice("truncated_backprop")),
+            "one window is the whole `horizon` .6.",
+        ),
+        (
+            dict(
+                curriculum=Curriculum(kind="validation", horizons=(2,)), unroll_length=2, validation=Validation(every=0)
+            ),
+            "`validation.every` is 0",
+        ),
+        (dict(companion=-1), "`companion` is -1"),
+    ],
+)
+def test_stabilisers_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        Trainer(dataclasses.replace(BASE, **change))

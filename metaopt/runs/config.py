@@ -31,7 +31,7 @@ def validate(experiment: Experiment, where: str = "the experiment") -> Experimen
         value = _get(experiment, name)
         if value is not None and value < least:
             raise UserError(f"`{name}` ({value}) must be at least {least}.")
-    for name in ("meta_optimizer.learning_rate", "meta_optimizer.clip_norm", "meta_optimizer.clip_value"):
+    for name in (f"meta_optimizer.{name}" for name in ("learning_rate", "clip_norm", "clip_value", "clip_adaptive")):
         value = _get(experiment, name)
         if value is not None and value <= 0:
             raise UserError(f"`{name}` ({value}) must be above 0.")
@@ -73,10 +73,15 @@ _LEAST = {
     "horizon": 1,
     "unroll_length": 1,
     "rescale": 0,
+    "companion": 0,
+    "min_batch_size": 1,
+    "bfloat16": 0,
     "chunk_size": 1,
     "num_devices": 1,
     "checkpoint_every": 1,
     "meta_optimizer.warmup_steps": 0,
+    "curriculum.every": 1,
+    "curriculum.patience": 1,
     "validation.every": 0,
     "validation.num_tasks": 1,
     "evaluation.num_tasks": 1,

@@ -15,8 +15,8 @@ from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.loggers import JsonLines, Logger, cut_back, train_rows
 from metaopt.runs.pretrained import save_optimizer
-from metaopt.runs.validation import Validator
-from metaopt.training import Trainer, TrainState
+from metaopt.runs.validation import Stage, Validator, after_validation
+from metaopt.training import Trainer, TrainState, averaged
 from metaopt.types import MetaParams
 
 
@@ -28,9 +28,11 @@ class Recorder:
         self.best_step: int | None = None
         self.best_score = float("inf")
         self.best_meta_params: MetaParams | None = None
+        self.stage = Stage()
         self._began = time.monotonic()
         self._experiment: Experiment = trainer.experiment
         self._guard = guard
+        self._levels = trainer.levels if self._experiment.curriculum.kind == "validation" else ()
         self._validate = Validator(trainer)
         self._checkpoints: Checkpoints[TrainState] = Checkpoints(path / folder.CHECKPOINTS)
         self._lines: JsonLines | None = None
@@ -60,6 +62,9 @@ class Recorder:
             ]
         self._began = time.monotonic() - float(record["elapsed"])
         self._validation_due = bool(record["validation_due"])
+        if self._levels:
+            level, best, waited = record["curriculum"]
+            self.stage = Stage(level, float("inf") if best is None else best, waited)
         cut_back(self.path / folder.METRICS, step, validation_due=self._validation_due)
         if record["best_step"] is not None:
             try:
@@ -67,7 +72,7 @@ class Recorder:
                     state if record["best_step"] == step else self._checkpoints.restore(record["best_step"], target)[0]
                 )
                 self.best_step, self.best_score = record["best_step"], float(record["best_score"])
-                self.best_meta_params = jax.device_get(best.meta_params)
+                self.best_meta_params = jax.device_get(averaged(best))
             except Exception as error:  # orbax raises many kinds
                 remarks.append(f"the best checkpoint, of meta-step {record['best_step']}, cannot be read ({error})")
         return state, remarks
@@ -94,6 +99,7 @@ class Recorder:
         # On a signal there may be seconds left: the state is saved first, and the validation done on resuming.
         if self._validation_due and not stop:
             improved = self._run_validation(state)
+            trainer.level = self.stage.level
         if improved or stop or step == last or _crosses(before, step, self._experiment.checkpoint_every):
             self._save(step, state)
         self._chunk_began = self.elapsed
@@ -103,14 +109,30 @@ class Recorder:
         began = time.monotonic()
         step = int(state.meta_step)
         score, values = self._validate(state.meta_params)
+        meta_params = averaged(state)
+        if meta_params is not state.meta_params:
+            score, more = self._validate(meta_params, "validation_ema")
+            values |= more
+        if self._levels:
+            values |= self._validate_next(meta_params)
         improved = score < self.best_score
         if improved:
             self.best_step, self.best_score = step, score
-            self.best_meta_params = jax.device_get(state.meta_params)
+            self.best_meta_params = jax.device_get(meta_params)
         self._validation_due = False
         times = {"time/elapsed": round(self.elapsed, 3), "time/validation": round(time.monotonic() - began, 3)}
         self._log([{"kind": "validation", "meta_step": step, **values, "best": improved, **times}])
         return improved
+
+    def _validate_next(self, meta_params: MetaParams) -> dict[str, Any]:
+        """At the next horizon of the curriculum, if there is one; the stage goes on by it."""
+        values: dict[str, Any] = {"validation/level": self.stage.level}
+        if self.stage.level + 1 < len(self._levels):
+            horizon = self._levels[self.stage.level + 1]
+            score = self._validate.score_at(horizon, meta_params)
+            values |= {"validation/next/horizon": horizon, "validation/next/median": score}
+            self.stage = after_validation(self.stage, score, self._experiment.curriculum.patience)
+        return values
 
     def _save(self, step: int, state: TrainState) -> None:
         assert self._lines is not None
@@ -121,13 +143,19 @@ class Recorder:
             "elapsed": self.elapsed,
             "validation_due": self._validation_due,
         }
+        if self._levels:
+            level, best, waited = self.stage
+            record["curriculum"] = [level, best if np.isfinite(best) else None, waited]
         self._checkpoints.save(step, state, record, best_step=self.best_step)
-        self._export(folder.LATEST_OPTIMIZER, step, state.meta_params)
+        self._export(folder.LATEST_OPTIMIZER, step, averaged(state))
         self._export(folder.OPTIMIZER, *self.best_or_last(state))
 
     def _export(self, name: str, step: int, meta_params: MetaParams) -> None:
         best = step == self.best_step
         card: dict[str, Any] = {"meta_step": step, "validation": self.best_score if best else None}
+        decay = self._experiment.meta_optimizer.ema
+        if decay is not None:
+            card["averaged"] = f"over meta-steps, with a decay of {decay:g}"
         save_optimizer(self.path / name, jax.device_get(meta_params), self._experiment, card)
 
     def _log(self, rows: list[dict[str, Any]]) -> None:
@@ -144,7 +172,7 @@ class Recorder:
     def best_or_last(self, state: TrainState) -> tuple[int, MetaParams]:
         """(meta-step, φ) of the best by validation, or the given state's where none was any good."""
         if self.best_meta_params is None or self.best_step is None:
-            return int(state.meta_step), state.meta_params
+            return int(state.meta_step), averaged(state)
         return self.best_step, self.best_meta_params
 
     def finish(self, state: TrainState) -> tuple[int, MetaParams]:

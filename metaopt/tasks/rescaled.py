@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.types import Aux, Batch, Data, Key, Oracle, OracleState, Params, Scalar, Split, Task, TaskFamily
+from metaopt.tasks.wrapping import wrapped_oracle
+from metaopt.types import Batch, Data, Key, Params, Scalar, Split, Task, TaskFamily
 
 
 class RescaledTask(NamedTuple):
@@ -55,6 +56,9 @@ def rescaled(family: TaskFamily, log_range: float) -> TaskFamily:
         assert family.metrics is not None
         return family.metrics(_times(task.scales, params), task.task, batch)
 
+    def out(gradient: Params, value: Scalar, params: Params, task: RescaledTask) -> tuple[Params, Scalar]:
+        return _times(task.scales, gradient), value
+
     return dataclasses.replace(
         family,
         sample=sample,
@@ -63,26 +67,9 @@ def rescaled(family: TaskFamily, log_range: float) -> TaskFamily:
         loss=loss,
         eval_batch=eval_batch,
         metrics=metrics if family.metrics else None,
-        oracle=_rescaled_oracle(family, family.oracle) if family.oracle else None,
+        oracle=wrapped_oracle(family, lambda params, task: _times(task.scales, params), out),
         name=f"{family.name} rescaled by exp(±{log_range:g})",
     )
-
-
-def _rescaled_oracle(family: TaskFamily, oracle: Oracle) -> Oracle:
-    def inner(outer: TaskFamily) -> TaskFamily:
-        return dataclasses.replace(family, data=outer.data)  # the traced data, not the closure's
-
-    def init(outer: TaskFamily, task: RescaledTask, params: Params, key: Key) -> OracleState:
-        return oracle.init(inner(outer), task.task, _times(task.scales, params), key)
-
-    def estimate(
-        outer: TaskFamily, task: RescaledTask, params: Params, state: OracleState, key: Key
-    ) -> tuple[Params, Scalar, OracleState, Aux]:
-        x = _times(task.scales, params)
-        gradient, value, state, aux = oracle.estimate(inner(outer), task.task, x, state, key)
-        return _times(task.scales, gradient), value, state, aux
-
-    return Oracle(init, estimate)
 
 
 def _times(scales: Params, params: Params) -> Any:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from metaopt.experiment import (
     Choice,
+    Curriculum,
     Evaluation,
     Experiment,
     Log,
@@ -38,7 +39,15 @@ experiments = st.builds(
     seed=counts,
     unroll_length=st.none() | counts,
     rescale=floats,
-    meta_optimizer=st.builds(MetaOptimizer, learning_rate=floats, clip_norm=st.none() | floats, warmup_steps=counts),
+    min_batch_size=st.none() | counts,
+    meta_optimizer=st.builds(
+        MetaOptimizer, learning_rate=floats, clip_norm=st.none() | floats, ema=st.none() | floats, warmup_steps=counts
+    ),
+    curriculum=st.builds(
+        Curriculum,
+        kind=st.sampled_from(["none", "fixed", "log_uniform"]),
+        horizons=st.lists(counts, max_size=3).map(tuple),
+    ),
     validation=st.builds(Validation, every=counts, multiples=st.lists(counts, max_size=3).map(tuple)),
     evaluation=st.builds(Evaluation, tasks=st.lists(choices, max_size=2).map(tuple)),
     log=st.builds(Log, wandb=st.sampled_from(["disabled", "offline", "online"]), project=st.text(max_size=8)),
@@ -64,6 +73,15 @@ def test_a_config_from_before_there_was_an_oracle_has_the_default_one() -> None:
     values = simple()
     del values["oracle"]
     assert from_json(values) == from_json(simple()) and from_json(values).oracle == choice("minibatch")
+
+
+def test_a_config_from_before_there_were_curricula_has_none() -> None:
+    values = simple()
+    for name in ("curriculum", "companion", "min_batch_size", "bfloat16"):
+        del values[name]
+    for name in ("clip_adaptive", "ema"):
+        del values["meta_optimizer"][name]
+    assert from_json(values) == from_json(simple()) and from_json(values).curriculum.kind == "none"
 
 
 @pytest.mark.parametrize(
