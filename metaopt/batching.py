@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 from collections.abc import Callable
@@ -36,14 +37,18 @@ def available_cores() -> int:
 
 
 @functools.cache
-def compiler_options() -> dict[str, bool | int]:
+def compiler_options(*, runs_once: bool = False) -> dict[str, bool | int]:
     """What XLA should know about this machine, for `jax.jit`; nothing on accelerators.
+
+    A program that `runs_once` is not optimised: compiling it takes longer than running it.
 
     CPUs with 512-bit vectors are used at full width, not at XLA's half; and where every core has its device, products
     are not handed to a pool of threads (of these two, a tenth of a meta-step's time each).
     """
     if jax.default_backend() != "cpu":
         return {}
+    if runs_once:
+        return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     options: dict[str, bool | int] = {}
     try:
         if "avx512f" in Path("/proc/cpuinfo").read_text():
@@ -53,6 +58,14 @@ def compiler_options() -> dict[str, bool | int]:
     if jax.local_device_count() >= available_cores():
         options["xla_cpu_multi_thread_eigen"] = False
     return options
+
+
+def matmul_precision(setting: str) -> contextlib.AbstractContextManager[None]:
+    """The precision of products traced inside: `highest`, `high` or `default`, as `jax.default_matmul_precision` has it.
+
+    Accelerators default to tf32 or bfloat16, whose errors a long unroll adds up. CPUs know one precision.
+    """
+    return contextlib.nullcontext() if jax.default_backend() == "cpu" else jax.default_matmul_precision(setting)
 
 
 def task_mesh(num_tasks: int, num_devices: int | None = None) -> Mesh:

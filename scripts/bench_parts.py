@@ -28,6 +28,7 @@ from bench_measure import (
 from plain_reference import PlainTrainer
 
 import metaopt
+from metaopt.batching import compiler_options
 from metaopt.experiment import Experiment, Log, choice
 from metaopt.runs.pretrained import save_optimizer
 from metaopt.training import Trainer
@@ -179,7 +180,7 @@ AXES: dict[str, tuple[dict[str, int], tuple[int, ...]]] = {
 QUICK_END = {"D": 10_000, "T": 100, "tasks": 100}
 # The experiment's fields that bound memory, tried at the longest unroll: one line a setting, any fields together.
 MEMORY_AXIS = {"tasks": 64, "D": 10, "T": 10_000}
-MEMORY_SETTINGS: tuple[dict[str, Any], ...] = ({"chunk_size": 64}, {"chunk_size": 16}, {"chunk_size": 4})
+MEMORY_SETTINGS: tuple[dict[str, Any], ...] = ({"chunk_size": 64}, {"chunk_size": 16}, {"memory": 0.05})
 SAFE_SHARE = 0.6  # of the free memory; what needs more is not run
 LONG_CALL = 2.0  # seconds; longer calls are run once
 
@@ -237,7 +238,8 @@ class MetaGradient:
         key = jax.random.key(0)
         meta_params = jax.jit(trainer.optimizer.init)(key)
         args = (key, meta_params, (), trainer.families)
-        compiled = jax.jit(trainer.estimator.estimate).lower(*args).compile()
+        program = jax.jit(trainer.estimator.estimate, compiler_options=compiler_options())
+        compiled = program.lower(*args).compile()
         self.temporary = _temporary(compiled)
         self.run: Callable[[], object] = lambda: compiled(*args)
 

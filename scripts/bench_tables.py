@@ -1,16 +1,17 @@
-"""What scripts/bench does with its rows: the JSON file, the comparison of two, the README's table."""
+"""What scripts/bench does with its rows: the JSON file, the comparison of two, the tables of README and docs."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench_measure import Row, number
 
 MARKER = "speed"
+README_PARTS = ("meta_step", "inference", "start", "whole_run")  # the others go into docs/scaling.md
 PARTS: tuple[str, ...] = (
     "meta_step",
     "inference",
@@ -99,12 +100,12 @@ def _settings(row: Row) -> str:
     return ", ".join(f"{key} {value}" for key, value in row.settings.items())
 
 
-# ----- the README -----------------------------------------------------------------------------------------------------
+# ----- README and docs -----------------------------------------------------------------------------------------------------
 
 
-def readme_table(record: dict[str, Any]) -> list[str]:
-    """The README's lines: where it ran, then the figures that a reader wants, in the order of the parts."""
-    machines = record["machines"].values()
+def table(record: dict[str, Any], parts: Sequence[str]) -> list[str]:
+    """Lines for a reader: where it ran, then the figures that tell most, in the order of the parts."""
+    machines = [record["machines"][part] for part in parts if part in record["machines"]]
     places = sorted({f"{machine['cpu']}, jax {machine['jax']}" for machine in machines})
     days = sorted({machine["date"][:10] for machine in machines})
     lines = [
@@ -114,7 +115,7 @@ def readme_table(record: dict[str, Any]) -> list[str]:
         "| --- | --- | --- | --- |",
     ]
     for row in rows_of(record):
-        if _in_readme(row):
+        if row.part in parts and _tells_most(row):
             lines.append(
                 f"| {row.figure}: {_settings(row)} | {_value(row)} | {'' if row.bound is None else number(row.bound)}"
                 f" | {'' if row.bound is None else _with_range(row.ratio, row.ratio_range)} |"
@@ -122,7 +123,7 @@ def readme_table(record: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _in_readme(row: Row) -> bool:
+def _tells_most(row: Row) -> bool:
     if row.part == "meta_step":
         return "recompute" in row.figure or row.figure.startswith(("speed over", "first call"))
     if row.part == "scale":  # how far cost is from linear, and what the settings for memory do
@@ -140,6 +141,12 @@ def _with_range(value: float | None, limits: tuple[float, float] | None) -> str:
     if value is None:
         return ""
     return number(value) + (f" ({number(limits[0])} to {number(limits[1])})" if limits else "")
+
+
+def write_tables(readme: Path, scaling: Path, record: dict[str, Any]) -> None:
+    """The README's table and that of docs/scaling.md."""
+    rewrite(readme, table(record, README_PARTS))
+    rewrite(scaling, table(record, [part for part in PARTS if part not in README_PARTS]))
 
 
 def rewrite(path: Path, lines: list[str], marker: str = MARKER) -> None:

@@ -71,7 +71,7 @@ def test_readme_table_is_written_between_its_marks_only(tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- speed -->\nold\n<!-- end of speed -->\nafter\n")
     record = stored(tmp_path / "a.json", speed(1.0, 1.1, 1.2))
-    bench_tables.rewrite(readme, bench_tables.readme_table(record))
+    bench_tables.rewrite(readme, bench_tables.table(record, ["meta_step"]))
     lines = readme.read_text().splitlines()
     assert (lines[:2], lines[-2:]) == (["before", "<!-- speed -->"], ["<!-- end of speed -->", "after"])
     assert lines[2] == "Measured on a CPU, jax 0.0, 2000-01-02."
@@ -81,8 +81,9 @@ def test_readme_table_is_written_between_its_marks_only(tmp_path: Path) -> None:
         bench_tables.rewrite(readme, [], "results")
 
 
-def test_this_checkouts_readme_has_a_place_for_the_table() -> None:
-    text = (SCRIPTS.parent / "README.md").read_text()
+@pytest.mark.parametrize("name", ["README.md", "docs/scaling.md"])
+def test_this_checkouts_pages_have_a_place_for_the_table(name: str) -> None:
+    text = (SCRIPTS.parent / name).read_text()
     assert text.count("<!-- speed -->\n") == text.count("<!-- end of speed -->") == 1
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from metaopt.batching import compiler_options, map_chunks
+from metaopt.batching import compiler_options, map_chunks, matmul_precision
 from metaopt.evaluation.recording import Segments, plan, recorded_steps
 from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollState
 from metaopt.unroll import bind_tasks, reset, unroll
@@ -252,7 +252,8 @@ def _run(
         one = functools.partial(_run_chunk, optimizer, family=family, keys=keys, **static)
         return jax.vmap(one)(meta_params) if grid else one(meta_params)
 
-    outcome = map_chunks(chunk, mesh, (meta_params, family), keys)
+    with matmul_precision("highest"):
+        outcome = map_chunks(chunk, mesh, (meta_params, family), keys)
 
     def join(leaf: jax.Array) -> jax.Array:  # [chunks, (grid,) tasks a chunk, ...] -> [(grid,) tasks, ...]
         if grid:

@@ -1,0 +1,41 @@
+"""Chunks, segments and what XLA is told."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from metaopt import batching
+from metaopt.batching import compiler_options, device_memory, matmul_precision, pick_chunk_size, pick_segment_length
+
+
+@pytest.mark.parametrize(
+    ("tasks", "dim", "asked", "size"),
+    [(64, 10, None, 64), (256, 10, None, 64), (12, 100, None, 6), (4, 10_000, None, 1), (12, 10, 5, 4), (7, 10, 99, 7)],
+)
+def test_a_chunk_is_the_largest_divisor_within_the_cache_or_the_wish(tasks, dim, asked, size):
+    assert pick_chunk_size(tasks, dim, asked) == size
+
+
+def test_an_unroll_is_cut_only_where_its_residuals_exceed_the_budget():
+    assert pick_segment_length(100, 1000, 2000, budget=200_000) == 100
+    assert pick_segment_length(100, 1000, 1000, budget=99_999) == 10
+    assert pick_segment_length(100, 4000, 1000, budget=0) == 20  # dearer states are stored less often
+    assert pick_segment_length(3, 10**9, 1, budget=0) == 3
+    assert device_memory() > 2**20
+
+
+def test_compiler_options_are_known_to_this_xla():
+    assert jax.jit(lambda x: x + 1, compiler_options=compiler_options())(1) == 2
+
+
+@pytest.mark.parametrize("setting", ["highest", "default"])
+def test_products_on_accelerators_have_the_precision_that_was_set(monkeypatch, setting):
+    def products():
+        with matmul_precision(setting):
+            return str(jax.make_jaxpr(jnp.matmul)(jnp.ones((2, 2)), jnp.ones((2, 2))))
+
+    assert "HIGHEST" not in products()  # a CPU has one precision, and other kernels for other wishes
+    monkeypatch.setattr(batching.jax, "default_backend", lambda: "gpu")
+    assert ("HIGHEST" in products()) == (setting == "highest")
