@@ -130,7 +130,7 @@ def meta_training_figure(rows: Sequence[Mapping[str, Any]], *, narrow: bool = Fa
     else:
         figure = Figure(figsize=(NARROW[0], 3.4) if narrow else (WIDE[0], 3.4), layout="constrained")
         left, right = figure.subplots(), None
-        _frame(left)
+        frame(left)
     steps, losses = series(rows, "meta_loss")
     steps, low, middle, high = binned(steps, losses)
     colour = COLOURS["learned-0"]
@@ -166,11 +166,12 @@ def _two_panels(narrow: bool) -> tuple[Figure, tuple[Axes, Axes]]:
     figure = Figure(figsize=NARROW if narrow else WIDE, layout=ConstrainedLayoutEngine(hspace=0.05))
     panels = figure.subplots(2, 1) if narrow else figure.subplots(1, 2)
     for axes in panels:
-        _frame(axes)
+        frame(axes)
     return figure, (panels[0], panels[1])
 
 
-def _frame(axes: Axes) -> None:
+def frame(axes: Axes) -> None:
+    """The look of all axes: no box, quiet ticks and grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(which="both", color=FAINT, labelcolor=INK, labelsize=10)

@@ -34,6 +34,7 @@ def evaluate_run_on(
     num_tuning_tasks: int | None = None,
     num_devices: int | None = None,
     progress: Callable[[str], None] | None = None,
+    look: Callable[[TaskFamily, Key, Curves], object] | None = None,
 ) -> dict[str, Any]:
     """Tunes the baselines on tasks of their own, then runs everything on the same `num_tasks` tasks.
 
@@ -43,6 +44,7 @@ def evaluate_run_on(
       baselines: hand-designed optimizers, by name and options such as `sgd:power=0.5`.
       num_tuning_tasks: default: `num_tasks`, at least 50, at most 400 (64 for families with a data set).
       progress: called with one line before each step of the work.
+      look: called with the family, the evaluation's key and the curves.
 
     Returns:
       One entry of evaluation.json's "results": plain JSON, floats to six digits, "inf" for infinity, null for nan.
@@ -82,6 +84,8 @@ def evaluate_run_on(
         progress=lambda name: say(f"{label}, {horizon} steps: running {name}"),
     )
     curves = run(entries)
+    if look is not None:
+        look(family, evaluation_key, curves)
     tuned, curves = _lower_what_failed(tuned, curves, run)
     records = {name: record for name, (_, _, record) in tuned.items()}
     described = describe_curves(curves, tuned=records, seed=seed)

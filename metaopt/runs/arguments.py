@@ -47,6 +47,24 @@ class EvaluateArguments:
 
 
 @dataclass(frozen=True)
+class DoctorArguments:
+    """Examines meta-gradients, Jacobians, gates, inputs and step lengths on a frozen φ, and says what to change."""
+
+    run: Annotated[str, tyro.conf.Positional]  # a run folder, .safetensors file, or experiment (its φ is fresh)
+    num_tasks: int | None = None  # of a meta-step; None: as in training
+    seed: int = 0  # decides tasks and noise
+    out: str | None = None  # a folder for the results; None: the run's own, or the next number in doctor/NAME/
+    num_devices: int | None = None  # None: one for each core
+
+
+@dataclass(frozen=True)
+class ReplayArguments:
+    """Shows a run that blew up again, from a divergence capsule; exit status 1 if the bits differ."""
+
+    capsule: Annotated[str, tyro.conf.Positional]  # a file in a run's folder `capsules`
+
+
+@dataclass(frozen=True)
 class ReportArguments:
     """Writes report.html, one page that opens offline, into run folders."""
 

@@ -78,6 +78,7 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
             baselines=arguments.baselines,
             num_devices=arguments.num_devices,
             trained={name: one.card.get("meta_step") for name, one in trained.items()},
+            experiments={name: one.experiment for name, one in trained.items()},
             progress=lambda line: console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True),
         )
     except BaseException:

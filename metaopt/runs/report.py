@@ -9,7 +9,8 @@ from typing import Any
 
 from metaopt.analysis import pictures
 from metaopt.analysis.series import validation_series
-from metaopt.runs.folder import CONFIG, ENVIRONMENT, METRICS, REPORT, open_run, read_json, replacing
+from metaopt.runs.doctor_section import doctor_section
+from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, METRICS, REPORT, open_run, read_json, replacing
 from metaopt.runs.loggers import read_rows
 from metaopt.runs.report_parts import (
     count_words,
@@ -45,6 +46,7 @@ def write_report(run_dir: Path) -> Path:
     sections = [
         _summary(config, results, train_rows),
         *(_evaluation(result, index) for index, result in enumerate(results)),
+        doctor_section(_optional(run_dir / DOCTOR)),
         _meta_training(rows, train_rows),
         _configuration(config),
         _environment(environment),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from metaopt.evaluation import BASELINES, evaluate_run_on
 from metaopt.experiment import Choice, Experiment, UserError, build_family, build_optimizer, parse_choice, suggest
+from metaopt.runs.capsule_keeper import keep_failures
 from metaopt.runs.folder import EVALUATION, read_json, replacing, write_json
 from metaopt.types import MetaParams, Optimizer
 
@@ -73,6 +75,7 @@ def evaluate_all(
     num_devices: int | None = None,
     trained: Mapping[str, int | None] | None = None,
     keep: bool = False,
+    experiments: Mapping[str, Experiment] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Result]:
     """Evaluates on every part of the plan and writes each result into the folder's evaluation.json as it is done.
@@ -80,6 +83,7 @@ def evaluate_all(
     Args:
       trained: name -> the meta-step that its φ is from; it is noted in the results.
       keep: take over a result that is there already for the same φ, tasks and baselines.
+      experiments: name -> what φ was meta-trained by; runs of these that fail leave divergence capsules.
     """
     trained = dict(trained or {})
     results = []
@@ -100,6 +104,7 @@ def evaluate_all(
                 baselines=tuple(baselines),
                 num_devices=num_devices,
                 progress=progress,
+                look=functools.partial(keep_failures, path, learned, experiments or {}, trained, task, num_devices),
             )
             result |= {"meta_steps": trained}
             put_result(path, result)

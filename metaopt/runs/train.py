@@ -170,9 +170,7 @@ def _meta_train(path: Path, trainer: Trainer, state: TrainState | None, recorder
         recorder.start(None if state is None else _readable(state), loggers)
         trainer.level = recorder.stage.level
         processes.meet("start")
-        return meta_train(
-            trainer, state=state, callbacks=[record, CapsuleKeeper(path, trainer, state, progress.say)]
-        )
+        return meta_train(trainer, state=state, callbacks=[record, CapsuleKeeper(path, trainer, state, progress.say)])
     except Diverged as error:
         raise Diverged(f"{error} The metrics are in {path / folder.METRICS}.") from None
     except KeyboardInterrupt:

@@ -1,0 +1,338 @@
+"""The doctor: what ails a meta-training run, measured on a frozen φ. `diagnose` gives plain JSON."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from metaopt.analysis.advice import advise
+from metaopt.analysis.doctor_records import as_pair, describe_gates, describe_inputs, describe_reference, describe_steps
+from metaopt.analysis.gradient_quality import Samples, assess, clipped_share, prepare_samples, quick_jit
+from metaopt.analysis.inner_runs import InnerRuns, Inputs, network_inputs, watch
+from metaopt.analysis.jacobian_growth import growth_along
+from metaopt.estimators import ESTIMATORS
+from metaopt.evaluation.statistics import jsonable
+from metaopt.experiment import Choice, Experiment, UserError, build, build_families, build_family, build_optimizer
+from metaopt.objectives import OBJECTIVES
+from metaopt.types import Families, Key, MetaGradient, MetaParams, Optimizer, TaskFamily
+
+# Work is counted in coordinate-steps (tasks times coordinates times inner steps, forward and back), of which a core
+# does nearly a million a second: sample sizes follow from these budgets, and not from a clock, so that they repeat.
+SAMPLING = 3e6  # an estimator's
+REFERENCE = 3.0  # times as many for a reference
+WATCHING = 2e6  # a family's, forward only
+JACOBIANS = 1e6  # a family's, each a product of derivatives in forward mode
+LIVES = (10, 256)  # at least and at most
+# How dear a meta-step is, in back-propagations through the same runs.
+COST = {"evolution_strategies": 0.7, "persistent_evolution_strategies": 0.7, "mixture": 3.0}
+SECOND_ORDER_COST = 2.5
+FAR = 10  # multiples of the training horizon that the runs are followed to
+COORDINATES = 64  # of a task, whose inputs are kept
+POSITIONS, PRODUCT = 5, 10  # where along a run, and over how many steps, the Jacobian's products are taken
+
+Progress = Callable[[int, int, str], None]  # (parts done, parts in all, what comes next)
+
+
+class Variant(NamedTuple):
+    """One estimator at one horizon and window."""
+
+    picked: Choice
+    horizon: int
+    window: int
+    own: bool = False
+
+
+def diagnose(
+    experiment: Experiment,
+    meta_params: MetaParams,
+    *,
+    num_tasks: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Measures estimators, Jacobians, gates, inputs and step lengths on a frozen φ, and what to do about them.
+
+    Args:
+      num_tasks: of a meta-step; default: the experiment's. The signal-to-noise ratio is that of so many.
+      seed: decides tasks, starts, minibatches and noise; the same tasks serve every estimator.
+
+    Raises:
+      UserError: choices that do not fit together.
+    """
+    examination = _Examination(experiment, meta_params, num_tasks or experiment.num_tasks, seed)
+    watched = _watched_families(experiment)
+    variants, references = plan(experiment, examination.optimizer, examination.cost)
+    samples: dict[int, Samples] = {}
+    estimators, described, jacobian, runs = [], [], [], []
+    parts: list[Part] = []
+    for reference in references:
+
+        def describe(found: Samples, reference: Variant = reference) -> None:
+            samples[reference.horizon] = found
+            described.append({**_named(reference), **describe_reference(found)})
+
+        prepare = functools.partial(examination.sample, reference, REFERENCE)
+        parts.append(Part(f"reference over {reference.horizon} steps", prepare, describe))
+    for variant in variants:
+
+        def judge(found: Samples | ValueError, variant: Variant = variant) -> None:
+            entry = examination.judge(variant, found, samples)
+            estimators.append({**_named(variant), "own": variant.own, **entry})
+
+        what = f"{variant.picked}, window {variant.window} of {variant.horizon}"
+        parts.append(Part(what, functools.partial(examination.try_sample, variant), judge))
+    for picked, family in zip(experiment.tasks, examination.families, strict=True):
+        for second_order in (True, False):
+            parts.append(
+                Part(
+                    f"Jacobian on {picked}, {'second' if second_order else 'first'} order",
+                    functools.partial(examination.jacobian, family, second_order),
+                    lambda found, picked=picked: jacobian.append({"task": str(picked), **found}),
+                )
+            )
+    for picked, family, training, horizon in watched:
+        parts.append(
+            Part(
+                f"inner runs on {picked}",
+                functools.partial(examination.watch, family, horizon, explore=training),
+                lambda found, name=str(picked), training=training: runs.append((name, training, found)),
+            )
+        )
+    _work_off(parts, progress)
+    inputs = examination.inputs
+    result: dict[str, Any] = {
+        "version": 1,
+        "seed": seed,
+        "num_tasks": examination.num_tasks,
+        "horizon": experiment.horizon,
+        "unroll_length": experiment.unroll_length or experiment.horizon,
+        "optimizer": str(experiment.optimizer),
+        "estimator": str(experiment.estimator),
+        "explores": examination.explores,
+        "second_order": bool(experiment.estimator.options.get("second_order", False)),
+        "clip_norm": experiment.meta_optimizer.clip_norm,
+        "clip_value": experiment.meta_optimizer.clip_value,
+        "references": described,
+        "estimators": estimators,
+        "jacobian": jacobian,
+        "gates": None if inputs is None else describe_gates(runs, experiment.horizon),
+        "inputs": None if inputs is None else describe_inputs(runs, inputs.names, experiment.horizon),
+        "steps": [describe_steps(name, training, run) for name, training, run in runs],
+    }
+    if inputs is None:
+        result["without_network"] = f"{experiment.optimizer} has no network whose inputs and gates are known here"
+    result = jsonable(result)
+    return {**result, "advice": advise(result)}
+
+
+class Part(NamedTuple):
+    """A part of the work: `prepare` compiles and returns what runs; `done` takes the outcome."""
+
+    what: str
+    prepare: Callable[[], Callable[[], Any]]
+    done: Callable[[Any], None]
+
+
+def _work_off(parts: Sequence[Part], progress: Progress | None) -> None:
+    """Runs one part after another, while a second thread compiles those to come: most of the time is compilation."""
+    with ThreadPoolExecutor(max_workers=1) as compiler:
+        prepared = [compiler.submit(part.prepare) for part in parts]
+        try:
+            for number, (part, run) in enumerate(zip(parts, prepared, strict=True)):
+                if progress is not None:
+                    progress(number, len(parts), part.what)
+                part.done(run.result()())
+        except BaseException:
+            compiler.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+# ----- what is compared -----------------------------------------------------------------------------------------------
+
+
+def plan(
+    experiment: Experiment, optimizer: Optimizer, cost: Callable[[Variant], float]
+) -> tuple[list[Variant], list[Variant]]:
+    """(estimators, references): the run's own, the same over shorter windows, every other; some at ten times T."""
+    own, horizon = experiment.estimator, experiment.horizon
+    window = experiment.unroll_length or horizon
+    explores = _explores(experiment, optimizer)
+    backward = Choice("reparameterised" if explores else "truncated_backprop")
+    if own.name in ("truncated_backprop", "reparameterised"):
+        backward = Choice(own.name, {key: value for key, value in own.options.items() if key != "staggered"})
+    kept = {key: value for key, value in own.options.items() if key == "objective_batch"}
+    reference = Choice("reparameterised" if explores else "truncated_backprop", {**kept, "second_order": True})
+    found = [Variant(own, horizon, window, own=True), Variant(backward, horizon, horizon)]
+    short = [_divisor(horizon, horizon // 5), _divisor(horizon, horizon // 20)]
+    found += [Variant(backward, horizon, length) for length in short]
+    for name in ESTIMATORS:
+        if name not in (own.name, backward.name):
+            length = short[0] if name == "persistent_evolution_strategies" else horizon
+            found.append(Variant(Choice(name, kept), horizon, length))
+    references = [Variant(reference, horizon, horizon)]
+    far = FAR * horizon
+    if LIVES[0] * cost(Variant(reference, far, far)) <= REFERENCE * SAMPLING:
+        references.append(Variant(reference, far, far))
+        found += [Variant(backward, far, far), Variant(backward, far, horizon)]
+        found += [Variant(Choice("persistent_evolution_strategies", kept), far, horizon)]
+    seen: dict[Any, Variant] = {}
+    for variant in found:  # the run's own comes first
+        seen.setdefault((str(variant.picked), variant.horizon, variant.window), variant)
+    return list(seen.values()), references
+
+
+def _explores(experiment: Experiment, optimizer: Optimizer) -> bool:
+    own = experiment.estimator
+    return optimizer.explores and own.name != "truncated_backprop" and bool(own.options.get("explore", True))
+
+
+def _divisor(number: int, most: int) -> int:
+    return max(n for n in range(1, max(1, most) + 1) if number % n == 0)
+
+
+def _named(variant: Variant) -> dict[str, Any]:
+    return {"estimator": str(variant.picked), "horizon": variant.horizon, "window": variant.window}
+
+
+def _watched_families(experiment: Experiment) -> list[tuple[Choice, TaskFamily, bool, int]]:
+    """(choice, family, whether it is a training family, horizon); evaluation families run to `FAR` T at most."""
+    far = FAR * experiment.horizon
+    families = build_families(experiment)
+    found = [(picked, family, True, far) for picked, family in zip(experiment.tasks, families, strict=True)]
+    horizon = min(far, max(experiment.evaluation.horizons, default=far))
+    known = set() if experiment.rescale else {str(picked) for picked in experiment.tasks}
+    others = {str(picked): picked for picked in experiment.evaluation.tasks if str(picked) not in known}
+    return found + [(picked, build_family(picked), False, horizon) for picked in others.values()]
+
+
+class _Examination:
+    """What all measurements share."""
+
+    def __init__(self, experiment: Experiment, meta_params: MetaParams, num_tasks: int, seed: int) -> None:
+        if num_tasks < 1:
+            raise UserError(f"`num_tasks` ({num_tasks}) must be at least 1.")
+        self.experiment = experiment
+        self.meta_params = jax.tree.map(jax.numpy.asarray, meta_params)
+        self.num_tasks = num_tasks
+        self.optimizer = build_optimizer(experiment.optimizer)
+        self.families: Families = build_families(experiment)
+        self.explores = _explores(experiment, self.optimizer)
+        self.inputs: Inputs | None = network_inputs(experiment.optimizer)
+        self._key = jax.random.fold_in(jax.random.key(seed), 0x646F63)  # apart from training and evaluation
+        self._dims = [_dim(family) for family in self.families]
+
+    def cost(self, variant: Variant) -> float:
+        """Coordinate-steps of one life."""
+        dear = SECOND_ORDER_COST if variant.picked.options.get("second_order") else COST.get(variant.picked.name, 1.0)
+        return dear * self.num_tasks * float(np.mean(self._dims)) * variant.horizon
+
+    def sample(self, variant: Variant, share: float = 1.0) -> Callable[[], Samples]:
+        experiment = self.experiment
+        estimator: MetaGradient = build(
+            variant.picked,
+            ESTIMATORS,
+            "estimator",
+            self.optimizer,
+            OBJECTIVES[experiment.objective],
+            num_tasks=self.num_tasks,
+            horizon=variant.horizon,
+            unroll_length=variant.window,
+            chunk_size=experiment.chunk_size,
+            num_devices=experiment.num_devices,
+        )
+        lives = int(np.clip(share * SAMPLING / self.cost(variant), *LIVES))
+        windows = variant.horizon // variant.window
+        return prepare_samples(estimator, self.meta_params, self.families, self._key, num_lives=lives, windows=windows)
+
+    def try_sample(self, variant: Variant) -> Callable[[], Samples | ValueError]:
+        try:
+            return self.sample(variant)
+        except ValueError as error:
+            refusal = error
+            return lambda: refusal
+
+    def judge(self, variant: Variant, samples: Samples | ValueError, references: dict[int, Samples]) -> dict[str, Any]:
+        """The figures of one estimator, or the reason why it cannot serve."""
+        if isinstance(samples, ValueError):
+            return {"reason": str(samples).removeprefix(f"estimator '{variant.picked.name}': ")}
+        quality = assess(samples, references[variant.horizon])
+        meta = self.experiment.meta_optimizer
+        snr = quality.snr.value
+        norms = np.linalg.norm(samples.gradient.astype(np.float64), axis=2)
+        norms = norms[np.isfinite(norms)]
+        return {
+            "num_lives": len(samples.gradient),
+            "cosine": as_pair(quality.cosine),
+            "one_step_cosine": quality.one_step_cosine,
+            "norm": quality.norm,
+            "norm_ratio": as_pair(quality.norm_ratio),
+            "typical_norm": float(np.median(norms)) if norms.size else None,
+            "large_norm": float(np.quantile(norms, 0.9)) if norms.size else None,
+            "snr": as_pair(quality.snr),
+            "tasks_for_snr_1": self.num_tasks / snr if snr > 0 else None,
+            "nonfinite": quality.nonfinite,
+            "clipped": clipped_share(samples, clip_norm=meta.clip_norm, clip_value=meta.clip_value),
+            "diverged": float(1 - samples.alive.mean()),
+        }
+
+    def jacobian(self, family: TaskFamily, second_order: bool) -> Callable[[], dict[str, Any]]:
+        horizon, dim = self.experiment.horizon, _dim(family)
+        starts = min(POSITIONS, horizon)
+        spacing = horizon // starts
+        length = min(PRODUCT, spacing)
+        iterations = 8
+        tasks = int(np.clip(JACOBIANS / (dim * starts * length * iterations), 2, 8))
+        run = functools.partial(
+            growth_along,
+            self.optimizer,
+            num_starts=starts,
+            spacing=spacing,
+            length=length,
+            iterations=iterations,
+            explore=self.explores,
+            second_order=second_order,
+        )
+        keys = jax.random.split(jax.random.fold_in(self._key, 1), tasks)
+        compiled = quick_jit(run, self.meta_params, family, keys)
+
+        def measure() -> dict[str, Any]:
+            growth, alive = jax.device_get(compiled(self.meta_params, family, keys))
+            growth = np.where(alive & np.isfinite(growth), growth, np.nan)
+            known = ~np.isnan(growth).all(axis=0)
+            shown = np.where(known, growth, 1.0)
+            return {
+                "order": "second" if second_order else "first",
+                "num_tasks": tasks,
+                "length": length,
+                "start": [spacing * i for i in range(starts)],
+                "median": np.where(known, np.nanmedian(shown, axis=0), np.nan),
+                "largest": np.where(known, np.nanmax(shown, axis=0), np.nan),
+            }
+
+        return measure
+
+    def watch(self, family: TaskFamily, horizon: int, *, explore: bool) -> Callable[[], InnerRuns]:
+        tasks = int(np.clip(WATCHING / (_dim(family) * horizon), 2, 32))
+        run = functools.partial(
+            watch,
+            self.optimizer,
+            horizon=horizon,
+            explore=explore and self.explores,
+            inputs=self.inputs,
+            num_coordinates=COORDINATES,
+        )
+        keys = jax.random.split(jax.random.fold_in(self._key, 2), tasks)
+        compiled = quick_jit(run, self.meta_params, family, keys)
+        return lambda: jax.tree.map(np.asarray, jax.device_get(compiled(self.meta_params, family, keys)))
+
+
+def _dim(family: TaskFamily) -> int:
+    def start(key: Key) -> Any:
+        return family.init(key, family.sample(key, family.data))
+
+    return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(start, jax.random.key(0))))

@@ -1,0 +1,150 @@
+"""Divergence capsules: kept when tasks blow up, a bounded number, and the same bits when shown again."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from metaopt import tasks
+from metaopt.cli import main
+from metaopt.experiment import Evaluation, Experiment, Log, UserError, Validation, build_optimizer, choice
+from metaopt.runs import capsules
+from metaopt.runs.capsule_keeper import CapsuleKeeper, training_batches
+from metaopt.runs.capsules import capsules_in, make_capsule, read_capsule, replay, run_again
+from metaopt.runs.results import evaluate_all
+from metaopt.training import Trainer, meta_train
+from tests.toys import cliff
+
+
+@pytest.fixture(autouse=True)
+def with_cliff(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tasks.TASKS, "cliff", cliff)
+
+
+def falling(**changes: object) -> Experiment:
+    """Half of the tasks die at the first step."""
+    experiment = Experiment(
+        tasks=(choice("cliff"),),
+        optimizer=choice("sgd", learning_rate=0.1),
+        estimator=choice("truncated_backprop"),
+        num_meta_steps=14,
+        num_tasks=8,
+        horizon=4,
+        num_devices=1,
+        validation=Validation(every=0),
+        evaluation=Evaluation(num_tasks=4, horizons=(4,), baselines=()),
+        log=Log(every=2),
+    )
+    return dataclasses.replace(experiment, **changes)  # type: ignore[arg-type]
+
+
+def train_with_capsules(experiment: Experiment, path: Path) -> list[Path]:
+    trainer, said = Trainer(experiment), []
+    state = trainer.init()
+    keeper = CapsuleKeeper(path, trainer, state, said.append)
+    meta_train(trainer, state=state, callbacks=[keeper])
+    found = capsules_in(path, "training")
+    assert [line.split("`")[1] for line in said] == [f"metaopt replay {file}" for file in found]
+    return found
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"unroll_length": 2, "chunk_size": 4},
+        {"estimator": choice("evolution_strategies", tasks_per_perturbation=2)},
+        {"estimator": choice("persistent_evolution_strategies", tasks_per_perturbation=2), "unroll_length": 2},
+    ],
+    ids=["whole", "windows", "pairs", "pairs in windows"],
+)
+def test_training_keeps_a_bounded_number_and_each_shows_the_same_bits(changes: dict, tmp_path: Path) -> None:
+    found = train_with_capsules(falling(**changes), tmp_path)
+    assert len(found) == capsules.LIMIT  # of seven chunks with deaths
+    for path in (found[0], found[-1]):
+        capsule = read_capsule(path)
+        assert capsule.died and all(step == 1 for _, step in capsule.died)
+        # The dead are those whose task lies above one half, by an independent draw from the same keys.
+        keys = jax.vmap(lambda key: jax.random.split(key, 4)[0])(capsule.batch.keys)
+        drawn = np.asarray(jax.vmap(jax.random.uniform)(keys))
+        if capsule.batch.start is not None:  # in the middle of a run, whose keys are of an earlier meta-step
+            drawn = np.where(capsule.batch.start[1].alive, capsule.batch.start[0], 0.0)
+        assert [task for task, _ in capsule.died] == np.flatnonzero(drawn > 0.5)[: capsules.TASKS_KEPT].tolist()
+        assert np.isinf(capsule.loss).all()
+        assert replay(capsule).same
+        assert path.stat().st_size < 20_000
+
+
+def test_a_capsule_has_the_very_phi_of_its_meta_step(tmp_path: Path) -> None:
+    experiment = falling()
+    found = train_with_capsules(experiment, tmp_path)
+    last = read_capsule(found[-1])
+    assert last.setting.meta_step == 9
+    state = meta_train(Trainer(dataclasses.replace(experiment, num_meta_steps=8)))
+    wanted = np.asarray(state.meta_params["log_learning_rate"])
+    assert np.asarray(last.batch.meta_params["log_learning_rate"]).tobytes() == wanted.tobytes()
+
+
+def test_batches_are_those_of_the_meta_step() -> None:
+    # The estimator's own count of the dead, and its mean loss of the living, from the batches alone.
+    trainer = Trainer(falling(unroll_length=2, chunk_size=4, num_meta_steps=5, log=Log(every=1)))
+    state = trainer.init()
+    for _ in range(5):
+        dead, losses = 0, []
+        for _, setting, batch in training_batches(trainer, state):
+            trace, _ = run_again(setting, batch)
+            dead += int((~trace.alive[-1]).sum())
+            losses += trace.loss.mean(axis=0)[trace.alive[-1]].tolist()
+        state, metrics = trainer.run_chunk(state)
+        assert dead == metrics["diverged"][0]
+        np.testing.assert_allclose(np.mean(losses), metrics["meta_loss"][0], rtol=1e-6)
+
+
+def test_a_task_that_lives_leaves_none() -> None:
+    trainer = Trainer(falling(tasks=(choice("quadratic", dim=2),)))
+    assert all(make_capsule(setting, batch) is None for _, setting, batch in training_batches(trainer, trainer.init()))
+
+
+def test_evaluation_keeps_the_task_that_failed_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experiment = falling(optimizer=choice("sgd", learning_rate=50.0))
+    optimizer = build_optimizer(experiment.optimizer)
+    evaluate_all(
+        tmp_path,
+        {"fast": (optimizer, optimizer.init(jax.random.key(0)))},
+        ((choice("quadratic", dim=2), 6), (choice("cliff"), 6)),
+        train_horizon=4,
+        num_tasks=5,
+        seed=0,
+        baselines=(),
+        experiments={"fast": experiment},
+    )
+    found = capsules_in(tmp_path, "evaluation")
+    assert [read_capsule(path).setting.task.name for path in found] == ["cliff", "quadratic"]
+    capsule = read_capsule(found[1])
+    task, step = capsule.died[0]
+    growth = capsule.loss[: step + 1, 0] / capsule.initial_loss[0]
+    assert growth[-1] > 10 and (growth[:-1] <= 10).all()
+    assert main(["replay", str(found[1])]) == 0
+    out = capsys.readouterr().out
+    assert f"task {task} blew up at step {step}" in out and "the same bits" in out
+
+
+def test_other_bits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsule = read_capsule(train_with_capsules(falling(num_meta_steps=2), tmp_path)[0])
+    norm = capsule.update_norm.copy()
+    norm[-1, 0] = np.nextafter(norm[-1, 0], np.float32(9))
+    (tmp_path / "other").mkdir()
+    path = capsules.write_capsule(tmp_path / "other", capsule._replace(update_norm=norm))
+    assert main(["replay", str(path)]) == 1
+    assert "DIFFER" in capsys.readouterr().out
+
+
+def test_what_is_no_capsule_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="no divergence capsule"):
+        read_capsule(tmp_path / "a.safetensors")
+    assert main(["replay", str(tmp_path / "missing")]) == 2
