@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 from metaopt.types import PyTree
 
-# Columns (tasks times coordinates) of a chunk: enough to fill the vector units, few enough for the second-level cache.
-COLUMNS = 640
+# Columns (tasks times coordinates) of a chunk. On CPUs: enough to fill the vector units, few enough for the second-level
+# cache. On accelerators: enough to fill one.
+COLUMNS, ACCELERATOR_COLUMNS = 640, 2**17
 
 
 def use_cpu_devices(num_devices: int) -> None:
@@ -96,35 +98,57 @@ def task_mesh(num_tasks: int, num_devices: int | None = None) -> Mesh:
 
 
 def pick_chunk_size(num_tasks: int, num_coordinates: int, chunk_size: int | None = None) -> int:
-    """Tasks of a chunk: the largest divisor of `num_tasks` that stays within `COLUMNS`, or within what is asked for."""
-    most = chunk_size or max(1, COLUMNS // num_coordinates)
+    """Tasks of a chunk: the largest divisor of `num_tasks` within the device's columns, or within what is asked for."""
+    columns = COLUMNS if jax.default_backend() == "cpu" else ACCELERATOR_COLUMNS
+    most = chunk_size or max(1, columns // num_coordinates)
     return max(n for n in range(1, num_tasks + 1) if num_tasks % n == 0 and n <= most)
 
 
 def device_memory() -> int:
     """Bytes that an unroll's residuals may take on a device where nothing else is set: a quarter of what it has.
 
-    Of the memory there is, not of what is free at the moment, so that a resumed run is cut up as it was.
+    Of the memory there is (within a container's or a Slurm job's limit), not of what is free at the moment, so that a
+    resumed run is cut up as it was.
     """
     device = jax.local_devices()[0]
     statistics = device.memory_stats() if device.platform != "cpu" else None
     if statistics and "bytes_limit" in statistics:
         return statistics["bytes_limit"] // 4
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**32
-    return total // 4 // jax.local_device_count()
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**32]
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the limit reads "max"
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    with contextlib.suppress(KeyError, ValueError):
+        limits.append(int(os.environ["SLURM_MEM_PER_NODE"]) * 2**20)
+    return min(limits) // 4 // jax.device_count()
 
 
-def pick_segment_length(length: int, state_bytes: int, step_bytes: int, budget: int | None = None) -> int:
-    """Steps between two stored states of an unroll: all of them, or, where that exceeds the budget, about √length.
+def pick_segment_lengths(length: int, state_bytes: int, step_bytes: int, budget: int | None = None) -> tuple[int, ...]:
+    """How to cut an unroll into segments, and these into shorter ones, so that its residuals keep within a budget.
+
+    () is no cut. With n nested cuts memory grows as the (n+1)th root of `length`, for n more forward passes.
 
     Args:
       state_bytes: a stored state.
       step_bytes: what the reverse pass reads of one step.
       budget: bytes; None: `device_memory()`.
+
+    Raises:
+      ValueError: a budget that was given is too small however the unroll is cut.
     """
-    if length * step_bytes <= (device_memory() if budget is None else budget):
-        return length
-    return min(length, max(1, round((length * state_bytes / step_bytes) ** 0.5)))
+    limit = device_memory() if budget is None else budget
+    lengths: tuple[int, ...] = ()
+    need, parts = length * step_bytes, length
+    while need > limit and parts > 2:
+        levels = len(lengths) + 2
+        parts = math.ceil(length ** (1 / levels))
+        lengths = tuple(math.ceil(length / parts ** (level + 1)) for level in range(levels - 1))
+        need = parts * ((levels - 1) * state_bytes + step_bytes)
+    if need > limit and budget is not None:
+        raise ValueError(
+            f"`memory` ({budget / 2**30:.3g} GiB) is below the {need / 2**30:.3g} GiB that a chunk needs however its "
+            "unroll is cut; raise it, or lower `chunk_size`."
+        )
+    return lengths
 
 
 def sum_over_chunks(

@@ -20,7 +20,7 @@ Meta-learning of optimizers in JAX.
 commands:
   train EXPERIMENT [--field value ...]      meta-train into a run folder, evaluate, write the report
   train --resume RUN                        go on with a run
-  launch EXPERIMENT --processes N [...]     train in N processes of this machine
+  launch EXPERIMENT [--processes N] [...]   train in processes of this CPU, one a core
   evaluate RUN_OR_NAME ... [--tasks F ...] [--horizon T ...]
                                             learned optimizers beside tuned baselines
   report RUN ...                            one page, report.html, that opens offline

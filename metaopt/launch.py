@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import os
 import re
 import signal
@@ -11,26 +13,30 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
+from metaopt.batching import available_cores
 from metaopt.experiment import UserError
 from metaopt.runs import processes
 from metaopt.runs.interrupts import SIGNALS
 
 HELP = """\
-usage: metaopt launch EXPERIMENT --processes N [--field value ...]
-       metaopt launch --resume RUN --processes N [--num-meta-steps ...]
+usage: metaopt launch EXPERIMENT [--processes N] [--field value ...]
+       metaopt launch --resume RUN [--processes N] [--num-meta-steps ...]
 
-Trains one experiment in N processes of this machine, each with its own share of the tasks; the first one writes the run
-folder. All options of `metaopt train` are taken. On Slurm, `srun metaopt train EXPERIMENT` does the same without it.
+Trains one experiment in N processes of this machine, one for each core unless told otherwise, each with its own share
+of the tasks; the first one writes the run folder. All options of `metaopt train` are taken. For CPUs: one process of
+`metaopt train` uses all GPUs of a machine. On Slurm, `srun metaopt train EXPERIMENT` does the same without it.
 """
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0  # after one process failed, for the others to end by themselves; again after SIGTERM, then SIGKILL
 TAIL_LINES = 20
+# jax's plugin -> the device files that it looks for, under /dev
+DEVICE_FILES = {"cuda": ("nvidia[0-9]*", "dxg"), "rocm": ("kfd",), "libtpu": ("accel*", "vfio/[0-9]*")}
 # What jax's C++ parts write for their own developers begins so, and goes on over lines until one of ours.
 NOISE = re.compile(r"^(\[Gloo\]|[IWEF]\d{4} \d\d:\d\d:\d\d|WARNING: All log messages before absl|\*\*\* |\s+@ +0x)")
 OURS = re.compile(r"^(metaopt: |Traceback |SIG[A-Z0-9]+: |\S+: \w*Warning: )")
@@ -40,12 +46,18 @@ def launch(arguments: list[str]) -> None:
     """Runs `metaopt train` in several processes; raises SystemExit with the status to end with, 0 apart.
 
     Raises:
-      UserError: without a usable `--processes`.
+      UserError: `--processes` is no number, or jax would use accelerators.
     """
     if any(word in ("-h", "--help") for word in arguments) and len(arguments) == 1:
         print(HELP, end="")
         return
     count, rest = _take_processes(arguments)
+    accelerator = _accelerator(os.environ, _plugins())
+    if accelerator and count > 1:
+        raise UserError(processes.ON_CPUS.format(accelerator))
+    idle = _idle_cores(count, rest)
+    if idle:
+        print(f"metaopt: {idle}", flush=True)
     status = _Group(count, rest).run()
     if status:
         raise SystemExit(status)
@@ -63,10 +75,38 @@ def _take_processes(arguments: list[str]) -> tuple[int, list[str]]:
     if not rest:
         raise UserError("the experiment's name is missing; write `metaopt launch EXPERIMENT --processes N`.")
     if value is None:
-        raise UserError("--processes is missing; write how many processes share the tasks, such as --processes 2.")
+        return available_cores(), rest
     if not value.isdecimal() or int(value) < 1:
         raise UserError(f"--processes ({value!r}) must be a number from 1 on.")
     return int(value), rest
+
+
+def _idle_cores(count: int, rest: list[str]) -> str | None:
+    """What to tell of cores without a device; None where all have one, or where the number of devices was decided."""
+    cores = available_cores()
+    decided = any(word.partition("=")[0].replace("_", "-") in ("--num-devices", "--resume") for word in rest)
+    if count >= cores or count == 1 or decided:
+        return None
+    one = f"{cores} cores, {count} processes with one device each"
+    return f"{one}; without --processes, or with `metaopt train`, every core has one."
+
+
+def _plugins() -> set[str]:
+    """The accelerators' plugins for jax that are installed."""
+    named = {entry.name for entry in importlib.metadata.entry_points(group="jax_plugins")}
+    named |= {"libtpu"} if importlib.util.find_spec("libtpu") else set()
+    return {plugin for plugin in DEVICE_FILES if any(plugin in name for name in named)}
+
+
+def _accelerator(environment: Mapping[str, str], plugins: Collection[str], devices: Path = Path("/dev")) -> str | None:
+    """What jax would take by the look of this machine, None: the CPU. To ask jax would be to take it."""
+    platforms = environment.get("JAX_PLATFORMS", "")
+    if platforms:
+        first = platforms.split(",")[0]
+        return None if first == "cpu" else first
+    found = (name for name in sorted(plugins) if any(any(devices.glob(file)) for file in DEVICE_FILES[name]))
+    hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return next((name for name in found if not (hidden and name == "cuda")), None)
 
 
 class _Group:
@@ -78,7 +118,6 @@ class _Group:
         self._running: list[subprocess.Popen[str]] = []
         self._ended: list[tuple[int, int]] = []  # (process, status) in the order of their ends
         self._quiet = False  # the launcher speaks now
-        self._interrupted = False
 
     def run(self) -> int:
         """Returns the exit status for the whole."""
@@ -112,13 +151,16 @@ class _Group:
                 processes.PROCESS: str(index),
             }
             # In sessions of their own: a Ctrl-C in the terminal comes by way of the launcher.
-            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True, "text": True}
+            options: dict[str, Any] = {"start_new_session": True, "text": True, "errors": "replace"}
             if index == 0:
                 environment[processes.RUN_NOTE] = str(self._scratch / "run")
-                process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, **options)
+                # By the end of its input it learns of the launcher's end, however sudden.
+                options |= {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+                process = subprocess.Popen(command, env=environment, **options)
             else:
                 with open(self._log(index), "w") as log:
-                    process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, **options)
+                    options |= {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log}
+                    process = subprocess.Popen(command, env=environment, **options)
             os.sched_setaffinity(process.pid, cores)
             self._running.append(process)
 
@@ -131,20 +173,25 @@ class _Group:
         noise = False
         for line in stream:
             noise = bool(NOISE.match(line)) or (noise and not OURS.match(line))
-            if not self._quiet and not noise:
+            if self._quiet or noise:
+                continue
+            try:
                 sys.stderr.write(line)
                 sys.stderr.flush()
+            except (OSError, ValueError):
+                self._quiet = True  # nobody reads it; the process must not wait on a full pipe for that
 
     @contextmanager
     def _passing_signals_on(self) -> Iterator[None]:
         """Signals go to the first process, which saves, stops, and has the others stop."""
 
         def pass_on(signum: int, frame: FrameType | None) -> None:
-            self._interrupted = True
             if self._running and self._running[0].poll() is None:
-                self._running[0].send_signal(signum)
+                self._running[0].send_signal(signal.SIGTERM if signum == signal.SIGHUP else signum)
 
-        before = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
+        # A closed terminal counts as a request to stop, except under nohup.
+        hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
+        before = {signum: signal.signal(signum, pass_on) for signum in (*SIGNALS, *hangup)}
         try:
             yield
         finally:

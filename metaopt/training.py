@@ -30,7 +30,7 @@ from metaopt.experiment import (
     suggest,
 )
 from metaopt.objectives import OBJECTIVES
-from metaopt.types import Families, Key, MetaGradient, MetaParams, Metrics, PyTree
+from metaopt.types import Families, Key, MetaGradient, MetaParams, Metrics, Optimizer, PyTree
 
 # Meta-steps looked back on, at least, when a run is judged to have diverged.
 LOOK_BACK = 20
@@ -122,6 +122,7 @@ class Trainer:
         self.level = 0  # of these; under a `validation` curriculum raised by whoever validates
         if experiment.curriculum.kind != "none":
             self.estimator = _with_curriculum(self.estimator, experiment, self.levels)
+        _check_fits(self.estimator, experiment.estimator.name, self.optimizer, self.families)
         decay = experiment.meta_optimizer.ema
         if decay is not None and not 0 < decay < 1:
             raise UserError(f"`meta_optimizer.ema` ({decay}) must lie between 0 and 1; try 0.99.")
@@ -248,6 +249,16 @@ class Trainer:
         if decay is not None:
             ema = moving_average(ema, meta_params, done, decay)
         return TrainState(meta_params, opt_state, estimator_state, state.key, done, ema), metrics
+
+
+def _check_fits(estimator: MetaGradient, name: str, optimizer: Optimizer, families: Families) -> None:
+    # On shapes alone, before a run has a folder.
+    try:
+        jax.eval_shape(lambda key: estimator.init(key, optimizer.init(key), families), jax.random.key(0))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"estimator {name}: {error}") from error
 
 
 def _levels(experiment: Experiment) -> tuple[int, ...]:

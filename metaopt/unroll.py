@@ -96,7 +96,7 @@ def unroll(
     second_order: bool = False,
     objective_batch: ObjectiveBatch = "fresh",
     differentiable: bool = True,
-    segment_length: int | None = None,
+    segment_lengths: tuple[int, ...] = (),
 ) -> tuple[UnrollState, Trace]:
     """Runs `length` inner steps of all tasks.
 
@@ -117,8 +117,8 @@ def unroll(
         training data, or `none`: the value that came with the step's gradient, at θ_{t-1}, which costs nothing and
         carries no gradient.
       differentiable: whether the trace's losses carry a gradient, which costs a reverse pass through the loss a step.
-      segment_length: steps after which the reverse pass finds a stored state to run on from (Chen et al. 2016); None
-        or `length`: one segment. Near √length the memory grows as √length, for one more forward pass.
+      segment_lengths: steps after which the reverse pass finds a stored state to run on from (Chen et al. 2016), then
+        those of shorter segments inside; see `metaopt.batching.pick_segment_lengths`.
 
     Raises:
       ValueError: `explore="scored"` and the optimizer's noise has no density.
@@ -131,20 +131,20 @@ def unroll(
 
     def objective_at(task: Task, params: Params, oracle_state: Any, keys: tuple[Key, Key]) -> tuple[jax.Array, Params]:
         if family.oracle is not None and objective_batch != "full":
-            gradient, value, _ = gradient_at(task, params, oracle_state, keys[1])
+            key = keys[0] if objective_batch == "same" else keys[1]
+            gradient, value, _ = gradient_at(task, params, oracle_state, key)
             return value, gradient if differentiable else ()
         if objective_batch == "full":
             batch = family.eval_batch(task, family.data, "train")
         else:
             batch = family.batch(keys[0] if objective_batch == "same" else keys[1], task, family.data)
-        if not differentiable:
+        if not differentiable and not shares:
             return family.loss(params, task, batch), ()
         return jax.value_and_grad(family.loss)(params, task, batch)
 
     # A deterministic task's f and ∇f at θ_t, taken for the objective, are those that the next step needs.
     shares = (
         family.oracle is None
-        and differentiable
         and not second_order
         and objective_batch in ("fresh", "same")
         and not jax.tree.leaves(jax.eval_shape(jax.vmap(family.batch, (0, 0, None)), state.key, task, family.data))
@@ -155,7 +155,8 @@ def unroll(
         gradient, value, oracle_state = jax.vmap(gradient_at)(task, params, state.oracle_state, keys)
         # Selected before use: a zero times infinity anywhere in the reverse pass would be nan for every task.
         alive = state.alive & usable_tasks((gradient, value))
-        return select_tasks(alive, gradient, jax.tree.map(jnp.zeros_like, gradient)), value, oracle_state, alive
+        gradient, value = select_tasks(alive, (gradient, value), jax.tree.map(jnp.zeros_like, (gradient, value)))
+        return gradient, value, oracle_state, alive
 
     def step(carry: tuple[UnrollState, Any], keys: tuple[Key, Key, Key]) -> tuple[tuple[UnrollState, Any], Any]:
         state, known = carry
@@ -182,7 +183,7 @@ def unroll(
             alive = alive & usable_tasks((loss, slope, here))
             slope = select_tasks(alive, slope, jax.tree.map(jnp.zeros_like, slope))
             loss, slope, alive = keep((loss, slope, alive))
-            known = (slope, loss) if shares else None
+            known = (slope, jnp.where(alive, loss, 0.0)) if shares else None
         moved = select_tasks(alive, moved, params)
         if objective_batch != "none" and differentiable:
             offset = jax.tree.map(lambda new: new - jax.lax.stop_gradient(new), moved)
@@ -214,24 +215,30 @@ def unroll(
         gradient, value, _, alive = estimate(state, jax.lax.stop_gradient(state.params), state.key)
         state, known = state._replace(alive=alive), (gradient, value)
     (state, _), (loss, alive, update_norm, log_prob) = _scan_in_segments(
-        body, (state, known), streams, length, segment_length or length
+        body, (state, known), streams, length, segment_lengths
     )
     return state, Trace(loss, alive, update_norm, state.initial_loss, log_prob)
 
 
 def _scan_in_segments(
-    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]], carry: PyTree, xs: PyTree, length: int, segment_length: int
+    body: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
+    carry: PyTree,
+    xs: PyTree,
+    length: int,
+    segment_lengths: tuple[int, ...],
 ) -> tuple[PyTree, PyTree]:
-    """`lax.scan` over segments of `segment_length` steps, the last one shorter; only their ends are stored."""
-    whole = length - length % segment_length
+    """`lax.scan` over segments, the last one shorter, of which only the ends are stored."""
+    if not segment_lengths or segment_lengths[0] >= length:
+        return jax.lax.scan(body, carry, xs)
+    size, *shorter = segment_lengths
+    whole = length - length % size
 
     def segment(carry: PyTree, xs: PyTree) -> tuple[PyTree, PyTree]:
-        return jax.lax.scan(body, carry, xs)
+        return _scan_in_segments(body, carry, xs, len(jax.tree.leaves(xs)[0]), tuple(shorter))
 
-    if segment_length >= length:
-        return segment(carry, xs)
-    parts = jax.tree.map(lambda x: x[:whole].reshape(-1, segment_length, *x.shape[1:]), xs)
-    carry, ys = jax.lax.scan(jax.checkpoint(segment, prevent_cse=False), carry, parts)
+    segment = jax.checkpoint(segment, prevent_cse=False)
+    parts = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), xs)
+    carry, ys = jax.lax.scan(segment, carry, parts)
     ys = jax.tree.map(lambda y: y.reshape(whole, *y.shape[2:]), ys)
     if whole < length:
         carry, last = segment(carry, jax.tree.map(lambda x: x[whole:], xs))

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from bench_measure import COLUMNS, BoundMeter, Options, Row, measured
+from bench_measure import BoundMeter, Options, Row, measured
 from bench_parts import MetaGradient
 from scipy.optimize import nnls
+
+from metaopt.batching import pick_chunk_size
 
 
 class Setting(NamedTuple):
@@ -21,8 +23,7 @@ class Setting(NamedTuple):
     @property
     def chunk(self) -> int:
         """Tasks whose residuals are held at once: the largest divisor of `tasks` within the cache's columns."""
-        most = max(1, COLUMNS // self.dim)
-        return max(n for n in range(1, self.tasks + 1) if self.tasks % n == 0 and n <= most)
+        return pick_chunk_size(self.tasks, self.dim)
 
 
 # Every factor takes several values apart from the others; the points left out lie inside, at the edge and beyond.

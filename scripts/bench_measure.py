@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metaopt.batching import COLUMNS, compiler_options
 from metaopt.experiment import Choice, Experiment, choice
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN, FEATURES, DIM, HORIZON = 20, 10, 10, 100
-COLUMNS = 640  # tasks times coordinates that the bound's products are measured with, at most
 # A bound below this share of what the 2048^3 product's rate implies is not valid: the pieces were disturbed.
 VALID_SHARE = 0.55
 FLOPS = 43_360  # of a coordinate-step's meta-gradient, its forward pass recomputed, with hidden 20 and ten features
@@ -112,7 +112,9 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def repeated(fn: Callable, repeats: int, *args: jax.Array) -> Callable[[], jax.Array]:
+def repeated(
+    fn: Callable, repeats: int, *args: jax.Array, options: dict[str, Any] | None = None
+) -> Callable[[], jax.Array]:
     """One program that computes `fn` many times, each on inputs that depend on the last result.
 
     The whole result is carried from turn to turn: of a result read in one place only, XLA computes that place alone.
@@ -124,7 +126,7 @@ def repeated(fn: Callable, repeats: int, *args: jax.Array) -> Callable[[], jax.A
 
         return jax.lax.fori_loop(0, repeats, body, jnp.zeros_like(fn(*args)))
 
-    compiled = jax.jit(program).lower(*args).compile()
+    compiled = jax.jit(program, compiler_options=options or {}).lower(*args).compile()
     return lambda: compiled(*args)
 
 
@@ -159,17 +161,20 @@ class BoundMeter:
     """Times the products of the real shapes and the activations, a few milliseconds each.
 
     Each LSTM layer has one product forward, run twice under recomputation, and two of its size backward (to inputs, to
-    weights), each in two layouts. Activations: 5·hidden tanh a layer, forward and recomputed.
+    weights), each in two layouts. Activations: 5·hidden tanh a layer, forward and recomputed. `options` are those that
+    the program beside it is compiled with: None for the framework's own, {} for XLA's defaults.
     """
 
     columns: int = COLUMNS
+    options: dict[str, Any] | None = None
     gflops: list[float] = field(default_factory=list)  # of the 2048^3 product, one a `rate`
     seen: list[Bounds] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._pieces = _pieces(self.columns)
+        options = compiler_options() if self.options is None else self.options
+        self._pieces = _pieces(self.columns, options)
         square = jnp.ones((2048, 2048), jnp.float32)
-        self._square = repeated(jnp.matmul, 1, square, square)
+        self._square = repeated(jnp.matmul, 1, square, square, options=options)
         for piece in self._pieces.values():
             seconds(piece.program)
         seconds(self._square)
@@ -210,7 +215,7 @@ class BoundMeter:
         return valid, text + ("" if valid else f": the bound is below {VALID_SHARE:.0%} of that and not valid")
 
 
-def _pieces(columns: int) -> dict[tuple[str, int], Piece]:
+def _pieces(columns: int, options: dict[str, Any]) -> dict[tuple[str, int], Piece]:
     """(name, layout) -> piece."""
     key = jax.random.key(0)
 
@@ -237,9 +242,11 @@ def _pieces(columns: int) -> dict[tuple[str, int], Piece]:
         repeats = max(4, 80_000_000 // (4 * HIDDEN * inputs * columns))
         for direction, (counts, candidates) in layouts.items():
             for layout, (product, a, b) in enumerate(candidates):
-                pieces[f"{name} {direction}", layout] = Piece(repeated(product, repeats, a, b), repeats, counts)
+                pieces[f"{name} {direction}", layout] = Piece(
+                    repeated(product, repeats, a, b, options=options), repeats, counts
+                )
     repeats = max(4, 8_000_000 // (5 * HIDDEN * columns))
-    activations = repeated(lambda x: jnp.tanh(x), repeats, normal(5 * HIDDEN, columns))
+    activations = repeated(lambda x: jnp.tanh(x), repeats, normal(5 * HIDDEN, columns), options=options)
     pieces["activations", 0] = Piece(activations, repeats, Counts(4.0, 2.0, 2.0))  # two layers
     return pieces
 

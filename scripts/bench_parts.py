@@ -40,6 +40,7 @@ def meta_step(options: Options) -> Iterator[Row]:
     """The meta-step as users run it (sampling, ten features, estimator, meta-Adam, metrics), beside the plain one."""
     for num_tasks in options.tasks:
         meter = BoundMeter(min(num_tasks * DIM, COLUMNS))
+        defaults = BoundMeter(min(num_tasks * DIM, COLUMNS), {})
         # A call of about a third of a second: short, so that the bound is measured close to it.
         steps = 2 if options.quick else max(2, 640 // num_tasks)
         programs: dict[tuple[str, str], Callable[[], object]] = {}
@@ -52,6 +53,7 @@ def meta_step(options: Options) -> Iterator[Row]:
         bounds: dict[tuple[str, str], list[Bounds]] = {name: [] for name in programs}
         for _ in range(options.repeats):
             meter.rate()
+            defaults()
             for name, program in programs.items():
                 elapsed, bound = meter.around(program)
                 speeds[name].append(steps * num_tasks * DIM * HORIZON / elapsed / 1e6)
@@ -72,6 +74,10 @@ def meta_step(options: Options) -> Iterator[Row]:
             ]
             settings = {"model": model, "tasks": num_tasks}
             yield measured("meta_step", "speed over the plain reference's", settings, "times", ratios)
+        limits = [bound.recompute for bound in defaults.seen]
+        yield measured(
+            "meta_step", "recompute bound under XLA's default options", {"tasks": num_tasks}, "Mcs/s", limits
+        )
         yield measured("meta_step", "2048^3 product", {"tasks": num_tasks}, "GFLOP/s", meter.gflops)
 
 
@@ -121,7 +127,7 @@ def inference(options: Options) -> Iterator[Row]:
         optimizer = Trainer(described).optimizer
         save_optimizer(path, optimizer.init(key), described, {})
         updaters = {name: _updater(path, tree, size) for name, tree in trees.items()}
-    meter = BoundMeter()
+    meter = BoundMeter(options={})  # a user's loop is compiled under XLA's defaults
     for updater in updaters.values():
         seconds(updater.run)
     speeds: dict[str, list[float]] = {name: [] for name in updaters}
@@ -190,16 +196,18 @@ def scale(options: Options) -> Iterator[Row]:
     meter = BoundMeter()
     for axis, (base, points) in AXES.items():
         costs: list[float] = []
+        reached = points[0]
         for point in points:
             if options.quick and point > QUICK_END[axis]:
                 continue
             rows = list(_point(meter, options, axis, base | {axis: point}, {}))
             yield from rows
+            reached = point if rows[-1].unit == "ns a coordinate-step" else reached
             costs.extend(row.value for row in rows if row.unit == "ns a coordinate-step" and row.value is not None)
         least = min(costs)
         figure = f"cost at the far end of {axis} over the least"
         note = f"{axis} from {points[0]}; least {number(least)} ns"
-        yield Row("scale", figure, dict(base), "times", costs[-1] / least, note=note)
+        yield Row("scale", figure, base | {axis: reached}, "times", costs[-1] / least, note=note)
     settings = MEMORY_AXIS | ({"T": 100} if options.quick else {})
     for fields in MEMORY_SETTINGS[: 1 if options.quick else None]:
         yield from _point(meter, options, "memory", settings, fields)

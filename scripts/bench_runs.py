@@ -20,6 +20,7 @@ from metaopt.evaluation import evaluate
 from metaopt.experiment import Experiment, Log, MetaOptimizer, Validation, choice
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.loggers import Progress
+from metaopt.runs.capsule_keeper import CapsuleKeeper
 from metaopt.runs.recorder import Recorder
 from metaopt.training import Trainer, meta_train
 from metaopt.types import MetaParams
@@ -188,7 +189,7 @@ def overhead(options: Options) -> Iterator[Row]:
     recorded, inside, bare = [], [], []
     for turn in range(2 if options.quick else options.repeats):
         pair: dict[str, Callable[[], None]] = {
-            "bare": lambda: bare.append(_core_seconds(lambda: meta_train(trainer))),
+            "bare": lambda: bare.append(_bare(trainer)),
             "recorded": lambda: _record(trainer, recorded, inside),
         }
         for name in sorted(pair, reverse=turn % 2 == 1):  # whoever goes first
@@ -199,6 +200,11 @@ def overhead(options: Options) -> Iterator[Row]:
     yield measured("overhead", "time spent in the callbacks", settings, "% of the run", inside)
 
 
+def _bare(trainer: Trainer) -> float:
+    state = trainer.init()
+    return _core_seconds(lambda: meta_train(trainer, state=state))
+
+
 def _record(trainer: Trainer, recorded: list[float], inside: list[float]) -> None:
     """A run as `metaopt train` records it, to a terminal that is not there; the folder is made and closed outside."""
     with tempfile.TemporaryDirectory() as scratch, SignalGuard() as guard:
@@ -206,16 +212,19 @@ def _record(trainer: Trainer, recorded: list[float], inside: list[float]) -> Non
         console = Console(file=io.StringIO(), force_terminal=True)
         recorder, spent = Recorder(path, trainer, guard), [0.0]
         recorder.start(None, [Progress(console, trainer.experiment.num_meta_steps)])
+        state = trainer.init()
+        keeper = CapsuleKeeper(path, trainer, state, lambda text: None)
 
         def callback(*args: Any) -> bool:
             began = time.perf_counter()
             stop = recorder(*args)
+            keeper(*args)
             spent[0] += time.perf_counter() - began
             return stop
 
         try:
             began = time.perf_counter()
-            recorded.append(_core_seconds(lambda: meta_train(trainer, callbacks=[callback])))
+            recorded.append(_core_seconds(lambda: meta_train(trainer, state=state, callbacks=[callback])))
             inside.append(100 * spent[0] / (time.perf_counter() - began))
         finally:
             recorder.close()

@@ -116,10 +116,11 @@ def table(record: dict[str, Any], parts: Sequence[str]) -> list[str]:
     ]
     for row in rows_of(record):
         if row.part in parts and _tells_most(row):
-            lines.append(
-                f"| {row.figure}: {_settings(row)} | {_value(row)} | {'' if row.bound is None else number(row.bound)}"
-                f" | {'' if row.bound is None else _with_range(row.ratio, row.ratio_range)} |"
-            )
+            bound = "" if row.bound is None else number(row.bound)
+            ratio = _with_range(row.ratio, row.ratio_range)
+            if row.note and row.value is not None:
+                bound, ratio = (row.note, "") if "not valid" in row.note else (bound, f"{ratio} ({row.note})".strip())
+            lines.append(f"| {row.figure}: {_settings(row)} | {_value(row)} | {bound} | {ratio} |")
     return lines
 
 

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import pytest
 
 from metaopt import batching
-from metaopt.batching import compiler_options, device_memory, matmul_precision, pick_chunk_size, pick_segment_length
+from metaopt.batching import (
+    compiler_options,
+    device_memory,
+    matmul_precision,
+    pick_chunk_size,
+    pick_segment_lengths,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,10 +25,11 @@ def test_a_chunk_is_the_largest_divisor_within_the_cache_or_the_wish(tasks, dim,
 
 
 def test_an_unroll_is_cut_only_where_its_residuals_exceed_the_budget():
-    assert pick_segment_length(100, 1000, 2000, budget=200_000) == 100
-    assert pick_segment_length(100, 1000, 1000, budget=99_999) == 10
-    assert pick_segment_length(100, 4000, 1000, budget=0) == 20  # dearer states are stored less often
-    assert pick_segment_length(3, 10**9, 1, budget=0) == 3
+    assert pick_segment_lengths(100, 1000, 2000, budget=200_000) == ()
+    assert pick_segment_lengths(100, 1000, 1000, budget=99_999) == (10,)
+    assert pick_segment_lengths(1000, 1000, 1000, budget=31_000) == (100, 10)  # 10 states, 10 states, 10 steps
+    with pytest.raises(ValueError, match="`memory` .* however its unroll is cut"):
+        pick_segment_lengths(1000, 1000, 1000, budget=3000)
     assert device_memory() > 2**20
 
 

@@ -76,6 +76,21 @@ MISTAKES = [
     (["train", TINY, "--meta-optimizer.learning-rate", "inf"], "`meta_optimizer.learning_rate` is inf; give a finite"),
     (["train", TINY, "--num-tasks", "3", "--tasks", "quadratic", "rosenbrock"], "try 2 or 4."),
     (["train", TINY, "--num-tasks", "4", "--num-devices", "3"], "`num_devices` (3) must divide the 4 tasks"),
+    (
+        ["train", TINY, "--estimator", "score_function", "--optimizer", "lstm:noise=per_coordinate"]
+        + ["--num-devices", "2"],
+        "estimator score_function: the 2 tasks of a family make 1 group of 2, which `num_devices` (2) does not divide; "
+        "set it to 1, or raise `num_tasks`.",
+    ),
+    (
+        ["train", TINY, "--estimator", "mixture", "--tasks", "quadratic", "rosenbrock"],
+        "estimator mixture: needs at least 2 tasks of each family, for two perturbations; raise `num_tasks`.",
+    ),
+    (
+        ["train", TINY, "--estimator", "persistent_evolution_strategies:staggered=True", "--unroll-length", "2"]
+        + ["--tasks", "quadratic", "rosenbrock"],
+        "estimator persistent_evolution_strategies: needs at least 2 tasks of each family",
+    ),
     (["train", TINY, "--oracle", "exat"], "oracle 'exat' is unknown; did you mean 'exact'?"),
     (["train", TINY, "--evaluation.baselines", "adm"], "baseline 'adm' is unknown; did you mean 'adam'?"),
     (["train", TINY, "--evaluation.tasks", "quadratic:dm=3"], "'dm' is unknown"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file
 
 import metaopt
 from metaopt.experiment import Evaluation, Experiment, Log, UserError, Validation, choice
-from metaopt.launch import NOISE, _shares, _take_processes
+from metaopt.launch import NOISE, _accelerator, _Group, _idle_cores, _shares, _take_processes, launch
 from metaopt.runs import train as train_module
 from metaopt.runs.folder import last_checkpoint, write_json
 from metaopt.runs.json_config import to_json
@@ -65,7 +66,9 @@ def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
         "PYTHONPATH": str(Path(metaopt.__file__).parent.parent),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(jax.config.values["jax_disable_most_optimizations"])),
     }
-    command = ["timeout", "-k", "20", "150", sys.executable, "-m", "metaopt", "launch", *arguments]
+    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))  # more would be told of as idle
+    command = ["timeout", "-k", "20", "150", "taskset", "-c", cores, sys.executable, "-m", "metaopt", "launch"]
+    command += arguments
     return subprocess.Popen(
         command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -193,21 +196,54 @@ def test_losing_a_process_ends_the_job_with_one_line_and_a_checkpoint(
     assert [row["meta_step"] for row in train_rows(path)] == list(range(1, end + 1))
 
 
-def test_a_signal_to_the_launcher_saves_and_stops(place: Path) -> None:
-    path = place / "stopped"
+def launcher_itself(launcher: subprocess.Popen[str]) -> int:
+    (pid,) = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()  # `timeout`'s child
+    return int(pid)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_launcher_saves_and_stops(signum: signal.Signals, place: Path) -> None:
+    path = place / f"stopped{signum}"
     with start(place, "endless.json", "--processes", "2", "--out", path.name) as launcher:
         wait_for_checkpoint(path, launcher, least=2)
         members = [process_of_job(launcher, i) for i in range(2)]
-        (pid,) = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()  # `timeout`'s child
-        os.kill(int(pid), signal.SIGTERM)
+        os.kill(launcher_itself(launcher), signum)
         _, error = launcher.communicate()
     assert launcher.returncode == 143, error
     assert [line for line in error.splitlines() if line] == [
         "SIGTERM: saving at the end of this chunk of meta-steps; Ctrl-C again stops at once",
-        "metaopt: saved; go on with `metaopt train --resume stopped`",
+        f"metaopt: saved; go on with `metaopt train --resume {path.name}`",
     ]
     assert not any(Path(f"/proc/{member}").exists() for member in members)
     assert train_rows(path)[-1]["meta_step"] == last_checkpoint(path)
+
+
+def test_the_processes_stop_saved_when_the_launcher_is_killed(place: Path) -> None:
+    path = place / "orphaned"
+    with start(place, "endless.json", "--processes", "2", "--out", path.name) as launcher:
+        wait_for_checkpoint(path, launcher, least=2)
+        members = [process_of_job(launcher, i) for i in range(2)]
+        os.kill(launcher_itself(launcher), signal.SIGKILL)
+        launcher.communicate()  # until the first process closes its output too
+    until = time.monotonic() + 30
+    while any(Path(f"/proc/{member}").exists() for member in members) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{member}").exists() for member in members)
+    assert train_rows(path)[-1]["meta_step"] == last_checkpoint(path)
+
+
+def test_a_process_is_read_on_when_nobody_reads_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone:
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    group = _Group(1, [])
+    code = "import os; os.write(2, b'\\xff\\n' * 10**5)"  # more than a pipe holds, and not UTF-8
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, errors="replace") as process:
+        group._running.append(process)
+        monkeypatch.setattr(sys, "stderr", Gone())
+        group._forward_errors()
+        assert process.wait(10) == 0
 
 
 @pytest.mark.parametrize(
@@ -232,8 +268,8 @@ def test_a_mistake_is_told_once(arguments: tuple[str, ...], message: str, place:
 def test_the_launcher_takes_its_own_option_and_passes_on_the_rest() -> None:
     assert _take_processes(["x", "--processes", "3", "--seed", "1"]) == (3, ["x", "--seed", "1"])
     assert _take_processes(["--resume", "runs/x", "--processes=2"]) == (2, ["--resume", "runs/x"])
+    assert _take_processes(["x"]) == (len(os.sched_getaffinity(0)), ["x"])
     for arguments, message in [
-        (["x"], "--processes is missing"),
         (["--processes", "2"], "the experiment's name is missing"),
         (["x", "--processes", "two"], re.escape("('two') must be a number")),
         (["x", "--processes"], "must be a number"),
@@ -247,6 +283,58 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 5, 6})
     assert _shares(2) == [[0, 1], [2, 5]]
     assert _shares(6) == [[0, 1, 2, 5, 6]] * 6
+
+
+def test_idle_cores_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    told = _idle_cores(2, ["x"])
+    assert told is not None and told.startswith("8 cores, 2 processes with one device each; without --processes")
+    for count, rest in [(8, ["x"]), (9, ["x"]), (1, ["x"]), (2, ["x", "--num_devices=4"]), (2, ["--resume", "x"])]:
+        assert _idle_cores(count, rest) is None
+
+
+def test_accelerators_are_left_to_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nvidia0").touch()
+    (tmp_path / "nvidiactl").touch()
+    assert _accelerator({}, {"cuda"}, tmp_path) == "cuda"
+    assert _accelerator({}, {"rocm", "libtpu"}, tmp_path) is None
+    assert _accelerator({}, set(), tmp_path) is None
+    assert _accelerator({"CUDA_VISIBLE_DEVICES": ""}, {"cuda"}, tmp_path) is None
+    assert _accelerator({"JAX_PLATFORMS": "cpu"}, {"cuda"}, tmp_path) is None
+    assert _accelerator({"JAX_PLATFORMS": "cuda,cpu"}, set(), tmp_path) == "cuda"
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(
+        UserError, match=re.escape("take its accelerators (cuda) in every process; use `metaopt train`")
+    ):
+        launch(["x", "--processes", "2"])
+
+
+def test_a_process_that_finds_an_accelerator_ends_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from metaopt.runs import processes
+
+    monkeypatch.setenv(processes.COORDINATOR, "127.0.0.1:1234")
+    monkeypatch.setattr(processes, "_divert_gloo", lambda: None)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: None)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    before = jax.config.values["jax_cpu_enable_async_dispatch"]
+    try:
+        with pytest.raises(UserError, match=re.escape("accelerators (gpu) in every process")):
+            processes.join(Job(2, 1, "127.0.0.1:1234"))
+    finally:
+        jax.config.update("jax_cpu_enable_async_dispatch", before)
+
+
+def test_what_is_written_to_a_closed_terminal_is_dropped() -> None:
+    from metaopt.runs.processes import _Terminal
+
+    ours, theirs = os.openpty()
+    out = io.TextIOWrapper(io.BufferedWriter(_Terminal(theirs, "wb")), line_buffering=True)
+    assert out.isatty()
+    print("read", file=out)
+    assert os.read(ours, 100) == b"read\r\n"
+    os.close(ours)
+    print("dropped", file=out)
+    out.close()
 
 
 @pytest.mark.parametrize(

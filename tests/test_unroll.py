@@ -8,10 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt.batching import pick_segment_length
+from metaopt.batching import pick_segment_lengths
 from metaopt.optimizers import OPTIMIZERS, lstm, sgd
 from metaopt.tasks import TASKS
 from metaopt.unroll import bind_tasks, reset, unroll
+from metaopt.types import Optimizer
 from tests.toys import bowl, cliff, noisy_bowl
 
 SMALL = {"classifier": {"width": 3}, "autoencoder": {"width": 3}, "linear_regression": {"dim": 4}}
@@ -146,26 +147,26 @@ def test_optax_transformations_run_as_they_are():
     assert end.alive.all()
 
 
-@pytest.mark.parametrize("segment_length", [1, 3, 7])
-def test_segments_change_the_memory_and_not_the_gradient(segment_length):
+@pytest.mark.parametrize("segment_lengths", [(1,), (3,), (7,), (4, 2)])
+def test_segments_change_the_memory_and_not_the_gradient(segment_lengths):
     family, optimizer = TASKS["quadratic"](dim=3), lstm(hidden_size=4, noise="per_step")
     phi = optimizer.init(jax.random.key(7))
     keys = jax.random.split(jax.random.key(0), 2)
 
-    def loss(phi, segment_length):
+    def loss(phi, segment_lengths):
         tx = bind_tasks(optimizer, phi)
         task, state = reset(tx, family, keys)
-        state, trace = unroll(tx, family, task, state, length=7, explore=True, segment_length=segment_length)
+        state, trace = unroll(tx, family, task, state, length=7, explore=True, segment_lengths=segment_lengths)
         return jnp.mean(trace.loss), (state.params, trace.loss)
 
-    (_, whole), expected = jax.jit(jax.value_and_grad(lambda phi: loss(phi, None), has_aux=True))(phi)
-    (_, parts), gradient = jax.jit(jax.value_and_grad(lambda phi: loss(phi, segment_length), has_aux=True))(phi)
+    (_, whole), expected = jax.jit(jax.value_and_grad(lambda phi: loss(phi, ()), has_aux=True))(phi)
+    (_, parts), gradient = jax.jit(jax.value_and_grad(lambda phi: loss(phi, segment_lengths), has_aux=True))(phi)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), (parts, gradient), (whole, expected)
     )
 
 
-def test_memory_grows_as_the_root_of_the_horizon_under_a_budget():
+def test_memory_keeps_within_its_budget_whatever_the_horizon():
     family, optimizer = TASKS["quadratic"](dim=10), lstm()
     phi = optimizer.init(jax.random.key(7))
     keys = jax.random.split(jax.random.key(0), 16)
@@ -175,11 +176,38 @@ def test_memory_grows_as_the_root_of_the_horizon_under_a_budget():
             tx = bind_tasks(optimizer, phi)
             task, state = reset(tx, family, keys)
             own = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state)))
-            segment_length = pick_segment_length(length, own, own, budget)
-            return jnp.mean(unroll(tx, family, task, state, length=length, segment_length=segment_length)[1].loss)
+            lengths = pick_segment_lengths(length, own, 2 * own, budget)
+            return jnp.mean(unroll(tx, family, task, state, length=length, segment_lengths=lengths)[1].loss)
 
         return jax.jit(jax.grad(loss)).lower(phi).compile().memory_analysis().temp_size_in_bytes
 
-    short, long = (temporary_bytes(length, budget=0) for length in (100, 1600))
-    assert long < 5 * short  # 4 times, for 16 times the steps
-    assert temporary_bytes(1600, budget=2**40) > 4 * long
+    budget = 2 * 2**20
+    extra = 2 * 2**20  # a step's own activations, keys and trace
+    assert temporary_bytes(30, budget) < budget + extra  # uncut
+    assert temporary_bytes(300, budget) < budget + extra  # in segments
+    assert temporary_bytes(3000, budget) < budget + extra  # in segments of segments
+    assert temporary_bytes(300, 2**40) > 4 * budget
+
+
+def test_a_dead_task_does_not_reach_the_gradient_through_the_value_either():
+    def init(params):
+        return ()
+
+    def bind(phi):
+        def update(updates, state, params=None, *, value, **extra_args):
+            return jax.tree.map(lambda g: -phi * jnp.reshape(value, ()) * g, updates), state
+
+        return optax.GradientTransformationExtraArgs(init, update)
+
+    optimizer = Optimizer(lambda key: jnp.asarray(0.1), bind)
+    family = cliff()
+
+    def loss(phi):
+        tx = bind_tasks(optimizer, phi)
+        task, state = reset(tx, family, jax.random.split(jax.random.key(0), 8))
+        final, trace = unroll(tx, family, task, state, length=4)
+        return jnp.sum(jnp.where(final.alive, trace.loss[-1], 0.0)), final.alive
+
+    gradient, alive = jax.grad(loss, has_aux=True)(jnp.asarray(0.1))
+    assert 0 < alive.sum() < 8, alive
+    assert jnp.isfinite(gradient)

@@ -9,10 +9,16 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from metaopt.estimators.pairs import Pairs, PairSettings, pair_sums, perturbations, run_pair, start_pairs
-from metaopt.estimators.reverse_mode import segment_length
+from metaopt.estimators.reverse_mode import segment_lengths
 from metaopt.estimators.windows import Method, Schedule, Sums, windowed
 from metaopt.types import Key, MetaGradient, MetaParams, Objective, Optimizer, PyTree, TaskFamily, Trace, UnrollState
 from metaopt.unroll import ObjectiveBatch
+
+# Beyond this a gradient's square may leave float32.
+HUGE = 1e15
+# A reparameterised gradient with more than so many times the variance of the other is left out: by weight it would be
+# next to nothing, and a memory of calmer meta-steps must not let it in.
+WORTHLESS = 1e4
 
 
 class Moments(NamedTuple):
@@ -21,6 +27,7 @@ class Moments(NamedTuple):
     total: jax.Array  # over tasks
     first: jax.Array  # means over a group's tasks
     second: jax.Array  # and their squares
+    lost: jax.Array  # how many means are huge or not finite, and left out of all three
 
 
 class Variances(NamedTuple):
@@ -55,10 +62,12 @@ def mixture(
     step noise too, where the optimizer has it). Cost: two unrolls forward and about six back, the sum of both.
     Variance: about the lower of the two for every number in φ. Bias over a full window: none while the weights come
     from earlier meta-steps (`decay` above 0); with `decay=0`, the paper's choice, they come from the gradients they
-    weigh, which biases by the order of 1/(number of perturbations). Shorter windows truncate both.
+    weigh, which biases by the order of 1/(number of perturbations). Shorter windows truncate both. ĝ_ES stands alone
+    while there is no memory, with a single perturbation alive, and where ĝ_RP explodes: one perturbation's is not
+    finite, or v_RP is above 10⁴ v_ES, which is then what goes into the memory.
 
     Args:
-      sigma, tasks_per_perturbation, explore: see `evolution_strategies`; at most half of a device's tasks share one ε.
+      sigma, tasks_per_perturbation, explore: see `evolution_strategies`; at most half of a family's tasks share one ε.
       decay: of the variances, a meta-step.
       second_order: False drops the second derivatives from ĝ_RP alone: the two then differ in what they estimate.
       staggered: see `persistent_evolution_strategies`.
@@ -81,7 +90,7 @@ def mixture(
     settings.check(num_tasks)
 
     def one_group(
-        family: TaskFamily, task: PyTree, state: UnrollState, sides: MetaParams
+        family: TaskFamily, task: PyTree, state: UnrollState, sides: MetaParams, segments: tuple[int, ...]
     ) -> tuple[UnrollState, Trace, jax.Array, jax.Array, MetaParams]:
         """State, trace, objective [2, tasks], pairs alive [tasks], and Σ of ∇L over those, leaves [2, ...]."""
 
@@ -95,7 +104,7 @@ def mixture(
                 sides,
                 length=schedule.unroll_length,
                 second_order=second_order,
-                segment_length=segment_length(schedule, state),
+                segment_lengths=segments,
             )
             loss, alive = jax.vmap(objective)(trace), jnp.all(final.alive, axis=0)
             return jnp.sum(jnp.where(alive, loss, 0.0)), (final, trace, loss, alive)
@@ -109,7 +118,8 @@ def mixture(
         flat, unravel = ravel_pytree(meta_params)
         step = perturbations(settings, meta_params, keys)
         sides = jax.vmap(jax.vmap(unravel))(jnp.stack([flat + step, flat - step], axis=1))
-        run = jax.vmap(lambda task, state, sides: one_group(family, task, state, sides))
+        segments = segment_lengths(schedule, pairs.state)  # for all groups and both sides together
+        run = jax.vmap(lambda task, state, sides: one_group(family, task, state, sides, segments))
         final, trace, loss, alive, gradients = run(pairs.task, pairs.state, sides)
         number = jnp.sum(alive, axis=1, keepdims=True)  # [groups, 1]
         reparameterised = jnp.mean(jax.vmap(jax.vmap(lambda tree: ravel_pytree(tree)[0]))(gradients), axis=1)
@@ -118,7 +128,10 @@ def mixture(
 
         def moments(totals: jax.Array) -> Moments:
             means = totals / jnp.maximum(number, 1)
-            return Moments(*(jnp.sum(values, axis=0) for values in (totals, means, jnp.square(means))))
+            lost = (number > 0) & ~(jnp.abs(means) < HUGE)
+            totals, means = (jnp.where((number > 0) & ~lost, values, 0.0) for values in (totals, means))
+            sums = [jnp.sum(values, axis=0) for values in (totals, means, jnp.square(means), lost.astype(flat.dtype))]
+            return Moments(*sums)
 
         extra = (moments(evolution), moments(reparameterised), jnp.sum(number > 0).astype(flat.dtype))
         sums = pair_sums(alive, loss, trace)._replace(gradient=meta_params, extra=extra)
@@ -127,10 +140,15 @@ def mixture(
     def finish(sums: Sums, memory: Variances) -> tuple[MetaParams, Variances]:
         evolution, reparameterised, groups = sums.extra
         now = Variances(*(_variance(moments, groups) for moments in (evolution, reparameterised)))
-        mixed = jax.tree.map(lambda old, new: jnp.where(groups > 1, decay * old + (1 - decay) * new, old), memory, now)
+        most = WORTHLESS * now.evolution
+        exploded = (reparameterised.lost > 0) | (now.reparameterised > most)
+        now = now._replace(reparameterised=jnp.where(exploded, most, now.reparameterised))
+        seen = (groups > 1) & (evolution.lost == 0)
+        mixed = jax.tree.map(lambda old, new: jnp.where(seen, decay * old + (1 - decay) * new, old), memory, now)
         weights = memory if decay else mixed
         both = weights.evolution + weights.reparameterised
-        share = jnp.where(both > 0, weights.reparameterised / jnp.where(both > 0, both, 1.0), 0.5)
+        alone = exploded | ~seen | (both == 0)
+        share = jnp.where(alone, 1.0, weights.reparameterised / jnp.where(alone, 1.0, both))
         total = share * evolution.total + (1 - share) * reparameterised.total
         unravel = ravel_pytree(sums.gradient)[1]
         return unravel(total / jnp.maximum(sums.alive, 1.0)), mixed

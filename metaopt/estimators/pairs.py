@@ -37,7 +37,7 @@ class PairSettings(NamedTuple):
     tasks_per_perturbation: int | None
     explore: bool
     objective_batch: ObjectiveBatch
-    halved: bool = False  # whether a device's tasks must make two groups at least
+    halved: bool = False  # whether a family's tasks must make two groups at least
 
     def check(self, num_tasks: int) -> None:
         """Raises ValueError for settings that cannot serve."""
@@ -48,11 +48,16 @@ class PairSettings(NamedTuple):
             raise ValueError(f"`tasks_per_perturbation` ({shared}) must lie between 1 and `num_tasks` ({num_tasks}).")
 
     def group_size(self, dim: int, tasks: int) -> int:
-        """Tasks that share a perturbation: the smallest divisor of `tasks` that has enough columns, or is asked for."""
+        """Tasks of a family's `tasks` that share a perturbation: the smallest divisor with enough columns, or as asked.
+
+        All of them only where that is asked for: a second perturbation halves the variance, and a second device needs
+        a group too.
+        """
         size = at_least(self.tasks_per_perturbation or -(-COLUMNS_SHARED // dim), tasks)
         if self.halved and tasks < 2:
-            raise ValueError("needs at least 2 tasks of a family on a device; raise `num_tasks`.")
-        return max(n for n in range(1, tasks) if tasks % n == 0) if self.halved and size == tasks else size
+            raise ValueError("needs at least 2 tasks of each family, for two perturbations; raise `num_tasks`.")
+        split = tasks > 1 and (self.halved or self.tasks_per_perturbation is None)
+        return max(n for n in range(1, tasks) if tasks % n == 0) if split and size == tasks else size
 
 
 def start_pairs(optimizer: Optimizer) -> Callable[[MetaParams, TaskFamily, Key], Pairs]:

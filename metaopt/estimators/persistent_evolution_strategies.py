@@ -33,8 +33,8 @@ def persistent_evolution_strategies(
 
     Args:
       sigma, tasks_per_perturbation, explore: see `evolution_strategies`.
-      staggered: groups begin at different ages, so that they reset at different meta-steps; at most half of a device's
-        tasks share one ε then.
+      staggered: groups begin at different ages, so that they reset at different meta-steps; at most half of a
+        family's tasks share one ε then.
       persistent: False leaves the earlier windows' perturbations out: truncated ES, cheaper in variance and biased.
 
     Raises:

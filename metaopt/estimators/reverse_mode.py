@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from metaopt.batching import pick_segment_length
+from metaopt.batching import pick_segment_lengths
 from metaopt.estimators.windows import Method, Run, Schedule, Sums, start_run, windowed
 from metaopt.types import Key, MetaGradient, MetaParams, Objective, Optimizer, PyTree, TaskFamily, Trace, UnrollState
 from metaopt.unroll import ObjectiveBatch, StateGradient, bind_tasks, unroll
@@ -43,7 +43,7 @@ def reverse_mode_gradient(
                 state_gradient=state_gradient,
                 second_order=second_order,
                 objective_batch=objective_batch,
-                segment_length=segment_length(schedule, run.state),
+                segment_lengths=segment_lengths(schedule, run.state),
             )
             sums = alive_sums(final.alive, objective(trace), trace)
             return sums.loss, (sums, Run(run.task, final))
@@ -54,8 +54,8 @@ def reverse_mode_gradient(
     return windowed(Method(partial(start_run, optimizer), gradient), objective, schedule)
 
 
-def segment_length(schedule: Schedule, state: UnrollState) -> int:
-    """Steps of a chunk's unroll between two stored states, within the schedule's memory."""
+def segment_lengths(schedule: Schedule, state: UnrollState) -> tuple[int, ...]:
+    """How a chunk's unroll is cut to keep within the schedule's memory."""
 
     def num_bytes(tree: PyTree) -> int:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
@@ -64,7 +64,7 @@ def segment_length(schedule: Schedule, state: UnrollState) -> int:
     # Beside the state: the gradient, the objective's slope, up to ten features and the network's outputs.
     step_bytes = state_bytes + 14 * num_bytes(state.params)
     budget = None if schedule.memory is None else int(schedule.memory * 2**30)
-    return pick_segment_length(schedule.unroll_length, state_bytes, step_bytes, budget)
+    return pick_segment_lengths(schedule.unroll_length, state_bytes, step_bytes, budget)
 
 
 def alive_sums(alive: jax.Array, loss: jax.Array, trace: Trace) -> Sums:

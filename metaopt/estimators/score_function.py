@@ -7,11 +7,14 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.estimators.reverse_mode import alive_sums, segment_length
+from metaopt.batching import COLUMNS
+from metaopt.estimators.reverse_mode import alive_sums, segment_lengths
 from metaopt.estimators.windows import Method, Run, Schedule, Sums, at_least, start_run, windowed
 from metaopt.types import Key, MetaGradient, MetaParams, Objective, Optimizer, Scored, TaskFamily, Trace
 from metaopt.unroll import ObjectiveBatch, bind_tasks, unroll
 
+# Tasks whose returns make each other's `per_step` baseline: twice as many would take another 7% off its variance.
+BASELINE_TASKS = 8
 Baseline = Literal["none", "per_step", "moving_average", "leave_one_out"]
 
 
@@ -48,15 +51,15 @@ def score_function(
     R_t counts from f(θ_0): losses before the step, and f(θ_0) in place of those after it, are taken off. On top of that
 
       none            b_t = 0;
-      per_step        the mean of R_t over the other tasks of the chunk;
+      per_step        the mean of R_t over the other tasks of a group, of up to 8;
       moving_average  a decaying mean of R_t at this age over earlier meta-steps;
       leave_one_out   the mean of R_t over the other runs of the same task (Kool et al. 2019).
 
     None of them holds the run's own return, so none biases the gradient, as long as no task dies.
 
     Args:
-      rollouts: under `leave_one_out`, runs of each task, rounded up to a divisor of a device's tasks; each counts as
-        a task.
+      rollouts: under `leave_one_out`, runs of each task, rounded up to a divisor of a family's tasks; each counts as
+        a task. A device holds whole groups.
       decay: of the moving average, a meta-step.
 
     Raises:
@@ -73,7 +76,7 @@ def score_function(
         raise ValueError(f"`decay` ({decay}) must be in [0, 1).")
 
     def start(meta_params: MetaParams, family: TaskFamily, keys: Key) -> Run:
-        """`keys` [groups, tasks]: under `leave_one_out` a group is one task, run several times."""
+        """`keys` [groups, tasks], flattened; under `leave_one_out` a group is one task, run several times."""
         if baseline != "leave_one_out":
             return start_run(optimizer, meta_params, family, keys.ravel())
         groups, runs = keys.shape
@@ -82,10 +85,15 @@ def score_function(
         return run._replace(state=run.state._replace(key=own))
 
     def group_size(dim: int, tasks: int) -> int:
-        size = at_least({"per_step": 2, "leave_one_out": rollouts}.get(baseline, 1), tasks)
-        if size == 1 and baseline in ("per_step", "leave_one_out"):
-            raise ValueError(f"baseline={baseline} needs 2 tasks of a family on a device; raise `num_tasks`.")
-        return size
+        if baseline not in ("per_step", "leave_one_out"):
+            return 1
+        if tasks < 2:
+            raise ValueError(f"baseline={baseline} needs at least 2 tasks of each family; raise `num_tasks`.")
+        if baseline == "leave_one_out":
+            return at_least(rollouts, tasks)
+        # At most half of the tasks, so that two devices have a group each; a chunk of large tasks stays small.
+        most = max(2, min(BASELINE_TASKS, tasks // 2, COLUMNS // dim))
+        return max([n for n in range(2, most + 1) if tasks % n == 0], default=at_least(2, tasks))
 
     def gradient(meta_params: MetaParams, family: TaskFamily, memory: Any, keys: Key, run: Run) -> tuple[Sums, Run]:
         age = run.state.step[0]
@@ -100,7 +108,7 @@ def score_function(
                 explore="scored",
                 objective_batch=objective_batch,
                 differentiable=False,
-                segment_length=segment_length(schedule, run.state),
+                segment_lengths=segment_lengths(schedule, run.state),
             )
             alive = final.alive
             returns = jnp.where(alive, returns_to_go(objective, trace), 0.0)
@@ -112,8 +120,7 @@ def score_function(
             elif baseline == "none":
                 advantage = returns
             else:
-                group = keys.shape[1] if baseline == "leave_one_out" else keys.size
-                advantage = returns - _others_mean(returns, alive, group)
+                advantage = returns - _others_mean(returns, alive, keys.shape[1])
             assert trace.log_prob is not None
             weight = jax.lax.stop_gradient(jnp.where(alive, advantage, 0.0))
             score = jnp.sum(weight * jnp.where(alive, trace.log_prob, 0.0))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh
 
 from metaopt.batching import pick_chunk_size, sum_over_chunks, task_mesh
 from metaopt.objectives import SCALE_FREE
@@ -70,7 +72,7 @@ class Method(NamedTuple):
 
     start: Callable[[MetaParams, TaskFamily, Key], Any]
     gradient: Callable[[MetaParams, TaskFamily, PyTree, Key, Any], tuple[Sums, Any]]
-    # (coordinates of a task, tasks on a device) -> how many of these tasks belong together; chunks hold whole groups.
+    # (coordinates of a task, tasks of a family) -> how many of these belong together; chunks hold whole groups.
     group_size: Callable[[int, int], int] | None = None
     sides: int = 1  # runs of each task side by side, for the size of a chunk
     memory: Callable[[MetaParams], PyTree] = lambda meta_params: ()
@@ -123,6 +125,25 @@ def at_least(least: int, number: int) -> int:
     return min(n for n in range(1, number + 1) if number % n == 0 and (n >= least or n == number))
 
 
+def group_mesh(tasks: int, group: int, num_devices: int | None) -> Mesh:
+    """The devices of `task_mesh(tasks, num_devices)`, "tasks" over as many of them as share whole groups evenly.
+
+    Where that is fewer, the others do the same work again ("copies"): which tasks belong together must not hang on the
+    devices, and one program with several families needs the same devices for all.
+
+    Raises:
+      ValueError: the groups do not divide over the devices asked for.
+    """
+    devices, groups = task_mesh(tasks, num_devices).devices, tasks // group
+    sharing = math.gcd(groups, devices.size)
+    if num_devices is not None and sharing < num_devices:
+        raise ValueError(
+            f"the {tasks} tasks of a family make {groups} group{'s' * (groups > 1)} of {group}, which `num_devices` "
+            f"({num_devices}) does not divide; set it to {sharing}, or raise `num_tasks`."
+        )
+    return Mesh(devices.reshape(sharing, -1), ("tasks", "copies"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
 def windowed(method: Method, objective: Objective, schedule: Schedule) -> MetaGradient:
     """A meta-gradient over one window of `unroll_length` steps a meta-step.
 
@@ -134,22 +155,22 @@ def windowed(method: Method, objective: Objective, schedule: Schedule) -> MetaGr
     num_tasks, horizon, unroll_length = schedule.num_tasks, schedule.horizon, schedule.unroll_length
     balanced = objective not in SCALE_FREE
 
-    def chunking(family: TaskFamily, tasks: int) -> tuple[int, ...]:
-        """(chunks, tasks of each), or (chunks, groups of each, tasks of a group)."""
+    def chunking(family: TaskFamily, tasks: int) -> tuple[Mesh, tuple[int, ...]]:
+        """The mesh, and (chunks, tasks of each), or (chunks, groups of each, tasks of a group)."""
         task = jax.eval_shape(family.sample, jax.random.key(0), family.data)
         params = jax.eval_shape(family.init, jax.random.key(0), task)
         dim = sum(leaf_sizes(jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), params)))
-        on_device = tasks // task_mesh(tasks, schedule.num_devices).size
-        group = 1 if method.group_size is None else method.group_size(dim, on_device)
+        group = 1 if method.group_size is None else method.group_size(dim, tasks)
+        mesh = group_mesh(tasks, group, schedule.num_devices)
+        on_device = tasks // mesh.shape["tasks"]
         most = None if schedule.chunk_size is None else max(1, schedule.chunk_size // group)
         groups = pick_chunk_size(on_device // group, method.sides * group * dim, most)
         if schedule.staggered and groups * group == tasks:
             # One chunk would leave nothing to stagger.
             groups = pick_chunk_size(groups, dim, max(1, groups // 2))
-        return (tasks // groups, groups) if method.group_size is None else (tasks // (groups * group), groups, group)
-
-    def chunk_keys(key: Key, family: TaskFamily, tasks: int) -> Key:
-        return jax.random.split(key, tasks).reshape(chunking(family, tasks))
+        if method.group_size is None:
+            return mesh, (tasks // groups, groups)
+        return mesh, (tasks // (groups * group), groups, group)
 
     def tasks_each(families: Families) -> int:
         if num_tasks != 1 and num_tasks % len(families):
@@ -161,9 +182,10 @@ def windowed(method: Method, objective: Objective, schedule: Schedule) -> MetaGr
     def init(key: Key, meta_params: MetaParams, families: Families) -> tuple[Carried, ...]:
         carried = []
         for index, family in enumerate(families):
-            run = None
+            run, tasks = None, tasks_each(families)
+            shape = chunking(family, tasks)[1]  # settings that do not fit are refused here, whatever is carried
             if unroll_length < horizon:
-                keys = chunk_keys(jax.random.fold_in(key, index), family, tasks_each(families))
+                keys = jax.random.split(jax.random.fold_in(key, index), tasks).reshape(shape)
                 run = jax.lax.map(lambda keys, family=family: method.start(meta_params, family, keys), keys)
                 if schedule.staggered:
                     run = run._replace(state=run.state._replace(step=aged(run.state.step)))
@@ -193,8 +215,8 @@ def windowed(method: Method, objective: Objective, schedule: Schedule) -> MetaGr
         key: Key, meta_params: MetaParams, family: TaskFamily, carried: Carried, tasks: int
     ) -> tuple[Sums, Carried]:
         """Means over alive tasks (`alive` stays a count) and what is carried on."""
-        mesh = task_mesh(tasks, schedule.num_devices)
-        chunks = (chunk_keys(key, family, tasks), carried.run)
+        mesh, shape = chunking(family, tasks)
+        chunks = (jax.random.split(key, tasks).reshape(shape), carried.run)
         sums, run = sum_over_chunks(chunk_gradient, mesh, (meta_params, family, carried.memory), chunks)
         means = jax.tree.map(lambda leaf: leaf / jnp.maximum(sums.alive, 1.0), sums._replace(extra=()))
         gradient, memory = means.gradient, carried.memory

@@ -11,17 +11,18 @@ import jax.numpy as jnp
 
 from metaopt.types import PyTree
 
-# Columns that go through the network at once, where there are more than twice as many: what their activations take fits
-# the second-level cache.
-BLOCK = 640
+# Columns that go through the network at once, where there are more than twice as many. On CPUs: what their activations
+# take fits the second-level cache. On accelerators: many, for their memory's sake alone.
+BLOCK, ACCELERATOR_BLOCK = 640, 2**18
 
 # fn(shared, inputs of a block, memory of a block) -> (outputs of a block, its next memory)
 BlockFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
 
 
 def count_blocks(num_columns: int) -> tuple[int, int]:
-    """How many blocks, of how many columns; a single one up to 2·BLOCK."""
-    num_blocks = 1 if num_columns <= 2 * BLOCK else -(-num_columns // BLOCK)
+    """How many blocks, of how many columns; a single one up to twice a block."""
+    block = BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
+    num_blocks = 1 if num_columns <= 2 * block else -(-num_columns // block)
     return num_blocks, -(-num_columns // num_blocks)
 
 

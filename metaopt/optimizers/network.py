@@ -86,8 +86,10 @@ def fuse(network: LSTM, params: MetaParams) -> Weights:
 
 
 def init_cells(network: LSTM, num_columns: int, dtype: jnp.dtype) -> tuple[CellState, ...]:
-    zeros = jnp.zeros((network.hidden_size, num_columns), dtype)
-    return tuple(CellState(zeros, zeros) for _ in range(network.num_layers))
+    def zeros() -> jax.Array:  # each a buffer of its own, or the state could not be donated
+        return jnp.zeros((network.hidden_size, num_columns), dtype)
+
+    return tuple(CellState(zeros(), zeros()) for _ in range(network.num_layers))
 
 
 TILE = 32  # columns

@@ -38,13 +38,13 @@ class CapsuleKeeper:
     baseline=leave_one_out).
     """
 
-    def __init__(self, path: Path, trainer: Trainer, state: TrainState | None, say: Say) -> None:
+    def __init__(self, path: Path, trainer: Trainer, state: TrainState, say: Say) -> None:
         self._path, self._say = path, say
         own = trainer.experiment.estimator
         self._off = jax.process_count() > 1 or own.options.get("baseline") == "leave_one_out"
         self._before: Any = None
         if not self._full():
-            self._note(trainer, trainer.init() if state is None else state)
+            self._note(trainer, state)
 
     def _full(self) -> bool:
         return self._off or len(capsules_in(self._path, "training")) >= LIMIT

@@ -118,13 +118,14 @@ class Checkpoints(Generic[State]):
             record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
             held = record.pop("arrays")
             self._check(step, held, target)
-            shapes = [_shape(held[name]) for name in _describe(target)]
+            names = list(_describe(target))
+            shapes = [_shape(held[name]) for name in names]
             leaves, structure = jax.tree.flatten(target)
             wanted = [_host_like(leaf, shape) for leaf, shape in zip(leaves, shapes, strict=True)]
             args = ocp.args.Composite(state=ocp.args.StandardRestore(structure.unflatten(wanted)))
             state = self._manager.restore(step, args=args)["state"]
         try:
-            values = [_rechunk(value, leaf) for value, leaf in zip(jax.tree.leaves(state), leaves, strict=True)]
+            values = [_rechunk(*each) for each in zip(names, jax.tree.leaves(state), leaves, strict=True)]
         except _OutOfStep:
             devices = record.get("num_devices")
             raise UserError(
@@ -192,6 +193,8 @@ def _host_like(leaf: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
 
 # ----- tasks in other chunks ------------------------------------------------------------------------------------------
 
+AGES = "/state/step"  # where an estimator's inner runs hold the steps done since their reset
+
 
 def _shape(described: str) -> tuple[int, ...]:
     return tuple(json.loads(described[described.rindex("[") :]))
@@ -233,7 +236,7 @@ class _OutOfStep(Exception):
     pass
 
 
-def _rechunk(value: np.ndarray, like: jax.Array) -> np.ndarray:
+def _rechunk(name: str, value: np.ndarray, like: jax.Array) -> np.ndarray:
     """Leaves [chunks, ...] in which one axis runs over a chunk's tasks, its tasks in other chunks."""
     rest = value.shape[like.ndim :]  # a key's words
     held, wanted = value.shape[: like.ndim], like.shape
@@ -241,9 +244,10 @@ def _rechunk(value: np.ndarray, like: jax.Array) -> np.ndarray:
         return value
     axis = _task_axis(held, wanted)
     assert axis is not None
-    # The tasks of a chunk are reset together, so that only those of one age can share one.
+    # The tasks of a chunk are reset together, so that only those of one age, and with one of everything that they have
+    # in common, such as the optimizer's counter, can share one.
     one_value = axis == 0
-    if (one_value or (not rest and np.issubdtype(value.dtype, np.integer))) and (value != value[:1]).any():
+    if (one_value or name.endswith(AGES)) and (value != value[:1]).any():
         raise _OutOfStep
     if one_value:
         return np.broadcast_to(value[:1], (*wanted, *rest)).copy()

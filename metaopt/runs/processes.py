@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -23,6 +26,12 @@ HEARTBEAT_SECONDS = 30  # after as long without a sign of life a process counts 
 PATIENCE_SECONDS = 30 * 24 * 3600  # for the first process's validation; one that dies is noticed by its heartbeat
 
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+
+
+ON_CPUS = (
+    "`metaopt launch` shares out the cores of a machine, and jax would take its accelerators ({}) in every process; "
+    "use `metaopt train`, one process for all of them, or set JAX_PLATFORMS=cpu."
+)
 
 
 class LostProcess(RuntimeError):
@@ -70,6 +79,7 @@ def join(job: Job) -> None:
     """Makes the devices of all processes visible to each. Has to come before jax touches a device.
 
     Raises:
+      UserError: `metaopt launch` on accelerators.
       LostProcess: not all of them came.
     """
     import jax
@@ -82,6 +92,8 @@ def join(job: Job) -> None:
         jax.config.update("jax_enable_preemption_service", False)
     if launched():
         _divert_gloo()
+        if job.process == 0:
+            threading.Thread(target=_outlive_launcher, name="launcher", daemon=True).start()
     options: dict[str, Any] = {"num_processes": job.num_processes, "process_id": job.process}
     if job.coordinator is not None:
         port = job.coordinator.rpartition(":")[2]
@@ -94,12 +106,41 @@ def join(job: Job) -> None:
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except RuntimeError as error:
         raise LostProcess(f"not all {job.num_processes} processes of this job came ({_first_line(error)}).") from None
+    if launched() and jax.default_backend() != "cpu":
+        raise UserError(ON_CPUS.format(jax.default_backend()))
+
+
+def _outlive_launcher() -> None:
+    """Stops training, saved, once the launcher is gone: nobody would end this process. The others follow the first."""
+    try:
+        while os.read(0, 1):  # the launcher holds the other end, and writes nothing
+            pass
+    except OSError:
+        pass
+    # Nobody reads the error channel now either.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+class _Terminal(io.FileIO):
+    """Standard output that may go away: what is written after the terminal was closed is dropped."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(memoryview(data).cast("B"))
 
 
 def _divert_gloo() -> None:
     """Lets what C++ prints on standard output, as gloo does, go to standard error, where the launcher sifts it."""
     sys.stdout.flush()
-    out = io.TextIOWrapper(os.fdopen(os.dup(1), "wb"), encoding=sys.stdout.encoding, line_buffering=True)
+    raw = io.BufferedWriter(_Terminal(os.dup(1), "wb"))
+    out = io.TextIOWrapper(raw, encoding=sys.stdout.encoding, line_buffering=True)
     os.dup2(2, 1)
     sys.stdout = out
 

@@ -128,7 +128,7 @@ def _run(path: Path, trainer: Trainer, console: Any, *, resumed: bool) -> Path:
         try:
             state, remarks = recorder.resume(trainer) if resumed else (None, [])
             if resumed:
-                state = _from_first(trainer, state)
+                state = _from_first(state, held=state is not None)
             for remark in remarks:
                 _say(console, remark)
             if resumed:
@@ -170,6 +170,7 @@ def _meta_train(path: Path, trainer: Trainer, state: TrainState | None, recorder
         recorder.start(None if state is None else _readable(state), loggers)
         trainer.level = recorder.stage.level
         processes.meet("start")
+        state = trainer.init() if state is None else state
         return meta_train(trainer, state=state, callbacks=[record, CapsuleKeeper(path, trainer, state, progress.say)])
     except Diverged as error:
         raise Diverged(f"{error} The metrics are in {path / folder.METRICS}.") from None
@@ -182,7 +183,8 @@ def _take_part(trainer: Trainer, *, resumed: bool) -> None:
     """What the processes other than the first do: compute, with nothing to say and nothing to write."""
     with SignalGuard(silent=True):
         try:
-            state = _from_first(trainer, None) if resumed else None
+            # The first process makes a state before it restores one, and programs must start in one order everywhere.
+            state = _from_first(trainer.init(), held=False) if resumed else None
             processes.meet("start")
             meta_train(trainer, state=state, callbacks=[lambda *_: processes.meet("chunk")])
             processes.leave()
@@ -192,13 +194,17 @@ def _take_part(trainer: Trainer, *, resumed: bool) -> None:
             raise
 
 
-def _from_first(trainer: Trainer, state: TrainState | None) -> TrainState | None:
-    """The state that the first process has restored, in every process; None where there was none."""
+def _from_first(state: TrainState | None, *, held: bool) -> TrainState | None:
+    """The state that the first process has restored, in every process; None where there was none.
+
+    Args:
+      state: in the first process what it has restored, in the others any of the same structure.
+      held: in the first process, whether there was one.
+    """
     if jax.process_count() == 1:
         return state
-    if not multihost_utils.broadcast_one_to_all(np.asarray(state is not None)):
+    if not multihost_utils.broadcast_one_to_all(np.asarray(held)) or state is None:
         return None
-    state = trainer.init() if state is None else state
     return to_devices(multihost_utils.broadcast_one_to_all(to_host(state)), state)
 
 

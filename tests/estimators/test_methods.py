@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 from metaopt.estimators import ESTIMATORS
 from metaopt.estimators.pairs import PERTURBATION
+from metaopt.estimators.windows import group_mesh
 from metaopt.objectives import OBJECTIVES
 from metaopt.optimizers import lstm, sgd
 from metaopt.tasks import quadratic
@@ -80,9 +81,17 @@ def test_antithetic_pairs_equal_the_formula_with_common_random_numbers(name):
         np.testing.assert_allclose(row[0], gradient, rtol=2e-3, atol=1e-4 * np.abs(gradient).max())
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name not in ("truncated_backprop", "reparameterised")])
-def test_chunks_and_devices_change_nothing_but_the_order_of_summation(name):
-    groups = dict(baseline="leave_one_out", rollouts=2) if name == "score_function" else dict(tasks_per_perturbation=2)
+CUT = [
+    *((name, {}) for name in ESTIMATORS),
+    *((name, dict(tasks_per_perturbation=2)) for name in ESTIMATORS if name.endswith("strategies")),
+    ("mixture", dict(tasks_per_perturbation=2)),
+    ("score_function", dict(baseline="leave_one_out", rollouts=2)),
+]
+
+
+@pytest.mark.parametrize(("name", "groups"), CUT)
+def test_chunks_and_devices_change_nothing_but_the_order_of_summation(name, groups):
+    """By default and with groups as asked for."""
     whole, parts = (
         run(make(name, OPTIMIZER[name], num_tasks=8, **groups, **cut), OPTIMIZER[name], (noisy_bowl(),))[0]
         for cut in (dict(chunk_size=8), dict(chunk_size=2, num_devices=2))
@@ -91,12 +100,28 @@ def test_chunks_and_devices_change_nothing_but_the_order_of_summation(name):
     np.testing.assert_allclose(parts[2]["meta_loss"], whole[2]["meta_loss"], rtol=1e-5)
 
 
+def test_a_group_is_never_cut_by_devices():
+    """One group of all tasks: two devices do the same work where none are asked for; asked for, they are refused."""
+    settings, optimizer = dict(num_tasks=4, tasks_per_perturbation=4), OPTIMIZER["evolution_strategies"]
+    one, free = (
+        run(make("evolution_strategies", num_devices=n, optimizer=optimizer, **settings), optimizer, (noisy_bowl(),))
+        for n in (1, None)
+    )
+    np.testing.assert_allclose(free[0][0], one[0][0], rtol=1e-5)
+    assert dict(group_mesh(8, 4, None).shape) == dict(tasks=2, copies=1)
+    assert dict(group_mesh(6, 2, None).shape) == dict(tasks=1, copies=2)
+    with pytest.raises(ValueError, match=r"1 group of 4, which `num_devices` \(2\) does not divide; set it to 1"):
+        run(make("evolution_strategies", num_devices=2, optimizer=optimizer, **settings), optimizer, (noisy_bowl(),))
+
+
 @pytest.mark.parametrize("name", WINDOWED)
 def test_staggered_chunks_reset_at_different_meta_steps(name):
     windows = 4
     settings = dict(num_tasks=8, horizon=windows * T, unroll_length=T, staggered=True, chunk_size=2)
     if name in ("persistent_evolution_strategies", "mixture"):
         settings["tasks_per_perturbation"] = 2
+    if name == "score_function":
+        settings |= dict(baseline="leave_one_out", rollouts=2)
     rows = run(make(name, OPTIMIZER[name], **settings), OPTIMIZER[name], (noisy_bowl(),), windows + 1)
     ages = np.stack([row[1][0].run.state.step.reshape(4, -1)[:, 0] for row in rows]) // T
     # Chunk c begins c windows old: each meta-step resets one chunk, and all ages are there at any time.
@@ -120,17 +145,80 @@ def test_dead_tasks_are_counted_and_never_reach_the_gradient(name):
 
 
 def test_a_pair_with_one_dead_side_is_left_out():
-    """Where SGD's rate decides who falls: at σ = 0.5 one side of every pair, so that nobody is left."""
+    """Where SGD's rate decides who falls: at rate 1 θ goes to -θ, and outwards on one side of each pair."""
 
     def fall(params, task, batch):
         return jnp.where(jnp.abs(params[0]) > 1.0, jnp.inf, 1.0) * jnp.sum(params**2)
 
-    family = dataclasses.replace(bowl(), init=lambda key, task: jnp.ones(3), loss=fall)
-    optimizer = sgd(learning_rate=1.0)  # θ = 1 goes to -1 at this rate exactly, and beyond it on one side of each pair
-    gradient, _, metrics = run(make("evolution_strategies", optimizer, sigma=0.5), optimizer, (family,))[0]
-    assert metrics["diverged"] == 4
+    start = dataclasses.replace(bowl(), init=lambda key, task: jnp.full(3, jax.random.uniform(key)), loss=fall)
+    edge = dataclasses.replace(start, init=lambda key, task: jnp.ones(3))
+    optimizer, sigma, tasks = sgd(learning_rate=1.0), 0.2, 16
+    settings = dict(num_tasks=tasks, sigma=sigma, tasks_per_perturbation=2)
+    estimator = make("evolution_strategies", optimizer, **settings)
+    gradient, _, metrics = run(estimator, optimizer, (start,))[0]
+    flat, unravel = ravel_pytree(optimizer.init(jax.random.key(0)))
+    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0), tasks).reshape(-1, 2)
+    groups, living = [jax.random.fold_in(key, PERTURBATION) for key in keys[:, 0]], []
+    for group, own in zip(groups, keys, strict=True):
+        step, sides = sigma * jax.random.normal(group, flat.shape), []
+        for sign in (1, -1):
+            tx = bind_tasks(optimizer, unravel(flat + sign * step))
+            final, trace = unroll(tx, start, *reset(tx, start, own), length=T)
+            sides.append((np.asarray(final.alive), np.asarray(trace.loss.mean(axis=0), np.float64)))
+        (up_alive, up), (down_alive, down) = sides
+        one_side = up_alive != down_alive
+        living.append((up_alive & down_alive, (up - down) / (2 * sigma**2) * float(step[0]), (up + down) / 2, one_side))
+    both, products, losses, one_side = (np.concatenate(part) for part in zip(*living, strict=True))
+    assert 0 < both.sum() < tasks and one_side.sum() == tasks - both.sum()
+    # Some perturbation has one task of its two left.
+    assert (both.reshape(-1, 2).sum(axis=1) == 1).any()
+    assert metrics["diverged"] == tasks - both.sum()
+    np.testing.assert_allclose(gradient, products[both].mean(), rtol=1e-3)
+    np.testing.assert_allclose(metrics["meta_loss"], losses[both].mean(), rtol=1e-4)
+    # On the edge itself nobody is left.
+    gradient, _, metrics = run(estimator, optimizer, (edge,))[0]
+    assert metrics["diverged"] == tasks and np.isnan(metrics["meta_loss"])
     np.testing.assert_array_equal(gradient, 0.0)
-    assert np.isnan(metrics["meta_loss"])
+
+
+WAVES = dataclasses.replace(
+    bowl(2),
+    init=lambda key, task: jnp.array([1.1, 1.4]),
+    loss=lambda params, task, batch: jnp.sum(1 - jnp.cos(8 * params)) / 8,
+)
+
+
+@pytest.mark.parametrize("horizon", [6, 60])
+def test_the_mixture_stands_on_values_where_gradients_explode_and_comes_back(horizon):
+    """Losses within [0, 1/2] whose gradient grows up to 15-fold a step at rate 2: beyond float32 in 60 steps."""
+    settings = dict(num_tasks=8, horizon=horizon, unroll_length=horizon, tasks_per_perturbation=1, sigma=0.05)
+    wild, calm = sgd(learning_rate=2.0), sgd(learning_rate=1e-3)
+    mixed, values = make("mixture", wild, decay=0.5, **settings), make("evolution_strategies", wild, **settings)
+    slopes = make("truncated_backprop", wild, second_order=True, num_tasks=8, horizon=horizon, unroll_length=horizon)
+    step, phi = jax.jit(mixed.estimate), wild.init(jax.random.key(0))
+    key = jax.random.key(3)
+    exploding = np.asarray(ravel_pytree(slopes.estimate(key, phi, (), (WAVES,))[0])[0])
+    assert horizon == 6 or not (np.abs(exploding) < 1e15).all()
+    # A memory of calm meta-steps, and none at all.
+    state = mixed.init(jax.random.key(1), phi, (WAVES,))
+    for first in (calm, wild):
+        state = step(key, first.init(key), state, (WAVES,))[1]
+        gradient, state, metrics = step(key, phi, state, (WAVES,))
+        flat = ravel_pytree(gradient)[0]
+        assert metrics["alive"] == 1.0
+        # |L⁺ - L⁻| is at most 1/2, and no |ε| of these 8 is above 4.
+        assert (np.abs(flat) < 4 * 0.5 / (2 * 0.05)).all()
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state[0].memory))
+        if horizon == 6:  # before rounding errors have grown to the size of the loss
+            expected = ravel_pytree(values.estimate(key, phi, (), (WAVES,))[0])[0]
+            np.testing.assert_allclose(flat, expected, rtol=0.05, atol=1e-3)
+    phi = calm.init(jax.random.key(0))
+    for index in range(60):
+        gradient, state, _ = step(jax.random.fold_in(key, index), phi, state, (WAVES,))
+    memory = state[0].memory
+    assert (memory.reparameterised < 0.05 * memory.evolution).all(), memory
+    exact = ravel_pytree(slopes.estimate(jax.random.fold_in(key, 59), phi, (), (WAVES,))[0])[0]
+    np.testing.assert_allclose(ravel_pytree(gradient)[0], exact, rtol=0.1)
 
 
 def test_scored_steps_have_the_log_density_of_their_law_and_move_as_unscored_ones_do():

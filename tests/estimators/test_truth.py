@@ -60,6 +60,11 @@ def exact(objective="mean"):
 
 
 def slope(objective="mean"):
+    meta_loss = value(objective)
+    return lambda meta_params: ravel_pytree(jax.grad(meta_loss)(meta_params))[0]
+
+
+def value(objective="mean"):
     families, optimizer, _ = setting()
 
     def meta_loss(meta_params):
@@ -67,7 +72,7 @@ def slope(objective="mean"):
         task, state = reset(tx, families[0], jax.random.split(jax.random.key(0), 1))
         return jnp.mean(OBJECTIVES[objective](unroll(tx, families[0], task, state, length=T, second_order=True)[1]))
 
-    return lambda meta_params: ravel_pytree(jax.grad(meta_loss)(meta_params))[0]
+    return meta_loss
 
 
 def draw(make, families, optimizer, meta_params, num, *, seed=0, objective="mean", meta_steps=1, last=1, **settings):
@@ -111,7 +116,15 @@ def total_variance(samples):
     return samples.var(axis=0, ddof=1).sum()
 
 
-def test_full_backpropagation_is_exact_and_windows_are_not():
+def test_the_truth_agrees_with_central_differences_of_values():
+    flat, unravel = ravel_pytree(setting()[2])
+    meta_loss, width = value(), 1e-5
+    sides = jnp.stack([flat + sign * width * jnp.eye(flat.size) for sign in (1, -1)])
+    above, below = jax.jit(jax.vmap(jax.vmap(lambda point: meta_loss(unravel(point)))))(sides)
+    np.testing.assert_allclose(exact(), (above - below) / (2 * width), rtol=1e-6, atol=1e-10)
+
+
+def test_full_backpropagation_is_exact_and_first_order_is_not():
     truth = exact()
     full = draw(truncated_backprop, *setting(), 1, second_order=True)[0]
     np.testing.assert_allclose(full, truth, rtol=1e-9)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from metaopt.batching import task_mesh
-from metaopt.experiment import UserError
+from metaopt.experiment import Experiment, UserError, choice
 from metaopt.runs.checkpoints import Checkpoints
+from metaopt.training import Trainer, TrainState
 
 
 class State(NamedTuple):
@@ -29,7 +30,7 @@ def make(seed: int, size: int = 3) -> State:
     return State(params, state, jax.random.split(key, 2), jnp.asarray(seed, jnp.int32))
 
 
-def same(one: State, other: State) -> bool:
+def same(one: Any, other: Any) -> bool:
     def numbers(leaf: jax.Array) -> np.ndarray:
         return np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf)
 
@@ -101,7 +102,7 @@ def test_nothing_readable_is_the_users_to_know(tmp_path: Path) -> None:
 class Truncated(NamedTuple):
     """Inner runs under way: arrays [chunks, ...] as estimators lay them out."""
 
-    estimator_state: dict[str, jax.Array]
+    estimator_state: dict[str, Any]
     step: jax.Array
 
 
@@ -113,9 +114,10 @@ def under_way(num_tasks: int, size: int, ages: str = "one") -> Truncated:
     held = {
         "task": tasks.reshape(chunks, size),
         "columns": jnp.stack([columns, -columns]).reshape(2, chunks, 2 * size).swapaxes(0, 1),
+        "labels": jnp.arange(num_tasks, dtype=jnp.int32).reshape(chunks, size),
         "key": jax.random.split(jax.random.key(1), num_tasks).reshape(chunks, size),
-        "step": jnp.repeat(age[:, None], size, axis=1),
-        "count": age,
+        "state": {"step": jnp.repeat(age[:, None], size, axis=1), "count": age},
+        "common": jnp.broadcast_to(jnp.arange(3.0), (chunks, 3)),
     }
     return Truncated(held, jnp.zeros((), jnp.int32))
 
@@ -125,23 +127,47 @@ def test_tasks_are_shared_out_in_other_chunks(size: int, other: int, tmp_path: P
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, under_way(8, size), {})
     restored, _ = checkpoints.restore(1, under_way(8, other))
-    wanted = under_way(8, other)
-    for name, leaf in wanted.estimator_state.items():
-        got = restored.estimator_state[name]
-        assert got.dtype == leaf.dtype and got.shape == leaf.shape
-        if name == "key":
-            got, leaf = jax.random.key_data(got), jax.random.key_data(leaf)
-        np.testing.assert_array_equal(got, leaf, err_msg=name)
+    assert same(restored, under_way(8, other))
 
 
 def test_chunks_out_of_step_and_other_numbers_of_tasks_are_refused(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, under_way(8, 4, "several"), {})
-    assert int(checkpoints.restore(1, under_way(8, 4))[0].estimator_state["count"][1]) == 4
+    assert int(checkpoints.restore(1, under_way(8, 4))[0].estimator_state["state"]["count"][1]) == 4
     with pytest.raises(UserError, match="on 1 devices, whose chunks of tasks are out of step .* --num-devices 1.$"):
         checkpoints.restore(1, under_way(8, 2))
     with pytest.raises(UserError, match="another architecture"):
         checkpoints.restore(1, under_way(16, 4))
+
+
+@pytest.mark.parametrize("family", ["logistic_regression", "linear_regression"])
+def test_windows_of_tasks_with_data_of_their_own_go_on_on_another_number_of_devices(
+    family: str, tmp_path: Path
+) -> None:
+    def trainer(num_devices: int) -> Trainer:
+        return Trainer(
+            Experiment(
+                tasks=(choice(family, num_examples=8, dim=3, batch_size=4),),
+                optimizer=choice("lstm", hidden_size=4, num_layers=1),
+                estimator=choice("truncated_backprop"),
+                num_tasks=4,
+                horizon=6,
+                unroll_length=3,
+                num_devices=num_devices,
+            )
+        )
+
+    def tasks(state: TrainState) -> list[np.ndarray]:
+        return [np.asarray(leaf).reshape(4, -1) for leaf in jax.tree.leaves(state.estimator_state[0].run.task)]
+
+    checkpoints = Checkpoints(tmp_path)
+    saved = trainer(1).init()
+    checkpoints.save(1, saved, {})
+    state, _ = checkpoints.restore(1, trainer(2).init())
+    (run,) = (carried.run for carried in state.estimator_state)
+    assert run.state.step.shape == (2, 2)
+    for got, wanted in zip(tasks(state), tasks(saved), strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.parametrize(("saved_on", "restored_on"), [(1, 2), (2, 1)])
