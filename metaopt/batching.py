@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from metaopt.types import PyTree
 
-# Columns (tasks times coordinates) of a chunk. On CPUs: enough to fill the vector units, few enough for the second-level
-# cache. On accelerators: enough to fill one.
+# Columns (tasks times coordinates) of a chunk. On CPUs: enough to fill the vector units, few enough for the
+# second-level cache. On accelerators: enough to fill one.
 COLUMNS, ACCELERATOR_COLUMNS = 640, 2**17
 
 
@@ -64,7 +64,7 @@ def compiler_options(*, runs_once: bool = False) -> dict[str, bool | int]:
 
 
 def matmul_precision(setting: str) -> contextlib.AbstractContextManager[None]:
-    """The precision of products traced inside: `highest`, `high` or `default`, as `jax.default_matmul_precision` has it.
+    """The precision of products traced inside: `highest`, `high` or `default`, see `jax.default_matmul_precision`.
 
     Accelerators default to tf32 or bfloat16, whose errors a long unroll adds up. CPUs know one precision.
     """
@@ -104,6 +104,10 @@ def pick_chunk_size(num_tasks: int, num_coordinates: int, chunk_size: int | None
     return max(n for n in range(1, num_tasks + 1) if num_tasks % n == 0 and n <= most)
 
 
+# Residuals beyond this are dearer to store and load on a CPU than a second forward pass is.
+CACHED = 128 * 2**20
+
+
 def device_memory() -> int:
     """Bytes that an unroll's residuals may take on a device where nothing else is set: a quarter of what it has.
 
@@ -130,25 +134,32 @@ def pick_segment_lengths(length: int, state_bytes: int, step_bytes: int, budget:
     Args:
       state_bytes: a stored state.
       step_bytes: what the reverse pass reads of one step.
-      budget: bytes; None: `device_memory()`.
+      budget: bytes; None: `device_memory()`, and one cut on CPUs where that brings the residuals near the cache.
 
     Raises:
       ValueError: a budget that was given is too small however the unroll is cut.
     """
     limit = device_memory() if budget is None else budget
+    if budget is None and jax.default_backend() == "cpu" and _cut(length, 1, state_bytes, step_bytes)[1] <= CACHED:
+        limit = min(limit, CACHED)
     lengths: tuple[int, ...] = ()
-    need, parts = length * step_bytes, length
-    while need > limit and parts > 2:
-        levels = len(lengths) + 2
-        parts = math.ceil(length ** (1 / levels))
-        lengths = tuple(math.ceil(length / parts ** (level + 1)) for level in range(levels - 1))
-        need = parts * ((levels - 1) * state_bytes + step_bytes)
+    need, cuts = length * step_bytes, 0
+    while need > limit and length > 2 ** (cuts + 1):
+        cuts += 1
+        lengths, need = _cut(length, cuts, state_bytes, step_bytes)
     if need > limit and budget is not None:
         raise ValueError(
             f"`memory` ({budget / 2**30:.3g} GiB) is below the {need / 2**30:.3g} GiB that a chunk needs however its "
             "unroll is cut; raise it, or lower `chunk_size`."
         )
     return lengths
+
+
+def _cut(length: int, cuts: int, state_bytes: int, step_bytes: int) -> tuple[tuple[int, ...], int]:
+    """Nested segments' lengths, and the bytes of their residuals."""
+    parts = math.ceil(length ** (1 / (cuts + 1)))
+    lengths = tuple(math.ceil(length / parts ** (level + 1)) for level in range(cuts))
+    return lengths, parts * (cuts * state_bytes + step_bytes)
 
 
 def sum_over_chunks(

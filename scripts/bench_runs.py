@@ -18,9 +18,9 @@ from rich.console import Console
 
 from metaopt.evaluation import evaluate
 from metaopt.experiment import Experiment, Log, MetaOptimizer, Validation, choice
+from metaopt.runs.capsule_keeper import CapsuleKeeper
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.loggers import Progress
-from metaopt.runs.capsule_keeper import CapsuleKeeper
 from metaopt.runs.recorder import Recorder
 from metaopt.training import Trainer, meta_train
 from metaopt.types import MetaParams

@@ -33,6 +33,12 @@ def test_an_unroll_is_cut_only_where_its_residuals_exceed_the_budget():
     assert device_memory() > 2**20
 
 
+def test_without_a_budget_a_cpu_cuts_once_where_that_brings_residuals_near_its_cache():
+    assert pick_segment_lengths(100, 2**18, 2**18) == ()  # 25 MiB
+    assert pick_segment_lengths(10_000, 2**18, 2**18) == (100,)  # 2.4 GiB, cut: 50 MiB
+    assert pick_segment_lengths(4, 2**28, 2**28) == ()  # 1 GiB, and no cut would help
+
+
 def test_compiler_options_are_known_to_this_xla():
     assert jax.jit(lambda x: x + 1, compiler_options=compiler_options())(1) == 2
 

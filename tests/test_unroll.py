@@ -11,8 +11,8 @@ import pytest
 from metaopt.batching import pick_segment_lengths
 from metaopt.optimizers import OPTIMIZERS, lstm, sgd
 from metaopt.tasks import TASKS
-from metaopt.unroll import bind_tasks, reset, unroll
 from metaopt.types import Optimizer
+from metaopt.unroll import bind_tasks, reset, unroll
 from tests.toys import bowl, cliff, noisy_bowl
 
 SMALL = {"classifier": {"width": 3}, "autoencoder": {"width": 3}, "linear_regression": {"dim": 4}}

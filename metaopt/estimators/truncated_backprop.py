@@ -32,8 +32,8 @@ def truncated_backprop(
       num_tasks: tasks a meta-step.
       horizon: inner steps until tasks are drawn anew, a multiple of `unroll_length`.
       chunk_size: tasks at once on a device; None: fitted to the cache.
-      memory: GiB for the residuals of a chunk's unroll; beyond it the unroll is cut into about √`unroll_length`
-        segments, for one more forward pass. None: a quarter of what a device has.
+      memory: GiB for the residuals of a chunk's unroll; beyond it the unroll is cut into segments, for one
+        more forward pass each time. None: see `metaopt.batching.pick_segment_lengths`.
     """
     return reverse_mode_gradient(
         optimizer,

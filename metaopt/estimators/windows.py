@@ -94,7 +94,7 @@ class Schedule:
     chunk_size: int | None = None
     num_devices: int | None = None
     staggered: bool = False
-    memory: float | None = None  # GiB for the residuals of a chunk's unroll; None: a quarter of what a device has
+    memory: float | None = None  # GiB for the residuals of a chunk's unroll; None: chosen from what a device has
 
     def __post_init__(self) -> None:
         check_windows(self.horizon, self.unroll_length)

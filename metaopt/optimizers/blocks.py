@@ -31,13 +31,17 @@ def to_blocks(x: jax.Array, num_blocks: int, block: int) -> jax.Array:
     return jnp.pad(x.reshape(-1), (0, num_blocks * block - x.size)).reshape(num_blocks, block)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def map_blocks(fn: BlockFn, shared: PyTree, inputs: PyTree, memory: PyTree) -> tuple[jax.Array, PyTree]:
     """`fn` on every block; leaves of `inputs`, `memory` and of the results are [blocks, ...].
 
-    The memory is overwritten in place, which a loop that is to be differentiated could not do: its derivative is that of
-    an ordinary map, in which a block's activations are computed anew in the reverse pass.
+    The memory is overwritten in place, which a loop that is to be differentiated could not do: its derivative is that
+    of an ordinary map, in which a block's activations are computed anew in the reverse pass.
     """
+    return _map_blocks(fn, shared, inputs, memory)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _map_blocks(fn: BlockFn, shared: PyTree, inputs: PyTree, memory: PyTree) -> Any:
     num_blocks = jax.tree.leaves(inputs)[0].shape[0]
 
     def at(tree: PyTree, index: jax.Array) -> PyTree:
@@ -59,7 +63,7 @@ def map_blocks(fn: BlockFn, shared: PyTree, inputs: PyTree, memory: PyTree) -> t
     return jax.lax.fori_loop(0, num_blocks, body, (outputs, memory))
 
 
-@map_blocks.defjvp
+@_map_blocks.defjvp
 def _map_blocks_jvp(fn: BlockFn, primals: Any, tangents: Any) -> Any:
     def mapped(shared: PyTree, inputs: PyTree, memory: PyTree) -> tuple[jax.Array, PyTree]:
         one = jax.checkpoint(lambda block: fn(shared, *block), prevent_cse=False)

@@ -65,7 +65,8 @@ def coordinatewise(
             else:
                 one = features.init((block,), dtype), init_cells(network, block, dtype)
                 memory = jax.tree.map(lambda leaf: jnp.zeros((num_blocks, *leaf.shape), leaf.dtype), one)
-            return CoordinatewiseState(jnp.zeros((), jnp.int32), *memory, rule.init(shape, dtype))
+            statistics, cells = memory
+            return CoordinatewiseState(jnp.zeros((), jnp.int32), statistics, cells, rule.init(shape, dtype))
 
         def update(
             updates: PyTree,
@@ -91,7 +92,8 @@ def coordinatewise(
                 outputs = jnp.moveaxis(outputs, 1, 0).reshape(len(rule.heads), -1)[:, : tasks * dim]
             step = Step(state.count + 1, key, explore, leaf_sizes(updates))
             g, rule_state = rule.apply(keep(outputs).reshape(-1, tasks, dim), state.rule, step)
-            return unravel(g), CoordinatewiseState(state.count + 1, *memory, rule_state)
+            statistics, cells = memory
+            return unravel(g), CoordinatewiseState(state.count + 1, statistics, cells, rule_state)
 
         return optax.GradientTransformationExtraArgs(init_state, update)
 

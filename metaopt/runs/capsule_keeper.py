@@ -146,7 +146,8 @@ def _plain(trainer: Trainer, family: TaskFamily, meta_params: MetaParams, keys: 
 
 def _pairs(trainer: Trainer, family: TaskFamily, meta_params: MetaParams, keys: Key, chunks: Chunks) -> Iterator[Batch]:
     """Both sides of every group, each with its own φ ± σε."""
-    experiment, options = trainer.experiment, trainer.experiment.estimator.options
+    experiment = trainer.experiment
+    options = experiment.estimator.options
     settings = PairSettings(
         options.get("sigma", 0.01),
         options.get("tasks_per_perturbation"),
@@ -156,9 +157,8 @@ def _pairs(trainer: Trainer, family: TaskFamily, meta_params: MetaParams, keys: 
     )
     flat, unravel = ravel_pytree(meta_params)
     if chunks is None:
-        on_device = len(keys) // task_mesh(len(keys), experiment.num_devices).size
         chunks = [(None, True)]
-        grouped = keys.reshape(1, -1, settings.group_size(_dim(family), on_device))
+        grouped = keys.reshape(1, -1, settings.group_size(_dim(family), len(keys)))
     else:
         grouped = keys.reshape(len(chunks), *chunks[0][0].state.step.shape)
     for groups, (pairs, fresh) in zip(grouped, chunks, strict=True):
