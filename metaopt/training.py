@@ -122,7 +122,13 @@ class Trainer:
         self.level = 0  # of these; under a `validation` curriculum raised by whoever validates
         if experiment.curriculum.kind != "none":
             self.estimator = _with_curriculum(self.estimator, experiment, self.levels)
-        _check_fits(self.estimator, experiment.estimator.name, self.optimizer, self.families)
+        _check_fits(
+            self.estimator,
+            experiment.estimator.name,
+            self.optimizer,
+            self.families,
+            bounded=experiment.memory is not None,
+        )
         decay = experiment.meta_optimizer.ema
         if decay is not None and not 0 < decay < 1:
             raise UserError(f"`meta_optimizer.ema` ({decay}) must lie between 0 and 1; try 0.99.")
@@ -251,10 +257,16 @@ class Trainer:
         return TrainState(meta_params, opt_state, estimator_state, state.key, done, ema), metrics
 
 
-def _check_fits(estimator: MetaGradient, name: str, optimizer: Optimizer, families: Families) -> None:
-    # On shapes alone, before a run has a folder.
+def _check_fits(estimator: MetaGradient, name: str, optimizer: Optimizer, families: Families, *, bounded: bool) -> None:
+    # On shapes alone, before a run has a folder; a budget for memory shows only in the meta-gradient itself.
+    def fits(key: Key) -> None:
+        meta_params = optimizer.init(key)
+        state = estimator.init(key, meta_params, families)
+        if bounded:
+            estimator.estimate(key, meta_params, state, families)
+
     try:
-        jax.eval_shape(lambda key: estimator.init(key, optimizer.init(key), families), jax.random.key(0))
+        jax.eval_shape(fits, jax.random.key(0))
     except UserError:
         raise
     except ValueError as error:

@@ -100,7 +100,7 @@ def _settings(row: Row) -> str:
     return ", ".join(f"{key} {value}" for key, value in row.settings.items())
 
 
-# ----- README and docs -------------------------------------------------------------------------------------------------
+# ----- README and docs -----------------------------------------------------------------------------------------------
 
 
 def table(record: dict[str, Any], parts: Sequence[str]) -> list[str]:

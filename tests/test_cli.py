@@ -91,6 +91,10 @@ MISTAKES = [
         + ["--tasks", "quadratic", "rosenbrock"],
         "estimator persistent_evolution_strategies: needs at least 2 tasks of each family",
     ),
+    (
+        ["train", TINY, "--memory", "1e-9"],
+        "that a chunk needs however its unroll is cut; raise it, or lower `chunk_size`.",
+    ),
     (["train", TINY, "--oracle", "exat"], "oracle 'exat' is unknown; did you mean 'exact'?"),
     (["train", TINY, "--evaluation.baselines", "adm"], "baseline 'adm' is unknown; did you mean 'adam'?"),
     (["train", TINY, "--evaluation.tasks", "quadratic:dm=3"], "'dm' is unknown"),
