@@ -126,7 +126,12 @@ def table(record: dict[str, Any], parts: Sequence[str]) -> list[str]:
 
 def _tells_most(row: Row) -> bool:
     if row.part == "meta_step":
-        return "recompute" in row.figure or row.figure.startswith(("speed over", "first call"))
+        ours = "recompute bound" in row.figure and row.settings.get("program") != "plain"
+        return ours or row.figure.startswith("speed over")
+    if row.part == "inference":
+        return row.figure.startswith(("update", "time of", "temporary"))
+    if row.part == "whole_run":
+        return "over metaopt's" in row.figure
     if row.part == "scale":  # how far cost is from linear, and what the settings for memory do
         return row.settings.get("axis") == "memory" or row.figure.startswith("cost at")
     return not (row.part == "cost_model" and row.settings.get("points") == "fitted on")
