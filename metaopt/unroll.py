@@ -166,7 +166,8 @@ def unroll(
             (gradient, value), oracle_state, alive = known, state.oracle_state, state.alive
         else:
             at = params if second_order else jax.lax.stop_gradient(params)
-            gradient, value, oracle_state, alive = keep(estimate(state, at, gradient_keys))
+            gradient, value, oracle_state, alive = estimate(state, at, gradient_keys)
+            gradient, value, alive = keep((gradient, value, alive))
         updates, opt_state = tx.update(gradient, state.opt_state, params, key=update_keys, value=value, explore=explore)
         log_prob = None
         if explore == "scored":
