@@ -11,24 +11,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 
-from metaopt.averages import clip_adaptively, moving_average
 from metaopt.batching import compiler_options, matmul_precision, task_mesh
 from metaopt.estimators import ESTIMATORS
 from metaopt.estimators.curriculum import check_curriculum, log_uniform, stages, with_curriculum
 from metaopt.experiment import (
     Experiment,
-    MetaOptimizer,
     UserError,
     build,
     build_families,
     build_optimizer,
     suggest,
 )
+from metaopt.meta_optimizer import make_clips, make_meta_optimizer, moving_average
 from metaopt.objectives import OBJECTIVES
 from metaopt.types import Families, Key, MetaGradient, MetaParams, Metrics, Optimizer, PyTree
 
@@ -54,46 +52,6 @@ class TrainState(NamedTuple):
 def averaged(state: TrainState) -> MetaParams:
     """The φ to validate, evaluate and save: its average over meta-steps where there is one, else φ itself."""
     return state.ema if jax.tree.leaves(state.ema) else state.meta_params
-
-
-def make_clips(config: MetaOptimizer) -> list[optax.GradientTransformation]:
-    """By value, then adaptively, then by norm; those that are set."""
-    clips = []
-    if config.clip_value is not None:
-        clips.append(optax.clip(config.clip_value))
-    if config.clip_adaptive is not None:
-        try:
-            clips.append(clip_adaptively(config.clip_adaptive))
-        except ValueError as error:
-            raise UserError(f"`meta_optimizer.clip_adaptive`: {error}") from error
-    if config.clip_norm is not None:
-        clips.append(optax.clip_by_global_norm(config.clip_norm))
-    return clips
-
-
-def make_meta_optimizer(
-    config: MetaOptimizer, num_meta_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The optax chain (`make_clips`, optimizer) at learning rate 1, and the schedule of the rate.
-
-    The rate multiplies the chain's updates by the meta-step, so that it ends where the run does, whatever was skipped.
-
-    Raises:
-      UserError: the warm-up takes up the whole run.
-    """
-    rate, end, warmup = config.learning_rate, config.final_fraction, config.warmup_steps
-    if warmup and warmup >= num_meta_steps:
-        raise UserError(f"`warmup_steps` ({warmup}) must be below `num_meta_steps` ({num_meta_steps}).")
-    steps = max(num_meta_steps - warmup, 1)
-    if config.schedule == "cosine":
-        schedule: optax.Schedule = optax.cosine_decay_schedule(rate, steps, alpha=end)
-    elif config.schedule == "exponential":
-        schedule = optax.exponential_decay(rate, steps, end)
-    else:
-        schedule = optax.constant_schedule(rate)
-    if warmup:
-        schedule = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), schedule], [warmup])
-    return optax.chain(*make_clips(config), getattr(optax, config.name)(1.0)), schedule
 
 
 class Trainer:

@@ -19,17 +19,17 @@ FLOORS = {
     "oracles": 1,
     "optimizers": 1,
     "objectives": 1,
-    "averages": 1,
     "unroll": 2,
     "batching": 2,
     "estimators": 3,
     "experiment": 4,
-    "training": 5,
-    "evaluation": 5,
-    "analysis": 6,
-    "runs": 7,  # a run's report holds pictures, which analysis draws
-    "launch": 8,
-    "cli": 9,
+    "meta_optimizer": 5,
+    "training": 6,
+    "evaluation": 6,
+    "analysis": 7,
+    "runs": 8,  # a run's report holds pictures, which analysis draws
+    "launch": 9,
+    "cli": 10,
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.name.startswith("__")]
 

@@ -24,8 +24,9 @@ from metaopt.experiment import (
     choice,
     parse_choice,
 )
+from metaopt.meta_optimizer import make_meta_optimizer
 from metaopt.optimizers import sgd
-from metaopt.training import Diverged, Trainer, _check_alive, averaged, make_meta_optimizer, meta_train
+from metaopt.training import Diverged, Trainer, _check_alive, averaged, meta_train
 from metaopt.unroll import bind_tasks, reset, unroll
 
 BASE = Experiment(

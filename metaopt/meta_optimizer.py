@@ -1,4 +1,4 @@
-"""Running averages over meta-steps: of φ, and of gradient norms, at whose multiple a gradient is clipped."""
+"""The optimizer of φ: clipping of the meta-gradient, the schedule of the rate, averages over meta-steps."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from metaopt.experiment import MetaOptimizer, UserError
 from metaopt.types import PyTree
 
 
@@ -58,3 +59,43 @@ def clip_adaptively(multiple: float, decay: float = 0.99) -> optax.GradientTrans
         return jax.tree.map(lambda leaf: factor * leaf, updates), AdaptiveClip(mean, count)
 
     return optax.GradientTransformation(init, update)
+
+
+def make_clips(config: MetaOptimizer) -> list[optax.GradientTransformation]:
+    """By value, then adaptively, then by norm; those that are set."""
+    clips = []
+    if config.clip_value is not None:
+        clips.append(optax.clip(config.clip_value))
+    if config.clip_adaptive is not None:
+        try:
+            clips.append(clip_adaptively(config.clip_adaptive))
+        except ValueError as error:
+            raise UserError(f"`meta_optimizer.clip_adaptive`: {error}") from error
+    if config.clip_norm is not None:
+        clips.append(optax.clip_by_global_norm(config.clip_norm))
+    return clips
+
+
+def make_meta_optimizer(
+    config: MetaOptimizer, num_meta_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optax chain (`make_clips`, optimizer) at learning rate 1, and the schedule of the rate.
+
+    The rate multiplies the chain's updates by the meta-step, so that it ends where the run does, whatever was skipped.
+
+    Raises:
+      UserError: the warm-up takes up the whole run.
+    """
+    rate, end, warmup = config.learning_rate, config.final_fraction, config.warmup_steps
+    if warmup and warmup >= num_meta_steps:
+        raise UserError(f"`warmup_steps` ({warmup}) must be below `num_meta_steps` ({num_meta_steps}).")
+    steps = max(num_meta_steps - warmup, 1)
+    if config.schedule == "cosine":
+        schedule: optax.Schedule = optax.cosine_decay_schedule(rate, steps, alpha=end)
+    elif config.schedule == "exponential":
+        schedule = optax.exponential_decay(rate, steps, end)
+    else:
+        schedule = optax.constant_schedule(rate)
+    if warmup:
+        schedule = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), schedule], [warmup])
+    return optax.chain(*make_clips(config), getattr(optax, config.name)(1.0)), schedule

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from metaopt.averages import clip_adaptively, moving_average
+from metaopt.meta_optimizer import clip_adaptively, moving_average
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
