@@ -229,7 +229,7 @@ def test_resuming_takes_the_number_of_devices_that_the_run_began_on(
     write_json(place / "config.json", to_json(base()))
     write_json(place / "environment.json", {"experiment": "x", "device": {"count": 5}})
     asked: list[Any] = []
-    monkeypatch.setattr(cli, "configure_jax", asked.append)
+    monkeypatch.setattr("metaopt.commands.start.configure_jax", asked.append)
     monkeypatch.setattr("metaopt.runs.train.resume", lambda path, **options: asked.append(options["num_devices"]))
     assert cli.main(["train", "--resume", ".", *flags]) == 0
     assert asked == [count, 3 if flags else None]

@@ -29,7 +29,8 @@ FLOORS = {
     "analysis": 7,
     "runs": 8,  # a run's report holds pictures, which analysis draws
     "launch": 9,
-    "cli": 10,
+    "commands": 10,
+    "cli": 11,
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.name.startswith("__")]
 
