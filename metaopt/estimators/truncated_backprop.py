@@ -5,7 +5,7 @@ from __future__ import annotations
 from metaopt.estimators.reverse_mode import reverse_mode_gradient
 from metaopt.estimators.windows import Schedule
 from metaopt.types import MetaGradient, Objective, Optimizer
-from metaopt.unroll import ObjectiveBatch
+from metaopt.unroll import ObjectiveBatch, StateGradient
 
 
 def truncated_backprop(
@@ -18,6 +18,7 @@ def truncated_backprop(
     chunk_size: int | None = None,
     num_devices: int | None = None,
     memory: float | None = None,
+    state_gradient: StateGradient = "full",
     second_order: bool = False,
     objective_batch: ObjectiveBatch = "fresh",
     staggered: bool = False,
@@ -34,13 +35,14 @@ def truncated_backprop(
       chunk_size: tasks at once on a device; None: fitted to the cache.
       memory: GiB for the residuals of a chunk's unroll; beyond it the unroll is cut into segments, for one
         more forward pass each time. None: see `metaopt.batching.pick_segment_lengths`.
+      state_gradient: `stopped` drops the path by which a step changes later states, as in `reparameterised`.
     """
     return reverse_mode_gradient(
         optimizer,
         objective,
         Schedule(num_tasks, horizon, unroll_length, chunk_size, num_devices, staggered, memory),
         explore=False,
-        state_gradient="full",
+        state_gradient=state_gradient,
         second_order=second_order,
         objective_batch=objective_batch,
     )

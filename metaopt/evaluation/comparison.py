@@ -61,7 +61,7 @@ def evaluate_run_on(
     say = progress or (lambda line: None)
     family = build_family(task)
     label = family.name or str(task)  # one name however the choice is written
-    evaluation_key, tuning_key = _keys(seed)
+    evaluation_key, tuning_key = evaluation_keys(seed)
     tuned = tune_baselines(
         family,
         tuning_key,
@@ -128,7 +128,8 @@ def _lower_what_failed(
     return chosen, curves
 
 
-def _keys(seed: int) -> tuple[Key, Key]:
+def evaluation_keys(seed: int) -> tuple[Key, Key]:
+    """(key of the reported tasks, key of the tasks that baselines are tuned on)."""
     # A stream of its own: a run's meta-training splits the key of the same seed.
     evaluation_key, tuning_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), EVALUATION_STREAM))
     return evaluation_key, tuning_key

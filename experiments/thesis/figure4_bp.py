@@ -1,0 +1,10 @@
+"""Figure 4, the BP model: figure 3's optimizer on the Rosenbrock function, of one pair and of five."""
+
+import dataclasses
+
+from metaopt.experiment import Evaluation, choice
+
+from .figure3_bp import EXPERIMENT as QUADRATIC
+
+ROSENBROCK = (choice("rosenbrock", pairs=1), choice("rosenbrock", pairs=5))
+EXPERIMENT = dataclasses.replace(QUADRATIC, evaluation=Evaluation(ROSENBROCK, horizons=(1000,), num_tasks=400))

@@ -1,0 +1,10 @@
+"""Figure 8, the BP model: figure 7's optimizer on networks with batch normalisation."""
+
+import dataclasses
+
+from metaopt.experiment import choice
+
+from .figure7_bp import EXPERIMENT as PLAIN
+
+NETWORKS = tuple(choice(task.name, **task.options, batch_norm=True) for task in PLAIN.evaluation.tasks)
+EXPERIMENT = dataclasses.replace(PLAIN, evaluation=dataclasses.replace(PLAIN.evaluation, tasks=NETWORKS))

@@ -1,0 +1,214 @@
+"""Writes the reproduction's results, pictures and README from what is done; the README from the JSON alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from thesis_arms import RESULTS, STUDIES, THESIS
+from thesis_claims import Claim, judge, number, share
+from thesis_collect import collect
+from thesis_pictures import networks, one_task
+
+Record = Mapping[str, Any]
+PICTURES = {
+    "figure3.png": ("quadratic", "quadratic:dim=10", 10, "Figure 3, quadratics"),
+    "figure4_one_pair.png": ("quadratic", "rosenbrock:pairs=1", 10, "Figure 4, Rosenbrock, one pair"),
+    "figure4_five_pairs.png": ("quadratic", "rosenbrock:pairs=5", 10, "Figure 4, Rosenbrock, five pairs"),
+    "figure5.png": ("linear_regression", "linear_regression", 1, "Figure 5, linear regression"),
+    "figure6.png": ("linear_regression", "linear_regression", 10, "Figure 6, linear regression"),
+}
+HEAD = """\
+# The thesis, claim by claim
+
+A thesis on learned optimizers as stochastic policies meta-trains one LSTM optimizer in two ways: by back-propagation
+with a recursive step length (the BP model), and by a reparameterised policy gradient with a direct step
+length and Gamma noise (the RL model). It claims that the RL model goes on improving at ten times its training
+horizon, where the BP model overfits. This page says what of it was found again, and on which of the choices that
+the thesis leaves open it hangs.
+
+It is written by `scripts/reproduce_thesis --write` from the JSON files in `results/`; nothing here is typed by
+hand.
+"""
+HOW = """\
+## How to read it
+
+Every setting was meta-trained from several seeds, each for 2000 meta-steps of Adam (rate 1e-3, norm of the
+meta-gradient clipped at 1), and the last φ is evaluated: no validation picks one, since that would look beyond the
+horizon. All optimizers run on the same tasks, starts and minibatches. **Failed**: a loss that is not finite or
+above 10 f(θ_0) at any step. **Rises**: the mean of the last 5% of the curve above twice the loss at the training
+horizon. **Improves**: lower at ten times the horizon than at it. Means are over the runs that did not fail, and the
+share that failed stands beside them. Intervals are 95% bootstrap intervals over meta-seeds and tasks. The figure's
+baselines have the thesis's rates; the tuned ones the best rate for that family and horizon, found on other tasks.
+"""
+COMMANDS = """\
+## Commands
+
+```sh
+scripts/reproduce_thesis --dry-run                                   # what is left to do, and how long it takes
+scripts/reproduce_thesis                                             # everything, resumable; Ctrl-C loses nothing
+scripts/reproduce_thesis --only quadratic/rl quadratic/bp --seeds 1  # figure 3, one seed
+scripts/reproduce_thesis --minutes 60                                # as much as fits
+scripts/reproduce_thesis --write                                     # results, pictures, this page
+metaopt train experiments/thesis/figure3_rl.py                       # one of the models as an ordinary run
+```
+"""
+
+
+def write_all(work: Path) -> list[str]:
+    """Rewrites what has changed; returns a line for each file written."""
+    lines = []
+    for study in STUDIES.values():
+        record = collect(study, work)
+        if record is not None:
+            RESULTS.mkdir(parents=True, exist_ok=True)
+            path = RESULTS / f"{study.name}.json"
+            path.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
+            lines.append(f"results: {path.relative_to(THESIS.parent.parent)}")
+    records = read_results()
+    if records:
+        lines += [f"picture: {path}" for path in _draw(records)]
+        (THESIS / "README.md").write_text("\n".join(_page(records)).rstrip() + "\n")
+        lines.append("page: experiments/thesis/README.md")
+    return lines
+
+
+def read_results() -> dict[str, Record]:
+    """The committed records by study."""
+    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+
+
+def _draw(records: Mapping[str, Record]) -> Iterator[str]:
+    folder = THESIS / "figures"
+    for name, (study, task, multiple, title) in PICTURES.items():
+        if study in records:
+            one_task(records[study], task, multiple, title, folder / name)
+            yield name
+    for study in ("networks_digits", "networks_mnist_5k"):
+        if study in records:
+            for figure, batch_norm in (("figure7", False), ("figure8", True)):
+                name = f"{figure}_{study.removeprefix('networks_')}.png"
+                networks(records[study], batch_norm, folder / name)
+                yield name
+
+
+def _page(records: Mapping[str, Record]) -> Iterator[str]:
+    claims = judge(records)
+    yield HEAD
+    yield "| claim | verdict | in the thesis's setting |"
+    yield "| --- | --- | --- |"
+    for claim in claims:
+        yield f"| **{claim.name}** {claim.text} | {claim.verdict} | {_first(claim)} |"
+    yield "\n" + HOW
+    yield "## Figures\n"
+    yield "Dashed: the training horizon. Left as in the thesis, right with baselines tuned for the horizon.\n"
+    for path in sorted((THESIS / "figures").glob("*.png")):
+        yield f"![{path.stem.replace('_', ' ')}](figures/{path.name})\n"
+    yield "## Every claim in every setting\n"
+    for claim in claims:
+        yield f"**{claim.name}.** {claim.text} Taken to mean: {claim.means}.\n"
+        yield "| setting | holds | figures |"
+        yield "| --- | --- | --- |"
+        for one in claim.judged:
+            yield f"| {one.setting} | {'yes' if one.holds else 'no'} | {one.figures} |"
+        yield ""
+    yield "## The open choices, one at a time, and the three ingredients crossed\n"
+    yield "Mean loss (share that failed) at multiples of the training horizon; `cross` rows change only step rule,"
+    yield "state gradient and noise. Rows named after a use (`in_use`, `alpha_0`) evaluate the same φ in another way.\n"
+    for name in STUDIES:
+        if name in records:
+            yield from _ablation(records[name])
+    if "variance" in records:
+        yield from _variance(records["variance"])
+    yield "## What it cost\n"
+    yield from _cost(records)
+    yield COMMANDS
+
+
+def _first(claim: Claim) -> str:
+    ours = [one for one in claim.judged if one.setting.endswith("the thesis's setting")]
+    return "; ".join(f"{'yes' if one.holds else 'no'}: {one.figures}" for one in ours) or "not run yet"
+
+
+def _ablation(record: Record) -> Iterator[str]:
+    tests = record["tests"] if len(record["tests"]) <= 3 else []
+    if not tests:
+        yield from _networks(record)
+        return
+    yield f"### {record['title']}\n"
+    columns = [(test["task"], multiple) for test in tests for multiple in test["multiples"]]
+    yield "| arm | what differs | seeds | " + " | ".join(f"{task} {multiple}×" for task, multiple in columns) + " |"
+    yield "| --- | --- | --- |" + " --- |" * len(columns)
+    for name, arm in record["arms"].items():
+        cells = [_cell(arm["tests"][task]["at"][str(multiple)]) for task, multiple in columns]
+        diverged = f" ({arm['diverged_in_training']} diverged in meta-training)" if arm["diverged_in_training"] else ""
+        yield f"| {name} | {arm['factor']}{diverged} | {arm['seeds']} | " + " | ".join(cells) + " |"
+    cells = []
+    for task, multiple in columns:
+        tuned = {name: at for name, at in record["baselines"][task].items() if name.endswith(f"@{multiple}")}
+        best = min(tuned, key=lambda name: _rank(tuned[name]["at"][str(multiple)]))
+        cells.append(f"{_cell(tuned[best]['at'][str(multiple)])} {best.partition('@')[0]}")
+    yield "| best tuned | tuned for each column | | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def _rank(at: Record) -> tuple[float, float]:
+    return at["failed"], float("inf") if at["mean"] is None else float(at["mean"])
+
+
+def _cell(at: Record) -> str:
+    failed = f" ({share(at['failed'])})" if at["failed"] else ""
+    return f"{number(at['mean'])}{failed}"
+
+
+def _networks(record: Record) -> Iterator[str]:
+    yield f"### {record['title']}\n"
+    horizon = record["horizon"]
+    yield f"Mean loss at step {10 * horizon} (share that failed; share that rises), and the best tuned baseline.\n"
+    names = list(record["arms"])
+    yield "| network | " + " | ".join(names) + " | best tuned |"
+    yield "| --- |" + " --- |" * (len(names) + 1)
+    for test in record["tests"]:
+        task = test["task"]
+        cells = []
+        for name in names:
+            at = record["arms"][name]["tests"][task]["at"]["10"]
+            cells.append(f"{number(at['mean'])} ({share(at['failed'])}; {share(at['rises'])})")
+        tuned = {key: at for key, at in record["baselines"][task].items() if key.endswith("@10")}
+        best = min(tuned, key=lambda key: _rank(tuned[key]["at"]["10"]))
+        words = f"{_cell(tuned[best]['at']['10'])} {best.partition('@')[0]}"
+        yield f"| {task} | " + " | ".join(cells) + f" | {words} |"
+    yield ""
+
+
+def _variance(record: Record) -> Iterator[str]:
+    yield "## Reparameterised against score-function gradients\n"
+    yield record["about"] + "\n"
+    yield "| tasks | φ | estimator | norm of the mean | noise / signal | variance, to reparameterised |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for row in record["rows"]:
+        yield (
+            f"| {row['task']} | {row['phi']} | {row['estimator']} | {number(row['norm'])} | "
+            f"{number(row['noise_to_signal'])} | {number(row['variance_ratio'])} |"
+        )
+    yield ""
+
+
+def _cost(records: Mapping[str, Record]) -> Iterator[str]:
+    yield "| study | arms | core-minutes of meta-training | of evaluation |"
+    yield "| --- | --- | --- | --- |"
+    for name in STUDIES:
+        if name not in records:
+            continue
+        arms = records[name]["arms"].values()
+        trained = [arm["core_seconds"].get("training", 0.0) * arm["seeds"] for arm in arms if not arm["use"]]
+        evaluated = [
+            seconds * arm["seeds"]
+            for arm in arms
+            for part, seconds in arm["core_seconds"].items()
+            if part != "training"
+        ]
+        yield f"| {name} | {len(trained)} | {sum(trained) / 60:.0f} | {sum(evaluated) / 60:.0f} |"
+    yield ""
