@@ -22,7 +22,8 @@ from safetensors.numpy import load_file
 
 import metaopt
 from metaopt.experiment import Evaluation, Experiment, Log, UserError, Validation, choice
-from metaopt.launch import NOISE, _accelerator, _Group, _idle_cores, _shares, _take_processes, launch
+from metaopt.launch.machine import accelerator, shares
+from metaopt.launch.process_group import NOISE, _Group, _idle_cores, _take_processes, launch
 from metaopt.runs import train as train_module
 from metaopt.runs.folder import last_checkpoint, write_json
 from metaopt.runs.json_config import to_json
@@ -281,8 +282,8 @@ def test_the_launcher_takes_its_own_option_and_passes_on_the_rest() -> None:
 
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 5, 6})
-    assert _shares(2) == [[0, 1], [2, 5]]
-    assert _shares(6) == [[0, 1, 2, 5, 6]] * 6
+    assert shares(2) == [[0, 1], [2, 5]]
+    assert shares(6) == [[0, 1, 2, 5, 6]] * 6
 
 
 def test_idle_cores_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,12 +297,12 @@ def test_idle_cores_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_accelerators_are_left_to_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "nvidia0").touch()
     (tmp_path / "nvidiactl").touch()
-    assert _accelerator({}, {"cuda"}, tmp_path) == "cuda"
-    assert _accelerator({}, {"rocm", "libtpu"}, tmp_path) is None
-    assert _accelerator({}, set(), tmp_path) is None
-    assert _accelerator({"CUDA_VISIBLE_DEVICES": ""}, {"cuda"}, tmp_path) is None
-    assert _accelerator({"JAX_PLATFORMS": "cpu"}, {"cuda"}, tmp_path) is None
-    assert _accelerator({"JAX_PLATFORMS": "cuda,cpu"}, set(), tmp_path) == "cuda"
+    assert accelerator({}, {"cuda"}, tmp_path) == "cuda"
+    assert accelerator({}, {"rocm", "libtpu"}, tmp_path) is None
+    assert accelerator({}, set(), tmp_path) is None
+    assert accelerator({"CUDA_VISIBLE_DEVICES": ""}, {"cuda"}, tmp_path) is None
+    assert accelerator({"JAX_PLATFORMS": "cpu"}, {"cuda"}, tmp_path) is None
+    assert accelerator({"JAX_PLATFORMS": "cuda,cpu"}, set(), tmp_path) == "cuda"
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     with pytest.raises(
         UserError, match=re.escape("take its accelerators (cuda) in every process; use `metaopt train`")

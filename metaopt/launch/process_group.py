@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import os
 import re
 import signal
@@ -13,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,22 +19,13 @@ from typing import IO, Any
 
 from metaopt.batching import available_cores
 from metaopt.experiment import UserError
+from metaopt.launch.machine import accelerator, plugins, shares
 from metaopt.runs import processes
 from metaopt.runs.interrupts import SIGNALS
 
-HELP = """\
-usage: metaopt launch EXPERIMENT [--processes N] [--field value ...]
-       metaopt launch --resume RUN [--processes N] [--num-meta-steps ...]
-
-Trains one experiment in N processes of this machine, one for each core unless told otherwise, each with its own share
-of the tasks; the first one writes the run folder. All options of `metaopt train` are taken. For CPUs: one process of
-`metaopt train` uses all GPUs of a machine. On Slurm, `srun metaopt train EXPERIMENT` does the same without it.
-"""
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0  # after one process failed, for the others to end by themselves; again after SIGTERM, then SIGKILL
 TAIL_LINES = 20
-# jax's plugin -> the device files that it looks for, under /dev
-DEVICE_FILES = {"cuda": ("nvidia[0-9]*", "dxg"), "rocm": ("kfd",), "libtpu": ("accel*", "vfio/[0-9]*")}
 # What jax's C++ parts write for their own developers begins so, and goes on over lines until one of ours.
 NOISE = re.compile(r"^(\[Gloo\]|[IWEF]\d{4} \d\d:\d\d:\d\d|WARNING: All log messages before absl|\*\*\* |\s+@ +0x)")
 OURS = re.compile(r"^(metaopt: |Traceback |SIG[A-Z0-9]+: |\S+: \w*Warning: )")
@@ -48,13 +37,10 @@ def launch(arguments: list[str]) -> None:
     Raises:
       UserError: `--processes` is no number, or jax would use accelerators.
     """
-    if any(word in ("-h", "--help") for word in arguments) and len(arguments) == 1:
-        print(HELP, end="")
-        return
     count, rest = _take_processes(arguments)
-    accelerator = _accelerator(os.environ, _plugins())
-    if accelerator and count > 1:
-        raise UserError(processes.ON_CPUS.format(accelerator))
+    found = accelerator(os.environ, plugins())
+    if found and count > 1:
+        raise UserError(processes.ON_CPUS.format(found))
     idle = _idle_cores(count, rest)
     if idle:
         print(f"metaopt: {idle}", flush=True)
@@ -91,24 +77,6 @@ def _idle_cores(count: int, rest: list[str]) -> str | None:
     return f"{one}; without --processes, or with `metaopt train`, every core has one."
 
 
-def _plugins() -> set[str]:
-    """The accelerators' plugins for jax that are installed."""
-    named = {entry.name for entry in importlib.metadata.entry_points(group="jax_plugins")}
-    named |= {"libtpu"} if importlib.util.find_spec("libtpu") else set()
-    return {plugin for plugin in DEVICE_FILES if any(plugin in name for name in named)}
-
-
-def _accelerator(environment: Mapping[str, str], plugins: Collection[str], devices: Path = Path("/dev")) -> str | None:
-    """What jax would take by the look of this machine, None: the CPU. To ask jax would be to take it."""
-    platforms = environment.get("JAX_PLATFORMS", "")
-    if platforms:
-        first = platforms.split(",")[0]
-        return None if first == "cpu" else first
-    found = (name for name in sorted(plugins) if any(any(devices.glob(file)) for file in DEVICE_FILES[name]))
-    hidden = environment.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return next((name for name in found if not (hidden and name == "cuda")), None)
-
-
 class _Group:
     """The processes of one job; the first one's output goes to the terminal, that of the others to files."""
 
@@ -143,7 +111,7 @@ class _Group:
     def _start(self) -> None:
         port = _free_port()
         command = [sys.executable, "-m", "metaopt", "train", *self._arguments]
-        for index, cores in enumerate(_shares(self._count)):
+        for index, cores in enumerate(shares(self._count)):
             environment = {
                 **os.environ,
                 processes.COORDINATOR: f"127.0.0.1:{port}",
@@ -276,10 +244,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def _shares(count: int) -> list[list[int]]:
-    """The cores of each process: equal shares, so that none waits for another's threads; all where they are too few."""
-    cores = sorted(os.sched_getaffinity(0))
-    each = len(cores) // count
-    return [cores[i * each : (i + 1) * each] if each else cores for i in range(count)]

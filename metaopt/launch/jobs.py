@@ -1,0 +1,79 @@
+"""The process that trains one run of a sweep, `metaopt train --resume RUN`, and what becomes of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from metaopt.launch import sweep_folder
+from metaopt.launch.sweep_folder import LOG
+
+COMMAND = (sys.executable, "-m", "metaopt", "train", "--resume")  # and the run's folder
+LONGEST_ERROR = 500  # characters
+
+
+class Job:
+    """Begins a run or goes on with it; its folder holds the log, and in job.json how it ended.
+
+    Args:
+      cores: the process's own; None: all.
+      own_session: out of the reach of the terminal's Ctrl-C, which then comes by way of the parent.
+    """
+
+    def __init__(self, run: Path, *, cores: list[int] | None = None, own_session: bool = True) -> None:
+        self.run = run
+        self._status: int | None = None
+        self._started = sweep_folder.now()
+        with open(run / LOG, "ab") as log:
+            self._log_from = log.tell()
+            self._process = subprocess.Popen(
+                [*COMMAND, str(run)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=own_session
+            )
+        if cores:
+            os.sched_setaffinity(self._process.pid, cores)
+        sweep_folder.note_job(run, state="running", pid=self._process.pid, started=self._started)
+
+    def poll(self) -> int | None:
+        """The exit status once the process has ended, None before; -n: by signal n."""
+        if self._status is None and self._process.poll() is not None:
+            self._status = self._process.returncode
+            sweep_folder.note_job(
+                self.run,
+                state="ended",
+                started=self._started,
+                ended=sweep_folder.now(),
+                exit_status=self._status,
+                error=self._error() if self._status else None,
+            )
+        return self._status
+
+    def is_gone(self) -> bool:
+        """Whether the process has ended; for signal handlers, where `poll` may have been interrupted half-way."""
+        try:
+            return os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        except ChildProcessError:
+            return True
+
+    def send_signal(self, signum: int) -> None:
+        self._process.send_signal(signum)  # does nothing to a process that has ended
+
+    def _error(self) -> str:
+        """What it said last, in one line."""
+        with open(self.run / LOG, "rb") as log:
+            log.seek(self._log_from)
+            lines = log.read().decode(errors="replace").splitlines()
+        said = [line for line in lines if line.startswith("metaopt: ")] or [line for line in lines if line.strip()]
+        if said:
+            return said[-1].removeprefix("metaopt: ").removeprefix("error: ").strip()[:LONGEST_ERROR]
+        return how_it_ended(self._status or 0)
+
+
+def how_it_ended(status: int) -> str:
+    """`ended by SIGKILL` or `ended with exit status 1`."""
+    try:
+        return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+    except ValueError:
+        return f"ended by signal {-status}"

@@ -1,0 +1,167 @@
+"""A sweep on disk: sweep.json and one run folder a point. Whoever runs a point notes in that folder what it does."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from metaopt.experiment import UserError
+from metaopt.launch.grid import Grid, Point
+from metaopt.runs import folder
+from metaopt.runs.json_config import to_json
+
+SWEEP = "sweep.json"
+JOB = "job.json"  # in a run folder: the process that trains it, and how that ended; written by its parent
+CANCELLED = "cancelled.json"  # in a run folder: it is not to be trained; written by `metaopt cancel`
+LOG = "log.txt"  # in a run folder: what its process has to say
+SLURM_JOBS = "slurm.json"  # in a sweep's folder: run -> job id
+LAUNCHER_LOG = "launcher.log"  # in a sweep's folder, of a detached launcher
+
+
+class Sweep(NamedTuple):
+    """What sweep.json holds, and where."""
+
+    path: Path
+    experiment: str
+    where: str
+    workers: int | None
+    slurm: dict[str, str]
+    runs: dict[str, dict[str, str]]  # run folder's name -> its overrides
+
+    def run(self, name: str) -> Path:
+        return self.path / name
+
+
+def create(
+    out: Path | None,
+    name: str,
+    points: list[Point],
+    *,
+    grid: Grid,
+    seeds: int | None,
+    where: str,
+    workers: int | None,
+    slurm: dict[str, str],
+) -> Sweep:
+    """Makes the sweep's folder and all its run folders, which `metaopt train --resume` can begin.
+
+    Args:
+      out: the folder; default: the next runs/NAME/sweep-NNN.
+
+    Raises:
+      UserError: it is not empty or cannot be written.
+    """
+    made = folder.new_folder(_next(Path("runs") / name) if out is None else out, Path())
+    try:
+        for point in points:
+            run = made.path / point.run
+            run.mkdir()
+            folder.write_json(run / folder.CONFIG, to_json(point.experiment))
+            folder.write_json(run / folder.ENVIRONMENT, {"experiment": name})
+        held = {
+            "version": 1,
+            "experiment": name,
+            "command": ["metaopt", *sys.argv[1:]],
+            "created": now(),
+            "where": where,
+            "workers": workers,
+            "slurm": slurm,
+            "fields": grid,
+            "seeds": seeds,
+            "points": [{"run": point.run, "overrides": point.overrides} for point in points],
+        }
+        folder.write_json(made.path / SWEEP, held)  # last: a folder with it is whole
+    except BaseException:
+        made.discard()
+        raise
+    return read(made.path)
+
+
+def _next(parent: Path) -> Path:
+    taken = [path.name.removeprefix("sweep-") for path in parent.glob("sweep-*")]
+    return parent / f"sweep-{max((int(number) for number in taken if number.isdecimal()), default=0) + 1:03}"
+
+
+def is_sweep(path: Path) -> bool:
+    return (path / SWEEP).is_file()
+
+
+def read(path: Path) -> Sweep:
+    """The sweep in a folder.
+
+    Raises:
+      UserError: there is none, or its sweep.json is broken.
+    """
+    if not is_sweep(path):
+        raise UserError(f"{path} is no sweep, for it has no {SWEEP}; give the folder that `metaopt launch` printed.")
+    held = folder.read_json(path / SWEEP)
+    try:
+        runs = {str(point["run"]): dict(point["overrides"]) for point in held["points"]}
+        return Sweep(path, held["experiment"], held["where"], held["workers"], held["slurm"], runs)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path / SWEEP} is broken ({type(error).__name__}: {error}); launch the sweep anew.") from None
+
+
+# ----- notes of jobs --------------------------------------------------------------------------------------------------
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def note_job(run: Path, **held: Any) -> None:
+    """Writes job.json; a full disk is no reason to leave the other jobs alone."""
+    with contextlib.suppress(OSError):
+        folder.write_json(run / JOB, {"host": platform.node(), **held})
+
+
+def read_job(run: Path) -> dict[str, Any]:
+    """What job.json holds; nothing where it is missing or broken."""
+    return read_notes(run / JOB)
+
+
+def read_notes(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where it is missing or broken."""
+    try:
+        held = folder.read_json(path)
+    except UserError:
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
+def is_cancelled(run: Path) -> bool:
+    return (run / CANCELLED).exists()
+
+
+def job_lives(job: dict[str, Any]) -> bool:
+    """Whether the process of a job.json is there; on another host, whether it was begun in the last five minutes."""
+    if job.get("state") != "running":
+        return False
+    if job.get("host") != platform.node():  # by then training has locked the folder, which is seen from here
+        with contextlib.suppress(TypeError, ValueError):
+            began = datetime.datetime.fromisoformat(str(job.get("started")))
+            return (datetime.datetime.now(datetime.UTC) - began).total_seconds() < 300
+        return False
+    try:
+        words = Path(f"/proc/{job.get('pid')}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"metaopt" in words  # and not another process that got its number
+
+
+@contextlib.contextmanager
+def launching(sweep: Path) -> Iterator[None]:
+    """Keeps a second launcher out of a sweep.
+
+    Raises:
+      UserError: there is one.
+    """
+    if folder.is_locked(sweep):
+        raise UserError(f"{sweep} is being run already; watch it with `metaopt status {sweep}`.")
+    with folder.locked(sweep):
+        yield

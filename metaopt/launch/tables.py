@@ -1,0 +1,118 @@
+"""Runs and the points of sweeps as tables in the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from metaopt.launch.grid import Point
+from metaopt.launch.states import Standing
+
+COLOURS = {
+    "running": "cyan",
+    "finished": "green",
+    "waiting": "bright_black",
+    "failed": "red",
+    "diverged": "red",
+    "lost": "red",
+    "interrupted": "yellow",
+    "cancelled": "yellow",
+}
+ORDER = ("finished", "running", "waiting", "interrupted", "cancelled", "diverged", "failed", "lost")
+LONGEST_NOTE = 160  # characters
+WIDE = 200  # columns where there is no terminal, so that no line is broken
+
+
+def make_console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDE)
+
+
+def standings(rows: Sequence[Standing], title: str | None = None) -> Any:
+    """Runs with state, meta-step, meta-loss, validation at each multiple of the horizon, rate, time left; then why."""
+    from rich.console import Group
+    from rich.text import Text
+
+    multiples = sorted({m for row in rows for m in row.progress.validation}, key=_multiple)
+    running = any(row.state == "running" for row in rows)
+    table = _table()
+    table.add_column("run", overflow="fold", min_width=12)  # in a narrow terminal only names give way
+    table.add_column("state", no_wrap=True)
+    for heading in ("meta-step", "loss", *(f"val {m}" for m in multiples), *(["steps/s", "left"] * running)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        runs = row.state == "running"
+        state = (row.note or row.state) if runs else row.state  # a running one is compiling, evaluating ...
+        now = [number(row.progress.rate), clock(row.seconds_left)] if runs and row.note != "evaluating" else ["", ""]
+        cells = [
+            f"{row.meta_step}/{row.num_meta_steps if row.num_meta_steps is not None else '?'}",
+            number(row.progress.meta_loss),
+            *(number(row.progress.validation.get(m)) for m in multiples),
+            *(now * running),
+        ]
+        table.add_row(Text(row.name), Text(state, style=COLOURS.get(row.state, "")), *map(Text, cells))
+    noted = [row for row in rows if row.note and row.state != "running"]
+    return Group(*_titles(title), table, *(Text(f"{row.name}: {_shortened(row.note)}") for row in noted))
+
+
+def points(points: Sequence[Point], title: str) -> Any:
+    """A table of a sweep's points before they begin."""
+    from rich.console import Group
+    from rich.text import Text
+
+    table = _table()
+    table.add_column("run", no_wrap=True, overflow="fold")
+    for name in points[0].overrides:
+        table.add_column(name)
+    for point in points:
+        table.add_row(Text(point.run), *(Text(value) for value in point.overrides.values()))
+    return Group(*_titles(title), table)
+
+
+def _table() -> Any:
+    from rich.table import Table
+
+    return Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+
+
+def _titles(title: str | None) -> list[Any]:
+    from rich.text import Text
+
+    return [] if title is None else [Text(title, style="bold")]  # not the table's own, which breaks to its width
+
+
+def _shortened(note: str) -> str:
+    note = note.partition("; go on with")[0]  # the table's reader has `metaopt resume`
+    return note if len(note) <= LONGEST_NOTE else f"{note[: LONGEST_NOTE - 4]} ..."
+
+
+def counts(rows: Iterable[Standing]) -> str:
+    """`3 finished, 2 running, 1 waiting`."""
+    found = Counter(row.state for row in rows)
+    return ", ".join(f"{found[state]} {state}" for state in ORDER if found[state])
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    if value is None:
+        return ""
+    return f"{value:.{digits}g}" if math.isfinite(value) else str(value)
+
+
+def clock(seconds: float | None) -> str:
+    """`1:02:03`; nothing for None."""
+    if seconds is None:
+        return ""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _multiple(name: str) -> float:
+    try:
+        return float(name.removesuffix("x"))
+    except ValueError:
+        return math.inf

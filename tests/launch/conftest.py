@@ -1,0 +1,98 @@
+"""Sweeps of runs that pretend: quick processes which lock their folders and end as their seed says."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+
+import metaopt
+from metaopt.experiment import Evaluation, Experiment, Log, Validation, choice
+from metaopt.launch import grid, jobs, sweep_folder
+from metaopt.launch.sweep_folder import Sweep
+
+# Seed 0 finishes, 1 fails, 2 goes on until SIGTERM, 3 is killed, 4 diverges; begun again, all finish but 4.
+PRETENDER = """
+import json, os, platform, signal, sys, time
+from pathlib import Path
+from metaopt.runs import folder
+
+run = Path(sys.argv[1])
+seed = json.loads((run / "config.json").read_text())["seed"]
+again = (run / "begun").exists()
+(run / "begun").touch()
+
+def tell(state):
+    held = {"state": state, "pid": os.getpid(), "host": platform.node(), "meta_step": 3, "num_meta_steps": 8}
+    folder.write_json(run / "state.json", held)
+
+def stop(signum, frame):
+    tell("interrupted")
+    print("metaopt: saved", flush=True)
+    os._exit(128 + signum)
+
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGINT, stop)
+with folder.locked(run):
+    tell("running")
+    if seed == 4:
+        tell("diverged")
+        sys.exit("metaopt: error: no task was alive.")
+    if seed == 1 and not again:
+        tell("failed")
+        sys.exit("metaopt: error: out of luck.")
+    if seed == 3 and not again:
+        os.kill(os.getpid(), signal.SIGKILL)
+    while seed == 2 and not again:
+        time.sleep(0.01)
+    tell("finished")
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Experiment:
+    """An experiment whose runs compile in no time."""
+    return Experiment(
+        tasks=(choice("quadratic", dim=2),),
+        optimizer=choice("momentum"),
+        estimator=choice("truncated_backprop"),
+        num_meta_steps=4,
+        num_tasks=2,
+        horizon=4,
+        checkpoint_every=2,
+        num_devices=1,
+        validation=Validation(every=2, num_tasks=2, multiples=(1, 2)),
+        evaluation=Evaluation(num_tasks=2, horizons=(4,), baselines=()),
+        log=Log(every=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """For processes that train: what the first of them has compiled, the others have."""
+    return {
+        **os.environ,
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": str(Path(metaopt.__file__).parent.parent),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(jax.config.values["jax_disable_most_optimizations"])),
+    }
+
+
+@pytest.fixture
+def pretending(tmp_path: Path, tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep]:
+    """Makes a sweep over seeds of runs that pretend."""
+    (tmp_path / "pretending_to_be_metaopt.py").write_text(PRETENDER)
+    monkeypatch.setattr(jobs, "COMMAND", (sys.executable, str(tmp_path / "pretending_to_be_metaopt.py")))
+
+    def make(*seeds: int, where: str = "local", **slurm: str) -> Sweep:
+        fields = {"seed": [str(seed) for seed in seeds]}
+        points = grid.expand(tiny, fields, None)
+        options = {"grid": fields, "seeds": None, "where": where, "workers": None, "slurm": slurm}
+        return sweep_folder.create(tmp_path / "sweep", "tiny", points, **options)
+
+    return make

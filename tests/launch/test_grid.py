@@ -1,0 +1,185 @@
+"""What the command line and files say of a sweep, and the points that come of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from metaopt.experiment import Experiment, UserError, choice
+from metaopt.launch.grid import check, expand, read_grid, split_values
+from metaopt.launch.options import for_resuming, take_options
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("1e-3,3e-3", ["1e-3", "3e-3"]),
+        (":features=all,:features=scale_free", [":features=all", ":features=scale_free"]),
+        ("lstm:hidden_size=4,num_layers=1; rnnprop", ["lstm:hidden_size=4,num_layers=1", "rnnprop"]),
+        ("lstm:hidden_size=4,num_layers=1;", ["lstm:hidden_size=4,num_layers=1"]),
+        ("1 10;1 5", ["1 10", "1 5"]),
+    ],
+)
+def test_values_are_separated_by_commas_or_else_by_semicolons(text: str, values: list[str]) -> None:
+    assert split_values(text) == values
+
+
+def test_a_grid_is_every_combination_with_seeds_fastest(tiny: Experiment) -> None:
+    fields, seeds = read_grid(("meta-optimizer.learning-rate=1e-3,0.1", "validation.multiples=1 10;2"), 2)
+    points = expand(tiny, fields, seeds)
+    seen = [
+        (p.experiment.meta_optimizer.learning_rate, p.experiment.validation.multiples, p.experiment.seed)
+        for p in points
+    ]
+    assert seen == [(rate, each, seed) for rate in (1e-3, 0.1) for each in ((1, 10), (2,)) for seed in (0, 1)]
+    assert points[3].run == "4-learning_rate-1e-3-multiples-2-seed-1"
+    assert points[3].overrides == {
+        "meta_optimizer.learning_rate": "1e-3",
+        "validation.multiples": "2",
+        "seed": "1",
+    }
+    assert [point.run[:2] for point in expand(tiny, {"seed": [str(i) for i in range(12)]}, None)[8:10]] == ["09", "10"]
+
+
+def test_a_choice_builds_on_the_experiments_own(tiny: Experiment) -> None:
+    fields, _ = read_grid(("optimizer=:learning_rate=0.1,adam",), None)
+    points = expand(tiny, fields, None)
+    assert [point.experiment.optimizer for point in points] == [choice("momentum", learning_rate=0.1), choice("adam")]
+    assert [point.run for point in points] == ["1-optimizer-learning_rate-0.1", "2-optimizer-adam"]
+
+
+def test_fields_that_end_alike_keep_their_whole_names(tiny: Experiment) -> None:
+    (point,) = expand(tiny, {"log.every": ["3"], "validation.every": ["9"]}, None)
+    assert point.run == "1-log.every-3-validation.every-9"
+
+
+def test_names_of_folders_are_safe_and_short(tiny: Experiment) -> None:
+    (point,) = expand(tiny, {"log.project": ["a b/../c;$(x)" + "y" * 200]}, None)
+    assert point.run.startswith("1-project-a-b-..-c-x-yyy") and len(point.run) == 100
+
+
+def test_files_say_the_same(tmp_path: Path, tiny: Experiment) -> None:
+    (tmp_path / "sweep.yaml").write_text(
+        "meta_optimizer:\n  learning_rate: [1e-3, 0.1]\n  clip_norm: [null]\n"
+        "validation.multiples: [[1, 10], 2]\nseeds: 2\n"
+    )
+    (tmp_path / "sweep.json").write_text(
+        json.dumps({"meta_optimizer.learning_rate": [1e-3, 0.1], "meta_optimizer.clip_norm": [None]})
+    )
+    fields, seeds = read_grid((str(tmp_path / "sweep.yaml"),), None)
+    assert fields == {
+        "meta_optimizer.learning_rate": ["1e-3", "0.1"],
+        "meta_optimizer.clip_norm": ["None"],
+        "validation.multiples": ["1 10", "2"],
+    }
+    assert seeds == 2 and len(expand(tiny, fields, seeds)) == 8
+    assert expand(tiny, fields, None)[0].experiment.meta_optimizer.clip_norm is None
+    assert read_grid((str(tmp_path / "sweep.yaml"),), 5)[1] == 5
+    assert read_grid((str(tmp_path / "sweep.json"), "seed=1,2"), None)[0] == {
+        "meta_optimizer.learning_rate": ["0.001", "0.1"],
+        "meta_optimizer.clip_norm": ["None"],
+        "seed": ["1", "2"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("sweeps", "seeds", "message"),
+    [
+        (("learning_rat=1",), None, "field 'learning_rat' is unknown"),
+        (("meta_optimizer.learning_rat=1",), None, "did you mean 'meta_optimizer.learning_rate'?"),
+        (("seed=1,2", "seed=3"), None, "`seed` is swept twice"),
+        (("seed=1,,2",), None, "a value of `seed` is empty; write seed=A,B,C."),
+        (("seed=",), None, "a value of `seed` is empty"),
+        (("seed=1,2,1",), None, "`seed` has the value 1 twice"),
+        (("seed=1,2",), 3, "`seed` is swept, and a number of seeds is given as well"),
+        (("seed",), None, "neither FIELD=A,B,C nor a .yaml or .json file"),
+        (("nowhere.yaml",), None, "cannot read nowhere.yaml: No such file or directory."),
+        (("optimizer=lstm:hidden_size=4,num_layers=1",), None, "where a value holds commas, separate values by `;`"),
+        (("num_tasks=2,x",), None, "point 2 of 2 (num_tasks=x): --num-tasks: invalid literal"),
+        (("num_tasks=2,02",), None, "points 1 and 2 are the same experiment (num_tasks=02)."),
+        (("num_tasks=2,0",), None, "point 2 of 2 (num_tasks=0): `num_tasks` (0) must be at least 1."),
+        (
+            ("optimizer=momentum,lstn",),
+            None,
+            "point 2 of 2 (optimizer=lstn): optimizer 'lstn' is unknown; did you mean",
+        ),
+        (("evaluation.baselines=adm;adam sgd",), 2, "point 1 of 4 (evaluation.baselines=adm, seed=0): baseline 'adm'"),
+    ],
+)
+def test_a_mistake_is_one_line(sweeps: tuple[str, ...], seeds: int | None, message: str, tiny: Experiment) -> None:
+    with pytest.raises(UserError) as error:
+        check(expand(tiny, *read_grid(sweeps, seeds)))
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: [1", "is not valid YAML"),
+        ("[1]", "is no sweep; write FIELD: [A, B, C]"),
+        ("seed: 1", "`seed` is 1, which is not a list of values; write [1]."),
+        ("seeds: 0", "`seeds` is 0; give a number from 1 on."),
+        ("seed: [{a: 1}]", "`seed` has the value {'a': 1}; give a number"),
+    ],
+)
+def test_a_broken_file(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(text)
+    with pytest.raises(UserError) as error:
+        read_grid((str(tmp_path / "sweep.yaml"),), None)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+# ----- options --------------------------------------------------------------------------------------------------------
+
+
+def test_options_are_taken_and_the_rest_goes_to_the_experiment() -> None:
+    words = "x --sweep a=1,2 b=3 --num-tasks 4 --seeds=5 --sweep=c=6 --out y --workers 2 --dry_run --detach".split()
+    options = take_options(words)
+    assert options is not None
+    assert (options.experiment, options.fields) == ("x", ("--num-tasks", "4", "--out", "y"))
+    assert options.sweeps == ("a=1,2", "b=3", "c=6")
+    assert (options.seeds, options.workers, options.where) == (5, 2, "local")
+    assert options.dry_run and options.detach
+    slurm = take_options("x --where slurm --time 2:00:00 --slurm qos=high --slurm signal-delay-s=300".split())
+    assert slurm is not None and slurm.slurm == {"time": "2:00:00", "qos": "high", "signal_delay_s": "300"}
+
+
+@pytest.mark.parametrize("words", ["x", "x --processes 2 --seed 3", "--resume runs/x", "", "--resume x --processes=2"])
+def test_without_a_sweep_it_is_one_run_of_several_processes(words: str) -> None:
+    assert take_options(words.split()) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("x --seeds 2 --processes 2", "--processes shares one run among processes"),
+        ("x --seeds 2 --resume y", "a sweep begins new runs"),
+        ("--seeds 2", "the experiment comes first"),
+        ("x --workers 2", "--workers is for sweeps; add --sweep FIELD=A,B, --seeds N or --where local."),
+        ("x --seeds two", "--seeds ('two') must be a number from 1 on."),
+        ("x --seeds 0", "--seeds ('0') must be a number from 1 on."),
+        ("x --sweep", "--sweep has no value"),
+        ("x --sweep --seeds 2", "--sweep has no value"),
+        ("x --where slrm", "'slrm' is unknown; did you mean 'slurm'?"),
+        ("x --seeds 2 --partition p", "--partition is for --where slurm"),
+        ("x --where slurm --detach", "--detach is for --where local"),
+        ("x --where slurm --slurm qos", "--slurm 'qos' is not KEY=VALUE."),
+    ],
+)
+def test_options_that_cannot_be(words: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        take_options(words.split())
+    assert message in str(error.value)
+
+
+def test_resuming_takes_workers_and_nothing_that_was_decided() -> None:
+    folder, options = for_resuming(["runs/x", "--workers", "3"])
+    assert (folder, options.workers, options.detach) == ("runs/x", 3, False)
+    for words, message in [
+        (["x", "--seeds", "2"], "--seeds cannot change on resuming a sweep"),
+        (["x", "--num-tasks", "2"], "--num-tasks is no option of `metaopt resume SWEEP`"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            for_resuming(words)

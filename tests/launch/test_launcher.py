@@ -1,0 +1,154 @@
+"""The launcher on this machine: how it starts, watches, stops and goes on with runs, here such as pretend."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from metaopt import cli
+from metaopt.launch import local
+from metaopt.launch.states import Reader
+from metaopt.launch.sweep_folder import Sweep
+from metaopt.runs.folder import is_locked
+
+Make = Callable[..., Sweep]
+
+
+def states(sweep: Sweep) -> list[str]:
+    return [row.state for row in Reader().sweep(sweep)]
+
+
+def when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
+    """Acts from another thread when something has come to be."""
+
+    def wait() -> None:
+        until = time.monotonic() + 20
+        while not condition() and time.monotonic() < until:
+            time.sleep(0.02)
+        act()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+def test_one_that_fails_leaves_the_others_alone_and_resuming_finishes_what_can_be(
+    pretending: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = pretending(1, 0, 3, 4)
+    assert cli.main(["resume", str(sweep.path), "--workers", "2"]) == 1
+    assert states(sweep) == ["failed", "finished", "lost", "diverged"]
+    out, error = capsys.readouterr()
+    assert error == (
+        "metaopt: error: 3 of 4 runs failed; the first, 1-seed-1, failed: out of luck; "
+        f"see {sweep.path}/1-seed-1/log.txt; go on with `metaopt resume {sweep.path}`.\n"
+    )
+    assert "1-seed-1: failed, meta-step 3/8 (out of luck.)" in out and f"sweep folder: {sweep.path}\n" in out
+    job = json.loads((sweep.path / "3-seed-3" / "job.json").read_text())
+    assert (job["state"], job["exit_status"], job["error"]) == ("ended", -9, "ended by SIGKILL")
+
+    begun = (sweep.path / "2-seed-0" / "job.json").stat().st_mtime_ns
+    assert cli.main(["resume", str(sweep.path)]) == 1  # one has diverged
+    assert states(sweep) == ["finished", "finished", "finished", "diverged"]
+    assert (sweep.path / "2-seed-0" / "job.json").stat().st_mtime_ns == begun
+    out, error = capsys.readouterr()
+    assert "1 finished already: left alone" in out and "1 diverged, and would again: left alone" in out
+    assert error.startswith("metaopt: error: 1 of 4 runs failed; the first, 4-seed-4, diverged")
+    assert cli.main(["resume", str(sweep.path)]) == 1
+    assert capsys.readouterr().out.startswith("nothing is left to do: 3 finished, 1 diverged")
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_has_what_runs_save_and_stop(
+    signum: signal.Signals, status: int, pretending: Make, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep = pretending(2, 0)
+    first = sweep.path / "1-seed-2"
+    thread = when(lambda: bool(is_locked(first)), lambda: os.kill(os.getpid(), signum))
+    assert cli.main(["resume", str(sweep.path), "--workers", "1"]) == status
+    thread.join()
+    assert states(sweep) == ["interrupted", "waiting"]
+    out, error = capfd.readouterr()
+    assert f"{signum.name}: 1 running, saving and stopping; Ctrl-C again stops at once\n" in out
+    assert error.endswith(f"metaopt: stopped; go on with `metaopt resume {sweep.path}`\n")
+    assert signal.getsignal(signum) not in (None, signal.SIG_IGN) and not is_locked(sweep.path)
+
+
+def test_cancelling_ends_what_runs_and_keeps_the_rest_from_beginning(
+    pretending: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = pretending(0, 2, 3)
+    statuses: list[int] = []
+    second = sweep.path / "2-seed-2"
+
+    def act() -> None:
+        statuses.append(cli.main(["resume", str(sweep.path)]))  # it is being run
+        statuses.append(cli.main(["cancel", str(sweep.path)]))
+
+    thread = when(lambda: bool(is_locked(second)), act)
+    assert cli.main(["resume", str(sweep.path), "--workers", "1"]) == 1
+    thread.join()
+    assert statuses == [2, 0] and states(sweep) == ["finished", "cancelled", "cancelled"]
+    out, error = capsys.readouterr()
+    assert f"{sweep.path} is being run already; watch it with `metaopt status {sweep.path}`." in error
+    assert f"{sweep.path}: 1 waiting cancelled, 1 running asked to save and stop; 1 finished left alone" in out
+    assert f"metaopt: error: 2 of 3 runs did not finish; go on with `metaopt resume {sweep.path}`." in error
+    assert not (sweep.path / "3-seed-3" / "job.json").exists()
+    # One of the runs can be cancelled as well, and resuming takes the marks away.
+    assert cli.main(["resume", str(sweep.path)]) == 1
+    assert states(sweep) == ["finished", "finished", "lost"]
+    assert cli.main(["cancel", str(sweep.path / "3-seed-3")]) == 0 and states(sweep)[2] == "lost"
+
+
+def test_cancelling_reaches_runs_whose_launcher_is_gone(pretending: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    from metaopt.launch.jobs import Job
+
+    sweep = pretending(2)
+    job = Job(sweep.path / "1-seed-2")
+    while states(sweep) != ["running"] or not is_locked(job.run):
+        time.sleep(0.02)
+    assert cli.main(["cancel", str(job.run)]) == 0
+    while job.poll() is None:
+        time.sleep(0.02)
+    assert states(sweep) == ["cancelled"] and job.poll() == 143
+    assert capsys.readouterr().out.endswith("1-seed-2: cancelled, meta-step 3/8\n")
+
+
+def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from metaopt.experiment import UserError
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert [local.choose_workers(*args) for args in ((None,), (None, 3), (None, 16), (5,))] == [8, 2, 1, 5]
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert local.choose_workers(None) == 1
+    with pytest.raises(UserError, match="accelerators \\(cuda\\) in each of 2 workers; use --workers 1"):
+        local.choose_workers(2)
+
+
+def test_workers_have_cores_of_their_own(pretending: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned = []
+    cores = sorted(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda pid, cores: pinned.append(list(cores)))
+    monkeypatch.setattr(local, "shares", lambda count: [[cores[0]], [cores[-1]], cores][:count])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    local.run(pretending(0, 10, 11), 3)
+    assert pinned == [[cores[0]], [cores[-1]], cores]
+
+
+def test_a_folder_that_is_taken_or_broken(pretending: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = pretending(0)
+    (sweep.path / "sweep.json").write_text('{"points": [{}]}')
+    assert cli.main(["status", str(sweep.path)]) == 2
+    assert "sweep.json is broken (KeyError: 'run'); launch the sweep anew." in capsys.readouterr().err
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["launch", "quadratic_rl", "--seeds", "2", "--out", str(sweep.path)]) == 2
+    assert "exists and is not empty; give another --out." in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
