@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import signal
@@ -20,12 +21,21 @@ Meta-learning of optimizers in JAX.
 commands:
   train EXPERIMENT [--field value ...]      meta-train into a run folder, evaluate, write the report
   train --resume RUN                        go on with a run
+  train --from RUN [--field value ...]      repeat a run in a new folder; says what differs from then
   launch EXPERIMENT [--processes N] [...]   train in processes of this CPU, one a core
+  launch EXPERIMENT --sweep FIELD=A,B [--seeds N] [--where local|slurm]
+                                            many runs, as many at once as there are cores, or on a cluster
+  status [SWEEP_OR_RUN ...]                 where runs stand, live in a terminal
+  cancel SWEEP_OR_RUN ...                   save and stop; `resume SWEEP_OR_RUN` goes on
   evaluate RUN_OR_NAME ... [--tasks F ...] [--horizon T ...]
                                             learned optimizers beside tuned baselines
-  report RUN ...                            one page, report.html, that opens offline
+  report RUN_OR_SWEEP ... [--out PAGE]      one page that opens offline: of a run, or comparing several
+  runs [FOLDER ...] [--where FIELD=VALUE]   list run folders; `runs compare`, `rename` and `delete` them
   doctor RUN_OR_EXPERIMENT                  examine meta-gradients, gates, inputs and steps; advice
   replay CAPSULE                            show again, to the bit, how a task blew up
+  dashboard [RUN ...]                       runs on a local web page that follows them
+  export RUN ... --to csv|parquet|tensorboard|wandb
+                                            what they logged, for other programs
   list [NAME ...]                           everything that can be named; with a name, its options
 
 `metaopt COMMAND --help` tells more; `metaopt --version` prints the version.
@@ -72,7 +82,7 @@ def _run(command: Callable[[list[str]], None], arguments: list[str]) -> int:
     try:
         # These need jax: imported late, and inside the block, so that Ctrl-C during the import ends quietly too.
         from metaopt.experiment import UserError
-        from metaopt.runs import processes
+        from metaopt.runs import faults, processes
         from metaopt.runs.interrupts import Interrupted
 
         try:
@@ -80,10 +90,10 @@ def _run(command: Callable[[list[str]], None], arguments: list[str]) -> int:
         except UserError as error:
             return _fail(str(error))
         except Interrupted as error:
-            print(f"metaopt: {' '.join(str(error).split())}", file=sys.stderr)
+            _tell(str(error))
             return error.exit_status
         except (RuntimeError, MemoryError) as error:
-            if type(error).__name__ == "Diverged":
+            if isinstance(error, faults.NotWritten) or type(error).__name__ == "Diverged":
                 return _fail(str(error), 1)
             if isinstance(error, processes.LostProcess):
                 # Under `metaopt launch` the launcher, who knows which process it was, says so.
@@ -109,5 +119,10 @@ def _out_of_memory(error: Exception) -> str:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print(f"metaopt: error: {' '.join(message.split())}", file=sys.stderr)
+    _tell(f"error: {message}")
     return status
+
+
+def _tell(message: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"metaopt: {' '.join(message.split())}", file=sys.stderr)

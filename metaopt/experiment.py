@@ -8,11 +8,12 @@ import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
 
 import cattrs
 
-from metaopt.types import Families, Optimizer, TaskFamily
+if TYPE_CHECKING:  # what only looks at run folders reads this file too, and must not wait for jax
+    from metaopt.types import Families, Optimizer, TaskFamily
 
 
 class UserError(ValueError):

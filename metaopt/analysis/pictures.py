@@ -21,7 +21,9 @@ from metaopt.analysis.series import binned, numbers, series, validation_series
 INK, FAINT = "#24292f", "#d5d9de"
 LEARNED = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b58900")
 BASELINE = ("#57606a", "#6f7882", "#87909a", "#9ea6af", "#4a525b")
+LEARNED_DASHES: tuple[Any, ...] = ("-", (0, (7, 1.5)), (0, (7, 1.5, 1.5, 1.5)), (0, (2, 1.2)))
 DASHES: tuple[Any, ...] = ("--", "-.", ":", (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v")
 COLOURS = {
     "ink": INK,
     "faint": FAINT,
@@ -38,6 +40,7 @@ class Style(NamedTuple):
     label: str
     role: str  # a key of COLOURS
     dash: Any  # matplotlib's line style
+    marker: str | None = None  # matplotlib's, at some of the points
 
 
 def styles(result: Mapping[str, Any]) -> dict[str, Style]:
@@ -52,23 +55,42 @@ def styles(result: Mapping[str, Any]) -> dict[str, Style]:
         rate = tuned.get("learning_rate")
         label = name if rate is None else f"{name}, rate {float(rate):.2g}"
         size = len(LEARNED if kind == "learned" else BASELINE)
-        dash = "-" if kind == "learned" else DASHES[index % len(DASHES)]
+        # The first learned one is solid; others are told apart by more than their colour.
+        dashes = LEARNED_DASHES if kind == "learned" else DASHES
+        dash = dashes[index % len(dashes)]
         chosen[name] = Style(label, f"{kind}-{index % size}", dash)
     return chosen
 
 
-def validation_styles(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], Style]:
-    """(multiple, statistic) -> style: a colour for each multiple, the median solid and the mean dotted."""
-    keys = sorted(validation_series(rows), key=lambda key: (int(key[0].rstrip("x")), key[1] != "median"))
-    order = list(dict.fromkeys(multiple for multiple, _ in keys))
-    return {
-        (multiple, statistic): Style(
-            f"{statistic} at {'the training horizon' if multiple == '1x' else multiple.rstrip('x') + ' times it'}",
-            f"learned-{order.index(multiple) % len(LEARNED)}",
-            "-" if statistic == "median" else ":",
-        )
-        for multiple, statistic in keys
-    }
+def validation_lines(
+    rows: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, str, str], tuple[Style, tuple[np.ndarray, np.ndarray]]]:
+    """(prefix, multiple, statistic) -> (style, (meta-steps, losses)): a colour and a marker for each multiple.
+
+    The median is solid and the mean dotted. Where φ is averaged over meta-steps the averaged φ's median is the solid
+    one, φ's own is dashed, and there are no means.
+    """
+    found = {("validation", *key): line for key, line in validation_series(rows).items()}
+    averaged = {("validation_ema", *key): line for key, line in validation_series(rows, "validation_ema").items()}
+    if averaged:
+        found = {key: line for key, line in {**averaged, **found}.items() if key[2] == "median"}
+    keys = sorted(found, key=lambda key: (int(key[1].rstrip("x")), key[2] != "median", key[0] == "validation"))
+    order = list(dict.fromkeys(multiple for _, multiple, _ in keys))
+    chosen = {}
+    for prefix, multiple, statistic in keys:
+        index = order.index(multiple)
+        dash = ":" if statistic == "mean" else "--" if averaged and prefix == "validation" else "-"
+        words = "the training horizon" if multiple == "1x" else f"{multiple.rstrip('x')} times it"
+        label = f"{statistic} at {words}" + (", averaged φ" if prefix == "validation_ema" else "")
+        marker = MARKERS[index % len(MARKERS)] if dash == "-" else None
+        style = Style(label, f"learned-{index % len(LEARNED)}", dash, marker)
+        chosen[prefix, multiple, statistic] = style, found[prefix, multiple, statistic]
+    return chosen
+
+
+def validation_styles(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], Style]:
+    """The styles of `validation_lines`."""
+    return {key: style for key, (style, _) in validation_lines(rows).items()}
 
 
 # ----- figures --------------------------------------------------------------------------------------------------------
@@ -92,8 +114,8 @@ def evaluation_figure(result: Mapping[str, Any], *, narrow: bool = False, legend
             "linewidth": 2.0 if learned else 1.3,
             "zorder": 4 if learned else 3,
         }
-        _curve(mean_axes, steps, numbers(curve["mean"]), label=style.label, **look)
-        _curve(median_axes, steps, numbers(curve["median"]), **look)
+        draw_curve(mean_axes, steps, numbers(curve["mean"]), label=style.label, **look)
+        draw_curve(median_axes, steps, numbers(curve["median"]), **look)
         if learned or name == result.get("best_baseline"):
             low, high = _plottable(numbers(curve["q25"])), _plottable(numbers(curve["q75"]), top=1e30)
             alpha = 0.2 if learned else 0.13
@@ -124,7 +146,7 @@ def evaluation_figure(result: Mapping[str, Any], *, narrow: bool = False, legend
 
 def meta_training_figure(rows: Sequence[Mapping[str, Any]], *, narrow: bool = False, legend: bool = True) -> Figure:
     """The meta-loss against the meta-step, and the validation losses where there are any."""
-    validation = validation_series(rows)
+    validation = validation_lines(rows)
     if validation:
         figure, (left, right) = _two_panels(narrow)
     else:
@@ -136,20 +158,18 @@ def meta_training_figure(rows: Sequence[Mapping[str, Any]], *, narrow: bool = Fa
     colour = COLOURS["learned-0"]
     left.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
     left.plot(steps, middle, color=colour, linewidth=1.8, label="meta-loss (median, and 10 to 90%)")
-    _maybe_log_y(left, np.concatenate([low, middle, high]))
+    maybe_log_y(left, np.concatenate([low, middle, high]))
     left.set_title("Meta-loss", loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
     left.set_ylabel("meta-loss")
     panels = [left]
     if right is not None:
         panels.append(right)
         shown = []
-        for (multiple, statistic), style in validation_styles(rows).items():
-            at, values = validation[multiple, statistic]
-            median = statistic == "median"
-            look = {"color": COLOURS[style.role], "linestyle": style.dash, "linewidth": 1.8 if median else 1.1}
-            _curve(right, at, values, label=style.label, marker="o" if median else None, markersize=3.5, **look)
+        for style, (at, values) in validation.values():
+            look = {"color": COLOURS[style.role], "linestyle": style.dash, "linewidth": 1.8 if style.marker else 1.1}
+            draw_curve(right, at, values, label=style.label, marker=style.marker, markersize=4.5, **look)
             shown.append(values)
-        _maybe_log_y(right, np.concatenate(shown))
+        maybe_log_y(right, np.concatenate(shown))
         right.set_title(
             "Validation: final loss on held-out tasks", loc="left", fontsize=11, fontweight="bold", color=INK, pad=10
         )
@@ -187,10 +207,11 @@ def _plottable(values: np.ndarray, top: float = np.nan) -> np.ndarray:
     return np.where(np.isfinite(values), np.maximum(values, 1e-30), np.where(np.isposinf(values), top, np.nan))
 
 
-def _curve(axes: Axes, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
+def draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
+    """A line that ends in a cross where its values become infinite."""
     axes.plot(steps, values if (values < 0).any() else _plottable(values), **look)
     lost = np.flatnonzero(np.isposinf(values))
-    if len(lost) and lost[0] > 0:  # a cross where it becomes infinite
+    if len(lost) and lost[0] > 0:
         last = lost[0] - 1
         axes.plot(steps[last], values[last], "x", color=look["color"], markersize=8, markeredgewidth=2, zorder=5)
 
@@ -224,7 +245,8 @@ def _log_y(axes: Axes, values: np.ndarray, start: float) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _maybe_log_y(axes: Axes, values: np.ndarray) -> None:
+def maybe_log_y(axes: Axes, values: np.ndarray) -> None:
+    """A logarithmic axis where all values are above 0, with limits that one explosion does not decide."""
     known = values[np.isfinite(values)]
     if len(known) and (known > 0).all():
         _log_y(axes, known, start=float(known.max()))
@@ -272,15 +294,21 @@ def to_svg(figure: Figure, *, prefix: str, description: str) -> str:
     head, body = text.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
-    # A tenth of a point is finer than a screen shows, and halves the page.
-    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\d+\.\d+", lambda n: f"{float(n[0]):.1f}", path[0]), body)
+    # A tenth of a point is finer than a screen shows; that, and no blanks, halves the page.
+    body = re.sub(
+        r' (d|x|y|transform)="[^"]*"',
+        lambda found: re.sub(r"\d+\.\d+", lambda n: f"{float(n[0]):.1f}".removesuffix(".0"), found[0]),
+        body,
+    )
+    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\s*([MLQCzZ])\s*", r"\1", path[0]).replace('="', '="', 1), body)
+    body = re.sub(r' transform="rotate\(-?0 [^"]*"', "", re.sub(r">\s+<", "><", body))
+    body = re.sub(r"(?<=[:;]) (?=[^\"<>]*\")", "", body)
     body = re.sub(r'id="([^"]*)"', rf'id="{prefix}-\1"', body)
     body = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", body)
     body = re.sub(r'xlink:href="#([^"]*)"', rf'href="#{prefix}-\1"', body)
     # The page's own font; matplotlib laid the text out with one that is a little wider.
-    body = re.sub(r"font: ([^;\"]*?)'[^;\"]*", r"font: \1inherit-family", body).replace(
-        "inherit-family", "system-ui, sans-serif"
-    )
+    body = re.sub(r"font-family:[^;\"]*;?", "", body)
+    body = re.sub(r"font: ?([^;\"]*?)'[^;\"]*", r"font:\1system-ui, sans-serif", body)
     for role, colour in COLOURS.items():
         body = body.replace(colour, f"var(--{role}, {colour})")
     label = escape(description, quote=True)

@@ -20,12 +20,18 @@ def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np
     return numbers(step for step, _ in pairs), numbers(value for _, value in pairs)
 
 
-def validation_series(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """(multiple such as "10x", "mean" or "median") -> (meta-steps, losses), from keys `validation/10x/median`."""
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith("validation/"))
+def validation_series(
+    rows: Sequence[Mapping[str, Any]], prefix: str = "validation"
+) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
+    """(multiple such as "10x", "mean" or "median") -> (meta-steps, losses), from keys `validation/10x/median`.
+
+    Args:
+      prefix: of the keys; "validation_ema" for those of φ averaged over meta-steps.
+    """
+    names = dict.fromkeys(name for row in rows for name in row if name.startswith(f"{prefix}/"))
     found = {}
     for name in names:
-        match = re.fullmatch(r"validation/(\d+x)/(mean|median)", name)
+        match = re.fullmatch(rf"{prefix}/(\d+x)/(mean|median)", name)
         if match:
             found[match[1], match[2]] = series(rows, name)
     return found

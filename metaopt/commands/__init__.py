@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from metaopt.commands import launching, looking, training
+from metaopt.commands import keeping, launching, looking, training, watching
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": training.train,
     "launch": launching.launch,
+    "status": launching.status,
+    "cancel": launching.cancel,
+    "resume": launching.resume,
     "evaluate": looking.evaluate,
     "report": looking.report,
     "doctor": looking.doctor,
     "replay": looking.replay,
+    "runs": keeping.runs,
+    "dashboard": watching.dashboard,
+    "export": watching.export,
     "list": looking.show_list,
 }

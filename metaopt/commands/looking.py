@@ -20,14 +20,21 @@ def evaluate(arguments: list[str]) -> None:
 def report(arguments: list[str]) -> None:
     from metaopt.experiment import UserError
     from metaopt.runs import arguments as reader
+    from metaopt.runs.catalogue import is_folder_of_runs
 
-    runs = reader.parse(reader.ReportArguments, arguments, prog="metaopt report").runs
-    if not runs:
+    parsed = reader.parse(reader.ReportArguments, arguments, prog="metaopt report")
+    if not parsed.runs:
         raise UserError("name at least one run folder.")
+    places, out = [Path(run) for run in parsed.runs], None if parsed.out is None else Path(parsed.out)
+    if out is not None and (out.suffix.lower() not in (".html", ".htm") or out.is_dir()):
+        raise UserError(f"--out {out} is no page; give a file whose name ends in .html.")
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it, or give another --out.")
     from metaopt.runs.report import write_report
+    from metaopt.runs.report_comparison import write_comparison
 
-    for run in runs:
-        print(write_report(Path(run)))
+    one = len(places) == 1 and not is_folder_of_runs(places[0])
+    print(write_report(places[0], out) if one else write_comparison(places, out))
 
 
 def doctor(arguments: list[str]) -> None:

@@ -66,9 +66,20 @@ class ReplayArguments:
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Writes report.html, one page that opens offline, into run folders."""
+    """Writes one page that opens offline: of a run, or of several runs or a sweep beside one another."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]  # run folders
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]  # run folders, or folders of runs such as a sweep's
+    out: str | None = None  # the page; None: report.html in the run's or the sweep's folder, of several comparison.html
+
+
+@dataclass(frozen=True)
+class RunsArguments:
+    """Lists run folders."""
+
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # where to look; none: runs
+    where: tuple[str, ...] = ()  # field=value, all of which have to hold
+    experiment: str | None = None  # by name
+    state: str | None = None  # running, finished, interrupted, diverged, failed, lost or unknown
 
 
 def parse(kind: type[Arguments], arguments: list[str], *, prog: str, default: Arguments | None = None) -> Arguments:

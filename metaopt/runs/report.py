@@ -1,4 +1,4 @@
-"""A run as one page: report.html, which opens from disk without network, scripts or other files."""
+"""A run as one page: report.html, which opens from disk without network or other files."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from typing import Any
 
 from metaopt.analysis import pictures
 from metaopt.analysis.series import validation_series
+from metaopt.experiment import UserError
 from metaopt.runs.doctor_section import doctor_section
-from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, METRICS, REPORT, open_run, read_json, replacing
+from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, METRICS, REPORT, open_run, read_json
+from metaopt.runs.horizon_section import horizon_section, one_run
 from metaopt.runs.loggers import read_rows
+from metaopt.runs.report_page import page, write_page
 from metaopt.runs.report_parts import (
     count_words,
     definition_table,
@@ -20,15 +23,19 @@ from metaopt.runs.report_parts import (
     flatten,
     legend,
     number,
-    page,
     ratio_words,
     results_table,
+    validation_table,
 )
 from metaopt.runs.results import check_writable, read_results
+from metaopt.runs.state import RunState, read_state
 
 
-def write_report(run_dir: Path) -> Path:
-    """Writes report.html into a run folder from what is there; what is missing is said on the page.
+def write_report(run_dir: Path, out: Path | None = None) -> Path:
+    """Writes the page of a run folder from what is there; what is missing is said on it. Returns its path.
+
+    Args:
+      out: the page; None: report.html in the folder.
 
     Raises:
       UserError: the path is no run folder or cannot be written, or a file in it is broken.
@@ -36,7 +43,9 @@ def write_report(run_dir: Path) -> Path:
     run_dir = Path(run_dir)
     if not (run_dir / CONFIG).is_file():
         open_run(run_dir)  # raises, with the remedy
-    check_writable(run_dir, "make it writable, or copy the run and report on the copy")
+    if out is None:
+        check_writable(run_dir, "make it writable, or give --out PAGE.html")
+        out = run_dir / REPORT
     config = read_json(run_dir / CONFIG)
     environment = _optional(run_dir / ENVIRONMENT)
     rows = list(read_rows(run_dir / METRICS))
@@ -44,17 +53,26 @@ def write_report(run_dir: Path) -> Path:
     title = str(environment.get("experiment") or run_dir.resolve().name)
     train_rows = [row for row in rows if row.get("kind", "train") == "train" and "meta_loss" in row]
     sections = [
-        _summary(config, results, train_rows),
+        _summary(config, results, train_rows, read_state(run_dir)),
+        horizon_section([one_run(title, results)]),
         *(_evaluation(result, index) for index, result in enumerate(results)),
         doctor_section(_optional(run_dir / DOCTOR)),
         _meta_training(rows, train_rows),
         _configuration(config),
         _environment(environment),
     ]
-    text = page(title, f"Run folder {run_dir.resolve()}", sections)
-    with replacing(run_dir / REPORT) as part:
-        part.write_text(text, encoding="utf-8")
-    return run_dir / REPORT
+    try:
+        return write_page(out, page(title, f"Run folder {run_dir.resolve()}", sections))
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; give another --out.") from None
+
+
+_ENDS = {
+    "interrupted": "The run was interrupted",
+    "diverged": "The run diverged",
+    "failed": "The run failed",
+    "lost": "The run's process ended without a word",
+}
 
 
 def _optional(path: Path) -> Any:
@@ -64,7 +82,7 @@ def _optional(path: Path) -> Any:
 # ----- sections -------------------------------------------------------------------------------------------------------
 
 
-def _summary(config: Any, results: Sequence[Any], train_rows: Sequence[Any]) -> str:
+def _summary(config: Any, results: Sequence[Any], train_rows: Sequence[Any], ended: RunState) -> str:
     planned = config.get("num_meta_steps") if isinstance(config, Mapping) else None
     done = train_rows[-1]["meta_step"] if train_rows else 0
     if not train_rows:
@@ -74,6 +92,9 @@ def _summary(config: Any, results: Sequence[Any], train_rows: Sequence[Any]) -> 
     else:
         state = f"Meta-training is done: {done:,} meta-steps."
     lines = [f"<p>{escape(state)}</p>"]
+    if ended.state in _ENDS:
+        words = f"{_ENDS[ended.state]}: {ended.reason}" if ended.reason else f"{_ENDS[ended.state]}."
+        lines.append(f"<p class=bad>{escape(words)}</p>")
     if not results:
         lines.append(
             "<p>It has not been evaluated yet: <code>metaopt evaluate</code> adds curves and a table here.</p>"
@@ -201,6 +222,8 @@ def _meta_training(rows: Sequence[Mapping[str, Any]], train_rows: Sequence[Mappi
         # Keys such as validation/10x/quadratic/median are there when there are several families.
         several = any(key.startswith("validation/") and key.count("/") > 2 for row in rows for key in row)
         caption += ", relative to the first loss and averaged over the families. " if several else ". "
+        if validation_series(rows, "validation_ema"):
+            caption += "Of φ averaged over meta-steps, which is what the run leaves, and of φ itself. "
     shown = [
         train_rows[i] for i in sorted({*range(0, len(train_rows), max(1, len(train_rows) // 20)), len(train_rows) - 1})
     ]
@@ -209,12 +232,7 @@ def _meta_training(rows: Sequence[Mapping[str, Any]], train_rows: Sequence[Mappi
     ]
     cells = [[number(row.get(c)) if c != "meta_step" else f"{row[c]:,}" for c in columns] for row in shown]
     tables = details_table("Meta-training as numbers", [c.replace("_", "-") for c in columns], cells)
-    held_out = [row for row in rows if any(key.startswith("validation/") for key in row)]
-    if held_out:
-        keys = [k for k in dict.fromkeys(k for row in held_out for k in row) if k.startswith("validation/")]
-        cells = [[f"{row['meta_step']:,}", *(number(row.get(key)) for key in keys)] for row in held_out]
-        names = ["meta-step", *(key.removeprefix("validation/").replace("/", ", ") for key in keys)]
-        tables += details_table("Validation as numbers", names, cells)
+    tables += validation_table(rows)
     return (
         "<section><h2>Meta-training</h2>"
         + figure(drawings, legend(pictures.validation_styles(rows)) if validation else "", caption + health)

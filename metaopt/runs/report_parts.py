@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
-from metaopt.analysis.pictures import COLOURS, Style, styles
+from metaopt.analysis.pictures import Style, styles
 
 # ----- numbers and words ----------------------------------------------------------------------------------------------
 
@@ -78,15 +77,36 @@ def _plain(value: Any) -> str:
 def definition_table(rows: Iterable[tuple[str, str]]) -> str:
     """Names and values in two columns."""
     body = "".join(f"<tr><th scope=row>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f'<div class=scroll><table class="settings"><tbody>{body}</tbody></table></div>'
+    return _scrolling(f'<table class="settings"><tbody>{body}</tbody></table>', "Settings")
+
+
+def _scrolling(table: str, label: str) -> str:
+    # What scrolls has to be in reach of the keyboard, and then needs a name.
+    return f'<div class=scroll tabindex=0 role=region aria-label="{escape(label, quote=True)}">{table}</div>'
+
+
+def data_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, label: str, kind: str = "numbers") -> str:
+    """A table whose headers sort it; cells come from `number`, `cell` or `head_cell` and are escaped already."""
+    first = rows[0] if rows else [""] * len(columns)
+    sides = [" class=words" if text.startswith('<td class="words') else "" for text in first]
+    head = "".join(f"<th scope=col{side}>{escape(name)}</th>" for name, side in zip(columns, sides, strict=True))
+    body = "".join(
+        "<tr>" + "".join(text if text.startswith(("<td", "<th")) else f"<td>{text}</td>" for text in row) + "</tr>"
+        for row in rows
+    )
+    table = f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return _scrolling(table, label)
 
 
 def details_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A folded table of numbers; cells come from `number` and are escaped already."""
-    head = "".join(f"<th scope=col>{escape(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    table = f"<div class=scroll><table class=numbers><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    return f"<details><summary>{escape(title)}</summary>{table}</details>"
+    """A folded table of numbers, as `data_table`."""
+    return f"<details><summary>{escape(title)}</summary>{data_table(columns, rows, label=title)}</details>"
+
+
+def cell(main: str, under: str = "", *, value: Any = None, bad: bool = False) -> str:
+    """A cell with small print below, and the value by which its column is sorted where the words do not tell it."""
+    sort = "" if value is None else f' data-sort="{escape(str(value), quote=True)}"'
+    return f"<td{sort}{' class=bad' if bad else ''}>{main}{f'<small>{under}</small>' if under else ''}</td>"
 
 
 def results_table(result: Mapping[str, Any]) -> str:
@@ -103,25 +123,25 @@ def results_table(result: Mapping[str, Any]) -> str:
     for name, record in optimizers.items():
         final, ratio = record["final"], record.get("ratio_to_best_baseline")
         cells = [
-            _cell(number(final["mean"]), range_words(final.get("mean_interval"))),
-            _cell(number(final["median"]), range_words((final.get("q25"), final.get("q75")))),
+            cell(number(final["mean"]), range_words(final.get("mean_interval")), value=final["mean"]),
+            cell(number(final["median"]), range_words((final.get("q25"), final.get("q75"))), value=final["median"]),
         ]
         if best:
             is_best = name == best
             under = "the best baseline" if is_best else range_words(ratio.get("interval")) if ratio else ""
-            cells.append(_cell("1" if is_best else number(ratio["of_means"] if ratio else None), under))
-        cells.append(_failure(record.get("failed"), total))
+            of_means = 1 if is_best else ratio["of_means"] if ratio else None
+            cells.append(cell(number(of_means), under, value=of_means))
+        cells.append(share_cell(record.get("failed"), total, bad=True))
         if beyond:
-            cells.append(_failure(record.get("rises"), total))
-            cells.append(f"<td>{count_words(record.get('keeps_improving'), total)}</td>")
+            cells.append(share_cell(record.get("rises"), total, bad=True))
+            cells.append(share_cell(record.get("keeps_improving"), total))
         if accuracy:
             value = (record.get("test") or {}).get("accuracy")
-            cells.append(f"<td>{'–' if value is None else f'{float(value):.1%}'}</td>")
-        mark = swatch(drawn[name])
+            cells.append(cell("–" if value is None else f"{float(value):.1%}", value=value))
         weight = " class=learned" if record.get("kind") == "learned" else ""
         rate = (record.get("tuned") or {}).get("learning_rate")
         under = "" if rate is None else f"<small>rate {number(rate)}</small>"
-        first = f"<th scope=row>{mark}{escape(name)}{under}</th>"
+        first = f"<th scope=row>{swatch(drawn[name])}{escape(name)}{under}</th>"
         lines.append(f"<tr{weight}>{first}{''.join(cells)}</tr>")
     head = "".join(f"<th scope=col>{column}</th>" for column in columns)
     notes = (
@@ -133,22 +153,39 @@ def results_table(result: Mapping[str, Any]) -> str:
         at = result.get("keeps_improving_at")
         notes += " Rises: the last 5% of the curve lie above twice the loss at the training horizon."
         notes += f" Keeps improving: lower at step {at:,} than at the training horizon." if at else ""
-    return (
-        f"<div class=scroll><table class=results><thead><tr>{head}</tr></thead>"
-        f"<tbody>{''.join(lines)}</tbody></table></div><p class=quiet>{notes}</p>"
-    )
+    table = f"<table class=results><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+    return f"{_scrolling(table, 'Results')}<p class=quiet>{notes}</p>"
 
 
-def _cell(main: str, under: str = "") -> str:
-    return f"<td>{main}{f'<small>{under}</small>' if under else ''}</td>"
+def validation_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Every validation of a run, folded; "" where there was none."""
+    prefixes = ("validation/", "validation_ema/")
+    held_out = [row for row in rows if any(key.startswith(prefixes) for key in row)]
+    if not held_out:
+        return ""
+    keys = [key for key in dict.fromkeys(key for row in held_out for key in row) if key.startswith(prefixes)]
+    cells = [[f"{row['meta_step']:,}", *(number(row.get(key)) for key in keys)] for row in held_out]
+    names = [
+        key.replace("validation_ema/", "averaged φ, ").removeprefix("validation/").replace("/", ", ") for key in keys
+    ]
+    return details_table("Validation as numbers", ["meta-step", *names], cells)
 
 
-def _failure(fraction: float | None, total: int) -> str:
-    words = count_words(fraction, total)
-    return f"<td class=bad>{words}</td>" if fraction else f"<td>{words}</td>"
+def share_cell(fraction: float | None, total: int, *, bad: bool = False) -> str:
+    """A share of tasks in words; coloured where there are any and that is bad."""
+    return cell(count_words(fraction, total), value=fraction, bad=bad and bool(fraction))
 
 
 # ----- figures --------------------------------------------------------------------------------------------------------
+
+
+MARKS = {
+    "o": "M15 2a3 3 0 1 0 .01 0z",
+    "s": "M12 2h6v6h-6z",
+    "^": "M15 1.2l3.6 6.6h-7.2z",
+    "D": "M15 .8l4 4.2-4 4.2-4-4.2z",
+    "v": "M15 8.8l3.6-6.6h-7.2z",
+}
 
 
 def swatch(style: Style) -> str:
@@ -158,10 +195,11 @@ def swatch(style: Style) -> str:
         dash = dashes[style.dash]
     else:
         dash = " ".join(f"{1.6 * length:g}" for length in style.dash[1])
-    width = 3 if style.dash == "-" else 2
+    width = 3 if style.dash == "-" and style.marker is None else 2
+    mark = f'<path d="{MARKS[style.marker]}" style="fill:var(--{style.role})"/>' if style.marker else ""
     return (
         '<svg class=swatch viewBox="0 0 30 10" aria-hidden="true"><line x1=1 y1=5 x2=29 y2=5 '
-        f'style="stroke:var(--{style.role});stroke-width:{width};stroke-dasharray:{dash}"/></svg>'
+        f'style="stroke:var(--{style.role});stroke-width:{width};stroke-dasharray:{dash}"/>{mark}</svg>'
     )
 
 
@@ -171,42 +209,14 @@ def legend(drawn: Mapping[Any, Style]) -> str:
     return f"<ul class=legend>{items}</ul>"
 
 
-def figure(drawings: Sequence[str], key: str, caption: str) -> str:
-    """A figure in its wide and its narrow form, of which the page shows the one that fits."""
+def figure(drawings: Sequence[str], key: str, caption: str, *, half: bool = False) -> str:
+    """A figure in its wide and its narrow form, of which the page shows the one that fits.
+
+    Args:
+      half: it has a single panel, which does not fill the page.
+    """
     wide, narrow = drawings
     return (
-        f"<figure><div class=wide>{wide}</div><div class=narrow>{narrow}</div>{key}"
+        f"<figure{' class=half' if half else ''}><div class=wide>{wide}</div><div class=narrow>{narrow}</div>{key}"
         f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-# ----- the page -------------------------------------------------------------------------------------------------------
-
-DARK = {
-    "ink": "#e3e6ea",
-    "faint": "#3a414a",
-    **dict(
-        zip([f"learned-{i}" for i in range(5)], ["#ff8c42", "#5ab4f0", "#35c79a", "#e59cc8", "#e0b93f"], strict=True)
-    ),
-    **dict(
-        zip([f"baseline-{i}" for i in range(5)], ["#b4bcc6", "#9aa3ae", "#828b96", "#6f7883", "#c8ced6"], strict=True)
-    ),
-}
-
-
-def page(title: str, subtitle: str, sections: Sequence[str]) -> str:
-    """The whole document."""
-
-    def variables(colours: Mapping[str, str]) -> str:
-        return "".join(f"--{role}:{colour};" for role, colour in colours.items())
-
-    style = (files("metaopt.runs") / "report.css").read_text(encoding="utf-8")
-    style += f":root{{{variables(COLOURS)}}}@media (prefers-color-scheme:dark){{:root{{{variables(DARK)}}}}}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)} · metaopt</title><style>{style}</style></head><body><main>"
-        f"<header><h1>{escape(title)}</h1><p class=quiet>{escape(subtitle)}</p></header>"
-        + "\n".join(sections)
-        + "</main></body></html>\n"
     )
