@@ -9,6 +9,7 @@ import difflib
 import functools
 import gzip
 import hashlib
+import math
 import os
 import zipfile
 import zlib
@@ -223,7 +224,9 @@ def _read_idx(path: Path) -> np.ndarray:
     if content[3] != num_axes or len(content) < start:
         raise ValueError(f"{path} should have {num_axes} axes; its header says {content[3]}.")
     shape = tuple(int(length) for length in np.frombuffer(content[4:start], ">i4"))
-    num_bytes = int(np.prod(shape, dtype=np.int64))
+    if min(shape) < 0:
+        raise ValueError(f"{path} has a header that no idx file has: shape {shape}; fetch it again.")
+    num_bytes = math.prod(shape)
     if len(content) - start != num_bytes:
         held = len(content) - start
         raise ValueError(f"{path} should hold {num_bytes:,} bytes (shape {shape}), but holds {held:,}; fetch it again.")

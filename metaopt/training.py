@@ -267,7 +267,11 @@ Callback = Callable[[Trainer, TrainState, dict[str, np.ndarray]], bool | None]
 
 
 def meta_train(
-    experiment: Experiment | Trainer, *, state: TrainState | None = None, callbacks: Sequence[Callback] = ()
+    experiment: Experiment | Trainer,
+    *,
+    state: TrainState | None = None,
+    callbacks: Sequence[Callback] = (),
+    history: Iterable[tuple[bool, bool]] = (),
 ) -> TrainState:
     """Meta-trains, from `state` on where one is given.
 
@@ -275,6 +279,8 @@ def meta_train(
       callbacks: each is called as `callback(trainer, state, metrics)` after every chunk of `log.every` meta-steps,
         where metrics maps names to arrays [steps]; one that returns True ends the run after that chunk. Where several
         processes train together, it is the first one's word that counts.
+      history: of the meta-steps before `state`, whether no task was alive and whether each was skipped; so that a
+        resumed run is judged to have diverged where an undisturbed one would be.
 
     Raises:
       Diverged: half of the latest chunk of meta-steps (20 at least) had no task alive, or no finite meta-gradient.
@@ -283,7 +289,7 @@ def meta_train(
     trainer = experiment if isinstance(experiment, Trainer) else Trainer(experiment)
     state = trainer.init() if state is None else state
     num_meta_steps, every = trainer.experiment.num_meta_steps, trainer.experiment.log.every
-    recent: deque[tuple[bool, bool]] = deque(maxlen=max(LOOK_BACK, every))
+    recent: deque[tuple[bool, bool]] = deque(history, maxlen=max(LOOK_BACK, every))
     while int(state.meta_step) < num_meta_steps:
         if trainer.experiment.curriculum.kind == "validation":
             trainer.level = _first_ones(trainer.level)

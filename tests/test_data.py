@@ -228,6 +228,8 @@ OBJECTS = np.array([{}])
         ({TRAIN_IMAGES: idx(GOOD[TRAIN_IMAGES])[:9]}, "should have 3 axes"),
         ({TRAIN_IMAGES: idx(GOOD[TRAIN_IMAGES])[:-1]}, r"should hold 28,224 bytes .* but holds 28,223"),
         ({TRAIN_LABELS: idx(GOOD[TRAIN_LABELS]) + b"\0"}, "should hold 36 bytes"),
+        ({TRAIN_IMAGES: b"\0\0\x08\3" + b"\xff" * 12}, r"header that no idx file has: shape \(-1, -1, -1\)"),
+        ({TRAIN_IMAGES: b"\0\0\x08\3" + b"\x40\0\0\0" * 3}, "should hold 1,237,940,039,285,380,274,899,124,224 bytes"),
         ({TRAIN_IMAGES: idx(GOOD[TRAIN_IMAGES][:, :27])}, r"uint8 \[36, 27, 28\].*must be uint8 \[N, 28, 28\]"),
         ({TRAIN_LABELS: idx(GOOD[TRAIN_LABELS][:-1])}, r"holds 36 images but labels of shape \(35,\)"),
         ({TEST_LABELS: idx(np.full(10, 10, np.uint8))}, r"labels outside 0 \.\.\. 9"),

@@ -1,10 +1,13 @@
-"""The training state on disk, by orbax: the latest three and the best; a broken one is passed over."""
+"""The training state on disk, by orbax: the latest three and their best; a broken one is passed over."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,6 +19,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from metaopt.experiment import UserError
+from metaopt.runs.rechunking import OutOfStep, in_other_chunks, rechunk, shape_of
 
 State = TypeVar("State")
 Record = dict[str, Any]  # what goes with a state, as plain JSON
@@ -23,13 +27,18 @@ KEEP = 3
 
 
 class _LatestAndBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the last `KEEP` checkpoints and the one named best."""
+    """Keeps the last `KEEP` checkpoints and, of each of them, the one that was the best by then.
 
-    best_step: int | None = None
+    So whichever of them a run goes on from finds its best.
+    """
+
+    def __init__(self) -> None:
+        self.best_steps: dict[int, int | None] = {}  # by the step of the checkpoint
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        latest = {checkpoint.step for checkpoint in checkpoints[-KEEP:]}
-        return [checkpoint.step in latest or checkpoint.step == self.best_step for checkpoint in checkpoints]
+        latest = [checkpoint.step for checkpoint in checkpoints[-KEEP:]]
+        kept = {*latest, *(self.best_steps.get(step) for step in latest)}
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 class Checkpoints(Generic[State]):
@@ -60,23 +69,28 @@ class Checkpoints(Generic[State]):
                 ),
                 item_names=("state", "record"),
             )
+        for step in self.steps:
+            # One that cannot be read has no best, and is passed over later.
+            with contextlib.suppress(Exception):
+                self._policy.best_steps[step] = self._record(step).get("best_step")
 
     @property
     def steps(self) -> list[int]:
         """Meta-steps of the checkpoints that are there, rising."""
         return sorted(self._manager.all_steps())
 
-    def save(self, step: int, state: State, record: Record, *, best_step: int | None = None) -> None:
-        """Saves whole or not at all; keeps the checkpoint of `best_step` beside the latest ones.
+    def save(self, step: int, state: State, record: Record) -> None:
+        """Saves whole or not at all; keeps the checkpoint of the record's "best_step" beside the latest ones.
 
         The record comes back with "num_devices", those that the state lay on.
         """
-        self._policy.best_step = best_step
+        self._policy.best_steps[step] = record.get("best_step")
+        held = to_host(state)
+        record = {**record, "num_devices": _num_devices(state), "arrays": _describe(state)}
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(to_host(state)),
-            record=ocp.args.JsonSave({**record, "num_devices": _num_devices(state), "arrays": _describe(state)}),
+            state=ocp.args.StandardSave(held), record=ocp.args.JsonSave({**record, "sha256": _hash(held, record)})
         )
-        with _quiet():
+        with _quiet(), _threads_silent():
             self._manager.save(step, args=args, force=True)
 
     def restore_latest(self, target: State) -> tuple[State, Record, list[str]] | None:
@@ -114,19 +128,23 @@ class Checkpoints(Generic[State]):
         Raises:
           UserError: it holds other arrays than the target.
         """
-        with _quiet():
-            record = self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+        with _quiet(), _threads_silent():
+            record = self._record(step)
+            sha256, written = record.pop("sha256", None), dict(record)  # older ones have none
             held = record.pop("arrays")
             self._check(step, held, target)
             names = list(_describe(target))
-            shapes = [_shape(held[name]) for name in names]
+            shapes = [shape_of(held[name]) for name in names]
             leaves, structure = jax.tree.flatten(target)
             wanted = [_host_like(leaf, shape) for leaf, shape in zip(leaves, shapes, strict=True)]
             args = ocp.args.Composite(state=ocp.args.StandardRestore(structure.unflatten(wanted)))
             state = self._manager.restore(step, args=args)["state"]
+        # Large arrays lie in files that carry no checksum of their own.
+        if sha256 is not None and sha256 != _hash(state, written):
+            raise ValueError("its contents are not what was saved")
         try:
-            values = [_rechunk(*each) for each in zip(names, jax.tree.leaves(state), leaves, strict=True)]
-        except _OutOfStep:
+            values = [rechunk(*each) for each in zip(names, jax.tree.leaves(state), leaves, strict=True)]
+        except OutOfStep:
             devices = record.get("num_devices")
             raise UserError(
                 f"the checkpoint of meta-step {step} in {self._folder} was saved by a run on {devices} devices, whose "
@@ -134,10 +152,14 @@ class Checkpoints(Generic[State]):
             ) from None
         return to_devices(structure.unflatten(values), target), record
 
+    def _record(self, step: int) -> Record:
+        with _quiet():
+            return self._manager.restore(step, args=ocp.args.Composite(record=ocp.args.JsonRestore()))["record"]
+
     def _check(self, step: int, held: dict[str, str], target: State) -> None:
         wanted = _describe(target)
         differ = {name for name in {*held, *wanted} if held.get(name) != wanted.get(name)}
-        for name in sorted(differ - _in_other_chunks(held, wanted, differ)):
+        for name in sorted(differ - in_other_chunks(held, wanted, differ)):
             raise UserError(
                 f"the checkpoint of meta-step {step} in {self._folder} is of another architecture: {name} is "
                 f"{held.get(name, 'missing')} there and {wanted.get(name, 'missing')} by config.json; "
@@ -153,6 +175,14 @@ def _describe(state: Any) -> dict[str, str]:
     """Path -> type and shape of every array of a pytree."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+def _hash(held: Any, record: Record) -> str:
+    """Of a state as `to_host` gives it, and of the record beside it."""
+    sha256 = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for leaf in jax.tree.leaves(held):
+        sha256.update(np.ascontiguousarray(leaf).tobytes())
+    return sha256.hexdigest()
 
 
 # ----- between devices and the disk -----------------------------------------------------------------------------------
@@ -191,72 +221,6 @@ def _host_like(leaf: jax.Array, shape: tuple[int, ...]) -> np.ndarray:
     return np.empty((*shape, *data.shape[leaf.ndim :]), data.dtype)
 
 
-# ----- tasks in other chunks ------------------------------------------------------------------------------------------
-
-AGES = "/state/step"  # where an estimator's inner runs hold the steps done since their reset
-
-
-def _shape(described: str) -> tuple[int, ...]:
-    return tuple(json.loads(described[described.rindex("[") :]))
-
-
-def _task_axis(held: Sequence[int], wanted: Sequence[int]) -> int | None:
-    """The axis along which two arrays [chunks, ...] hold the same tasks in other chunks; 0: there is none but chunks.
-
-    None: they are not of the same tasks.
-    """
-    if len(held) != len(wanted) or not held:
-        return None
-    differ = [axis for axis in range(1, len(held)) if held[axis] != wanted[axis]]
-    if not differ:
-        return 0
-    axis = differ[0]
-    same = held[0] * held[axis] == wanted[0] * wanted[axis]
-    return axis if len(differ) == 1 and same else None
-
-
-def _in_other_chunks(held: dict[str, str], wanted: dict[str, str], differ: set[str]) -> set[str]:
-    """The names of arrays that hold the same tasks, shared out otherwise among devices and chunks."""
-    axes: dict[str, int] = {}
-    for name in differ & held.keys() & wanted.keys():
-        (dtype, _, _), (other, _, _) = held[name].partition("["), wanted[name].partition("[")
-        axis = _task_axis(_shape(held[name]), _shape(wanted[name]))
-        if name.startswith("estimator_state/") and dtype == other and axis is not None:
-            axes[name] = axis
-
-    def chunks(name: str) -> tuple[int, int]:
-        return _shape(held[name])[0], _shape(wanted[name])[0]
-
-    # One value a chunk tells nothing of the number of tasks; an array beside it has to.
-    known = {chunks(name) for name, axis in axes.items() if axis}
-    return {name for name in axes if chunks(name) in known}
-
-
-class _OutOfStep(Exception):
-    pass
-
-
-def _rechunk(name: str, value: np.ndarray, like: jax.Array) -> np.ndarray:
-    """Leaves [chunks, ...] in which one axis runs over a chunk's tasks, its tasks in other chunks."""
-    rest = value.shape[like.ndim :]  # a key's words
-    held, wanted = value.shape[: like.ndim], like.shape
-    if held == wanted:
-        return value
-    axis = _task_axis(held, wanted)
-    assert axis is not None
-    # The tasks of a chunk are reset together, so that only those of one age, and with one of everything that they have
-    # in common, such as the optimizer's counter, can share one.
-    one_value = axis == 0
-    if (one_value or name.endswith(AGES)) and (value != value[:1]).any():
-        raise _OutOfStep
-    if one_value:
-        return np.broadcast_to(value[:1], (*wanted, *rest)).copy()
-    # Tasks come first within the axis, whatever follows them (such as coordinates).
-    whole = np.moveaxis(value, 0, axis - 1)
-    whole = whole.reshape(*held[1:axis], wanted[0], wanted[axis], *held[axis + 1 :], *rest)
-    return np.moveaxis(whole, axis - 1, 0)
-
-
 def _num_devices(state: Any) -> int:
     return max(leaf.sharding.num_devices for leaf in jax.tree.leaves(state))
 
@@ -266,11 +230,26 @@ def _one_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
+def _threads_silent() -> Iterator[None]:
+    """What orbax raises its threads print as well, some of them later: after an error they stay silent."""
+    hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
+    ours = threading.current_thread()
+
+    def silent(*error: Any) -> None:
+        if threading.current_thread() is ours:
+            hooks[0](*error)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = silent, lambda _: None, lambda _: None
+    yield
+    sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
+
+
+@contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # orbax tells the absl logger every step of a save.
+    # orbax tells the absl logger every step of a save, and of what it cannot read before it raises.
     logger = logging.getLogger("absl")
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import json
+import os
 import sys
 import types
 import zlib
@@ -14,7 +14,7 @@ from typing import Any
 import metaopt
 from metaopt.estimators.windows import check_windows
 from metaopt.experiment import Experiment, UserError, suggest
-from metaopt.runs.folder import CONFIG, experiment_name
+from metaopt.runs.folder import CONFIG, experiment_name, read_json
 from metaopt.runs.json_config import from_json, to_json
 
 # ----- checks across fields -------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def load_experiment(name_or_path: str) -> tuple[str, Experiment]:
       UserError: no such name or file, or it holds no experiment.
     """
     path = Path(name_or_path)
-    if path.is_dir() and (path / CONFIG).is_file():
+    if os.path.isfile(path / CONFIG):
         path = path / CONFIG
     if path.name == CONFIG:
         experiment = read_config(path)
@@ -156,24 +156,18 @@ def load_experiment(name_or_path: str) -> tuple[str, Experiment]:
     known = experiment_files()
     if name_or_path in known:
         return name_or_path, _run_file(known[name_or_path])
-    if path.exists():
+    if os.path.exists(path):
         raise UserError(f"{name_or_path} is no experiment; give a name, a .py or .json file, or a run folder.")
     raise UserError(f"experiment {suggest(name_or_path, known)} A .py or .json file will do as well.")
 
 
 def read_config(path: Path) -> Experiment:
     """The experiment in a .json file, checked."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
-    return from_json(values, str(path))
+    return from_json(read_json(path), str(path))
 
 
 def _run_file(path: Path) -> Experiment:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"there is no file {path}; `metaopt list` shows the experiments that can be named.")
     # Its folder is a package for the time being, so that `from .other import EXPERIMENT` works, in any folder.
     folder = path.resolve().parent

@@ -6,23 +6,29 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import metaopt
 from metaopt.experiment import Experiment, UserError
-from metaopt.runs.json_config import from_json, to_json
+from metaopt.runs.json_config import VERSION, from_json, to_json
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
+STATE = "state.json"
 EVALUATION = "evaluation.json"
 DOCTOR = "doctor.json"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 OPTIMIZER = "optimizer.safetensors"  # the best φ by validation
 LATEST_OPTIMIZER = "optimizer_latest.safetensors"
+
+LOCK_TRIES = 10
 
 
 # ----- whole files ----------------------------------------------------------------------------------------------------
@@ -41,6 +47,12 @@ def replacing(path: Path) -> Iterator[Path]:
         part.chmod(0o666 & ~_umask())
         os.replace(part, path)
     finally:
+        part.unlink(missing_ok=True)
+
+
+def sweep(path: Path) -> None:
+    """Removes the temporary files of `replacing` that a killed process left in a folder."""
+    for part in path.glob(".*.part"):
         part.unlink(missing_ok=True)
 
 
@@ -67,7 +79,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
 
 
@@ -103,10 +115,21 @@ def new_folder(out: Path | None, default_parent: Path) -> NewFolder:
     """
     if out is None:
         return _numbered(default_parent)
-    if out.is_dir() and any(out.iterdir()):
-        remedy = f"go on with `metaopt train --resume {out}` or give" if (out / CONFIG).is_file() else "give"
-        raise UserError(f"{out} exists and is not empty; {remedy} another --out.")
+    if os.path.isdir(out) and any(entry.name not in UNBORN for entry in out.iterdir() if not _is_part(entry)):
+        raise _taken(out)
     return _make(out, exist_ok=True)
+
+
+UNBORN = (ENVIRONMENT,)  # what a run killed before it began leaves behind: its config.json comes last
+
+
+def _is_part(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".part")
+
+
+def _taken(out: Path) -> UserError:
+    remedy = f"go on with `{resume_command(out)}` or give" if (out / CONFIG).is_file() else "give"
+    return UserError(f"{out} exists and is not empty; {remedy} another --out.")
 
 
 def _numbered(parent: Path) -> NewFolder:
@@ -120,7 +143,7 @@ def _numbered(parent: Path) -> NewFolder:
 
 
 def _make(path: Path, *, exist_ok: bool) -> NewFolder:
-    missing = [folder for folder in reversed([path, *path.parents]) if not folder.exists()]
+    missing = [folder for folder in reversed([path, *path.parents]) if not os.path.exists(folder)]
     folder = NewFolder(path, missing)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,22 +158,58 @@ def _make(path: Path, *, exist_ok: bool) -> NewFolder:
         for made in reversed(missing):
             with contextlib.suppress(OSError):
                 made.rmdir()
-        raise UserError(f"cannot write to the folder {path}: {error.strerror}; give another --out.") from None
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write to the folder {path}: {error.strerror}; give another --out.")
 
 
 class _Tried(Exception):
     pass
 
 
-def create_run(out: Path | None, name: str, experiment: Experiment) -> NewFolder:
-    """A new run folder with its config.json."""
-    folder = new_folder(out, Path("runs") / name)
-    try:
-        write_json(folder.path / CONFIG, to_json(experiment))
-    except BaseException:
-        folder.discard()
-        raise
-    return folder
+@contextlib.contextmanager
+def create_run(
+    out: Path | None, name: str, experiment: Experiment, environment: dict[str, Any] | None = None
+) -> Iterator[NewFolder]:
+    """A new run folder, locked within the block, with its environment.json and config.json.
+
+    Raises:
+      UserError: it exists with something in it, cannot be written, or another process takes it at this moment.
+    """
+    folder = new_folder(out, Path("runs") / safe_name(name))
+    with locked(folder.path):
+        if (folder.path / CONFIG).exists():  # another process was faster
+            raise _taken(folder.path)
+        try:
+            if environment is not None:
+                write_json(folder.path / ENVIRONMENT, environment)
+            write_config(folder.path, experiment)
+        except OSError as error:
+            folder.discard()
+            raise _unwritable(folder.path, error) from None
+        except BaseException:
+            folder.discard()
+            raise
+        yield folder
+
+
+def write_config(path: Path, experiment: Experiment) -> None:
+    """config.json, with the version of its format."""
+    write_json(path / CONFIG, {"version": VERSION, **to_json(experiment)})
+
+
+def safe_name(text: str) -> str:
+    """A name as part of a path, a page and a command: letters, digits and few signs, not too long, none hidden."""
+    plain = "".join(sign if sign.isalnum() or sign in "._-=+,@%" else "_" for sign in text)
+    return plain.encode()[:200].decode(errors="ignore").lstrip(".-") or "experiment"
+
+
+def resume_command(path: Path) -> str:
+    """The command that goes on with a run, for a shell to read."""
+    text = str(path)
+    return f"metaopt train --resume {shlex.quote(f'./{text}' if text.startswith('-') else text)}"
 
 
 # ----- a folder that is there -----------------------------------------------------------------------------------------
@@ -160,19 +219,29 @@ def open_run(path: Path) -> tuple[Path, Experiment]:
     """A run's folder and experiment.
 
     Raises:
-      UserError: the path is not a run folder, or its config.json is broken.
+      UserError: the path is not a run folder, or its config.json is broken or of a format that is not read here.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(f"there is no run folder {path}.")
     config = path / CONFIG
     if not config.is_file():
         runs = sorted(path.glob(f"*/{CONFIG}")) if path.is_dir() else []
         hint = f"did you mean {runs[-1].parent}?" if runs else "give the folder that `metaopt train` printed."
         raise UserError(f"{path} is not a run folder, for it has no {CONFIG}; {hint}")
-    return path, from_json(read_json(config), str(config))
+    try:
+        return path, from_json(read_json(config), str(config))
+    except UserError as error:
+        versions: Any = None
+        with contextlib.suppress(UserError):
+            versions = environment_of(path).get("versions")
+        wrote = versions.get("metaopt") if isinstance(versions, dict) else None
+        if wrote in (None, metaopt.__version__):
+            raise
+        raise UserError(f"{error} (It was written by metaopt {wrote}; this is {metaopt.__version__}.)") from None
 
 
-def _environment(path: Path) -> dict[str, Any]:
+def environment_of(path: Path) -> dict[str, Any]:
+    """A run's environment.json; empty where there is none."""
     file = path / ENVIRONMENT
     environment = read_json(file) if file.is_file() else {}
     return environment if isinstance(environment, dict) else {}
@@ -180,13 +249,13 @@ def _environment(path: Path) -> dict[str, Any]:
 
 def experiment_name(path: Path) -> str | None:
     """What the experiment of a run folder is called; None where its environment.json does not tell."""
-    name = _environment(path).get("experiment")
-    return name if isinstance(name, str) and name else None
+    name = environment_of(path).get("experiment")
+    return safe_name(name) if isinstance(name, str) and name else None  # a stranger may have written it
 
 
 def devices_begun_with(path: Path) -> int | None:
     """The number of devices that jax saw when a run began; None where its environment.json does not tell."""
-    device = _environment(path).get("device")
+    device = environment_of(path).get("device")
     count = device.get("count") if isinstance(device, dict) else None
     return count if isinstance(count, int) and count > 0 else None
 
@@ -206,12 +275,33 @@ def locked(path: Path) -> Iterator[None]:
     """
     handle = os.open(path, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another process is training in {path}; wait for it or end it.") from None
-        except OSError:
-            pass  # a file system without locks
+        for last in [False] * LOCK_TRIES + [True]:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if last:
+                    raise UserError(f"another process is training in {path}; wait for it or end it.") from None
+                time.sleep(0.02)  # `is_locked` holds it for a moment
+            except OSError:
+                break  # a file system without locks
         yield
     finally:
         os.close(handle)
+
+
+def is_locked(path: Path) -> bool | None:
+    """Whether a process is training in the folder; None where the file system has no locks or it cannot be read."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return False

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # SIGUSR2: submitit's notice before a time limit
+# SIGUSR2: submitit's notice before a time limit; SIGHUP: the terminal was closed
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
 
 class Interrupted(Exception):
@@ -37,7 +39,9 @@ class SignalGuard:
     def __enter__(self) -> SignalGuard:
         # Only the main thread may set handlers; elsewhere signals keep their usual effect.
         if threading.current_thread() is threading.main_thread():
-            self._before = {signum: signal.signal(signum, self._handle) for signum in SIGNALS}
+            nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            signals = [signum for signum in SIGNALS if not (nohup and signum == signal.SIGHUP)]
+            self._before = {signum: signal.signal(signum, self._handle) for signum in signals}
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -54,6 +58,6 @@ class SignalGuard:
         if not again:
             # Not print: the signal may have come in the middle of one.
             name = signal.Signals(signum).name
-            os.write(
-                2, f"\n{name}: saving at the end of this chunk of meta-steps; Ctrl-C again stops at once\n".encode()
-            )
+            text = f"\n{name}: saving at the end of this chunk of meta-steps; Ctrl-C again stops at once\n"
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, text.encode())

@@ -12,7 +12,10 @@ import cattrs
 from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+import metaopt
 from metaopt.experiment import Choice, Experiment, UserError, parse_choice, suggest
+
+VERSION = 1  # of the format of config.json; files without one are of the first
 
 
 def to_json(experiment: Experiment) -> dict[str, Any]:
@@ -24,8 +27,16 @@ def from_json(values: Any, where: str = "the configuration") -> Experiment:
     """The experiment that plain JSON values describe.
 
     Raises:
-      UserError: an unknown, missing, ill-typed or non-finite field; one line that begins with `where`.
+      UserError: another version, an unknown, missing, ill-typed or non-finite field; one line that begins with `where`.
     """
+    if isinstance(values, Mapping) and "version" in values:
+        version = values["version"]
+        if version != VERSION or isinstance(version, bool):
+            raise UserError(
+                f"{where} is of format version {version!r}, and metaopt {metaopt.__version__} reads {VERSION}; "
+                "use the version of metaopt that wrote it."
+            )
+        values = {name: value for name, value in values.items() if name != "version"}
     try:
         return _converter().structure(values, Experiment)
     except (BaseValidationError, ValueError, TypeError, KeyError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ class JsonLines:
     def log(self, rows: list[Row]) -> None:
         lines = [json.dumps(jsonable(row), allow_nan=False, ensure_ascii=False) for row in rows]
         self._file.write("".join(line + "\n" for line in lines))
-        self._file.flush()
+        self._file.flush()  # whole rows at once: a process killed later loses none
 
     def sync(self) -> None:
         """On the disk before a checkpoint that counts on these rows."""
@@ -44,7 +45,8 @@ class JsonLines:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk has been told of by `log`
+            self._file.close()
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -58,13 +60,14 @@ def read_rows(path: Path) -> Iterator[Row]:
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         return []
-    return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    with open(path, encoding="utf-8", errors="replace", newline="\n") as file:  # names may hold other line separators
+        return list(file)
 
 
 def _parse(line: str) -> Row | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     complete = line.endswith("\n") and isinstance(row, dict) and isinstance(row.get("meta_step"), int)
     return row if complete else None
@@ -93,7 +96,7 @@ def train_rows(metrics: dict[str, np.ndarray], *, began: float, ended: float) ->
     """A chunk's stacked metrics [steps] as one row a meta-step; the chunk's time is shared out evenly."""
     columns = {name: np.asarray(values).tolist() for name, values in metrics.items()}
     count = len(columns["meta_step"])
-    each = (ended - began) / count
+    each = max(0.0, ended - began) / count
     return [
         {
             "kind": "train",
@@ -140,21 +143,33 @@ class Progress:
         rows = [row for row in rows if row["kind"] == "train"]
         if not rows:
             return
-        done, rate = rows[-1]["meta_step"], 1 / max(rows[-1]["time/meta_step"], 1e-9)
-        text = _train_text(rows, rate)
+        done, each = rows[-1]["meta_step"], rows[-1]["time/meta_step"]
+        text = _train_text(rows, each)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text)
         else:
-            self.say(f"meta-step {done}/{self._total}  {text}  {_clock((self._total - done) / rate)} left")
+            self.say(f"meta-step {done}/{self._total}  {text}  {_clock((self._total - done) * each)} left")
 
     def say(self, text: str) -> None:
         """One line above the bar."""
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self.console, text)
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):
+                self._bar.stop()
             self._bar = None
+
+
+def say(console: Any, text: str) -> None:
+    """One line as it is. Where nobody reads any more, as after a terminal was closed, the work goes on in silence."""
+    try:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        with contextlib.suppress(OSError, ValueError):  # what is no file has no number
+            os.dup2(nowhere, console.file.fileno())
+        os.close(nowhere)
 
 
 def make_console() -> Any:
@@ -164,9 +179,10 @@ def make_console() -> Any:
     return Console(soft_wrap=True)
 
 
-def _train_text(rows: list[Row], rate: float) -> str:
+def _train_text(rows: list[Row], each: float) -> str:
     loss = np.mean([row["meta_loss"] for row in rows])
-    text = f"loss {loss:.4g}  {rate:.3g} steps/s"
+    text = f"loss {loss:.4g}"
+    text += f"  {1 / each:.3g} steps/s" if each > 0 else ""  # a clock may stand still
     diverged = sum(row.get("diverged", 0) for row in rows)
     skipped = sum(row.get("skipped", 0) for row in rows)
     text += f"  diverged {diverged:g}" if diverged else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,15 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.flax import save_file
 
 import metaopt
 from metaopt.experiment import Experiment, UserError, build_optimizer, suggest
-from metaopt.runs.folder import CONFIG, OPTIMIZER, replacing
+from metaopt.runs.folder import CONFIG, OPTIMIZER, replacing, resume_command
 from metaopt.runs.json_config import from_json, to_json
 from metaopt.types import MetaParams, Optimizer, PyTree
 
+VERSION = 1  # of the metadata
 SHIPPED = Path(metaopt.__file__).resolve().parent / "shipped"
 
 
@@ -34,7 +36,7 @@ class Trained(NamedTuple):
 def save_optimizer(path: Path, meta_params: MetaParams, experiment: Experiment, card: Mapping[str, Any]) -> None:
     """Writes φ, one tensor a leaf under its path, and in the metadata the experiment and a card."""
     tensors = {name: jnp.asarray(leaf) for name, leaf in _named(meta_params).items()}
-    about = {"version": 1, "experiment": to_json(experiment), "card": dict(card)}
+    about = {"version": VERSION, "experiment": to_json(experiment), "card": dict(card)}
     with replacing(path) as part:
         # One entry, for safetensors writes several in no fixed order and equal files should be equal bytes.
         save_file(tensors, part, {"metaopt": json.dumps(about, sort_keys=True)})
@@ -50,12 +52,17 @@ def read_optimizer(path: Path) -> Trained:
         with safe_open(path, framework="flax") as file:
             about = json.loads((file.metadata() or {})["metaopt"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        experiment, card = from_json(about["experiment"], str(path)), about["card"]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is no trained optimizer of metaopt: {error}.") from None
-    optimizer = build_optimizer(experiment.optimizer)
+        if about["version"] != VERSION:
+            raise UserError(
+                f"{path} is of format version {about['version']!r}, and metaopt {metaopt.__version__} reads {VERSION}; "
+                "use the version of metaopt that wrote it."
+            )
+        experiment, card = from_json(about["experiment"], str(path)), dict(about["card"])
+        optimizer = build_optimizer(experiment.optimizer)
+    except UserError:
+        raise
+    except Exception as error:  # a stranger's file may hold anything
+        raise UserError(f"{path} is no trained optimizer of metaopt: {_one_line(error)}.") from None
     shapes = jax.eval_shape(optimizer.init, jax.random.key(0))
     wanted = _named(shapes)
     for name in sorted({*wanted, *tensors}):
@@ -66,6 +73,10 @@ def read_optimizer(path: Path) -> Trained:
             )
     meta_params = jax.tree.unflatten(jax.tree.structure(shapes), [tensors[name] for name in wanted])
     return Trained(optimizer, meta_params, experiment, card)
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
 def _named(tree: PyTree) -> dict[str, Any]:
@@ -91,15 +102,15 @@ def find_optimizer(name_or_path: str | Path) -> Trained:
     path = Path(name_or_path)
     if str(name_or_path) in pretrained():
         return read_optimizer(SHIPPED / f"{name_or_path}.safetensors")
-    if path.is_dir():
+    if os.path.isdir(path):
         if (path / OPTIMIZER).is_file():
             return read_optimizer(path / OPTIMIZER)
         if (path / CONFIG).is_file():
-            raise UserError(f"{path} has no {OPTIMIZER} yet; let `metaopt train --resume {path}` reach a checkpoint.")
+            raise UserError(f"{path} has no {OPTIMIZER} yet; let `{resume_command(path)}` reach a checkpoint.")
         runs = sorted(path.glob(f"*/{OPTIMIZER}"))
         hint = f"; did you mean {runs[-1].parent}?" if runs else "."
         raise UserError(f"{path} is not a run folder, for it has no {CONFIG}{hint}")
-    if path.is_file():
+    if os.path.isfile(path):
         return read_optimizer(path)
     known = pretrained()
     if known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from metaopt.experiment import Experiment
+from metaopt.experiment import Experiment, UserError
 from metaopt.runs import folder
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.interrupts import SignalGuard
-from metaopt.runs.loggers import JsonLines, Logger, cut_back, train_rows
-from metaopt.runs.pretrained import save_optimizer
+from metaopt.runs.loggers import JsonLines, Logger, cut_back, read_rows, train_rows
+from metaopt.runs.pretrained import read_optimizer, save_optimizer
 from metaopt.runs.validation import Stage, Validator, after_validation
 from metaopt.training import Trainer, TrainState, averaged
 from metaopt.types import MetaParams
@@ -29,7 +30,9 @@ class Recorder:
         self.best_score = float("inf")
         self.best_meta_params: MetaParams | None = None
         self.stage = Stage()
-        self._began = time.monotonic()
+        self.history: list[tuple[bool, bool]] = []  # of each meta-step before a resumption: none alive, skipped
+        self._elapsed = 0.0
+        self._clock = time.monotonic()  # when `elapsed` was last asked for
         self._experiment: Experiment = trainer.experiment
         self._guard = guard
         self._levels = trainer.levels if self._experiment.curriculum.kind == "validation" else ()
@@ -60,22 +63,36 @@ class Recorder:
                 f"saved on {before} devices, going on with {now}: φ will differ in its last digits from that of an "
                 f"undisturbed run, which --num-devices {before} avoids",
             ]
-        self._began = time.monotonic() - float(record["elapsed"])
+        self._elapsed, self._clock = float(record["elapsed"]), time.monotonic()
         self._validation_due = bool(record["validation_due"])
         if self._levels:
             level, best, waited = record["curriculum"]
             self.stage = Stage(level, float("inf") if best is None else best, waited)
         cut_back(self.path / folder.METRICS, step, validation_due=self._validation_due)
+        lines = [row for row in read_rows(self.path / folder.METRICS) if row.get("kind") == "train"]
+        if len(lines) < step:
+            remarks = [*remarks, f"metrics.jsonl lacks {step - len(lines)} of the {step} meta-steps done"]
+        self.history = [(row.get("alive") == 0, row.get("skipped", 0) > 0) for row in lines]
         if record["best_step"] is not None:
             try:
-                best = (
-                    state if record["best_step"] == step else self._checkpoints.restore(record["best_step"], target)[0]
-                )
+                self.best_meta_params = self._best_of(record["best_step"], state, target)
                 self.best_step, self.best_score = record["best_step"], float(record["best_score"])
-                self.best_meta_params = jax.device_get(averaged(best))
             except Exception as error:  # orbax raises many kinds
                 remarks.append(f"the best checkpoint, of meta-step {record['best_step']}, cannot be read ({error})")
         return state, remarks
+
+    def _best_of(self, step: int, state: TrainState, target: TrainState) -> MetaParams:
+        """φ of the best meta-step, from the state just restored, its own checkpoint, or the optimizer saved of it."""
+        if step == int(state.meta_step):
+            return jax.device_get(averaged(state))
+        try:
+            return jax.device_get(averaged(self._checkpoints.restore(step, target)[0]))
+        except Exception:
+            with contextlib.suppress(UserError):
+                trained = read_optimizer(self.path / folder.OPTIMIZER)
+                if trained.card.get("meta_step") == step:
+                    return jax.device_get(trained.meta_params)
+            raise
 
     def start(self, state: TrainState | None, loggers: list[Logger]) -> None:
         """Opens metrics.jsonl and does a validation that the last stop left undone."""
@@ -100,13 +117,14 @@ class Recorder:
         if self._validation_due and not stop:
             improved = self._run_validation(state)
             trainer.level = self.stage.level
+            stop = self._guard.received is not None  # validation may take longer than a chunk
         if improved or stop or step == last or _crosses(before, step, self._experiment.checkpoint_every):
             self._save(step, state)
         self._chunk_began = self.elapsed
         return stop
 
     def _run_validation(self, state: TrainState) -> bool:
-        began = time.monotonic()
+        began = self.elapsed
         step = int(state.meta_step)
         score, values = self._validate(state.meta_params)
         meta_params = averaged(state)
@@ -120,7 +138,7 @@ class Recorder:
             self.best_step, self.best_score = step, score
             self.best_meta_params = jax.device_get(meta_params)
         self._validation_due = False
-        times = {"time/elapsed": round(self.elapsed, 3), "time/validation": round(time.monotonic() - began, 3)}
+        times = {"time/elapsed": round(self.elapsed, 3), "time/validation": round(self.elapsed - began, 3)}
         self._log([{"kind": "validation", "meta_step": step, **values, "best": improved, **times}])
         return improved
 
@@ -146,7 +164,7 @@ class Recorder:
         if self._levels:
             level, best, waited = self.stage
             record["curriculum"] = [level, best if np.isfinite(best) else None, waited]
-        self._checkpoints.save(step, state, record, best_step=self.best_step)
+        self._checkpoints.save(step, state, record)
         self._export(folder.LATEST_OPTIMIZER, step, averaged(state))
         self._export(folder.OPTIMIZER, *self.best_or_last(state))
 
@@ -165,7 +183,10 @@ class Recorder:
     @property
     def elapsed(self) -> float:
         """Seconds of work on this run, those before a resumption included."""
-        return time.monotonic() - self._began
+        now = time.monotonic()
+        self._elapsed += max(0.0, now - self._clock)  # whatever clocks do, no step goes back
+        self._clock = now
+        return self._elapsed
 
     # ----- at the end -------------------------------------------------------------------------------------------------
 
@@ -177,6 +198,8 @@ class Recorder:
 
     def finish(self, state: TrainState) -> tuple[int, MetaParams]:
         """Writes and returns the (meta-step, φ) that the run leaves."""
+        # Both once more: a process killed in between left one behind, or a validation was done since.
+        self._export(folder.LATEST_OPTIMIZER, int(state.meta_step), averaged(state))
         step, meta_params = self.best_or_last(state)
         self._export(folder.OPTIMIZER, step, meta_params)
         return step, jax.device_get(meta_params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,19 @@ from metaopt.runs import folder, processes
 from metaopt.runs.capsule_keeper import CapsuleKeeper
 from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.runs.config import validate
-from metaopt.runs.environment import describe_environment
+from metaopt.runs.environment import describe_data, describe_environment
+from metaopt.runs.faults import NotWritten, in_one_line
 from metaopt.runs.interrupts import Interrupted, SignalGuard
-from metaopt.runs.json_config import to_json
-from metaopt.runs.loggers import Logger, Progress, make_console
+from metaopt.runs.loggers import Logger, Progress, make_console, say
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.report import write_report
-from metaopt.runs.results import check, evaluate_all, plan_of, print_results
+from metaopt.runs.results import check, check_writable, evaluate_all, plan_of, print_results
+from metaopt.runs.state import told, write_state
 from metaopt.training import Diverged, Trainer, TrainState, meta_train
 from metaopt.types import MetaParams
 
 EVALUATION_SEED = 0  # the same for every run, so that runs can be compared
+ENDS = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}  # for state.json
 
 
 def train(experiment: Experiment, out: Path | None = None, *, name: str = "experiment", console: Any = None) -> Path:
@@ -42,23 +45,24 @@ def train(experiment: Experiment, out: Path | None = None, *, name: str = "exper
       UserError: the experiment's fault; no folder is left behind.
       Diverged: no inner run survived; what was logged stays.
       Interrupted: a signal came; the state is saved.
+      NotWritten: the disk is full or gone; what was saved before stays.
       LostProcess: another process that trained along is gone.
     """
-    trainer = _prepare(experiment)
+    trainer = prepare(experiment)
     if not processes.is_first():
         _take_part(trainer, resumed=False)
         return out or Path()
-    made = folder.create_run(out, name, trainer.experiment)
-    try:
-        folder.write_json(made.path / folder.ENVIRONMENT, _environment(trainer, name))
-        return _run(made.path, trainer, console or make_console(), resumed=False)
-    except processes.LostProcess:
-        raise
-    except (UserError, RuntimeError, MemoryError):
-        # What only tracing finds out, or too little memory; a run that began keeps its folder.
-        if not (made.path / folder.METRICS).exists() or not (made.path / folder.METRICS).stat().st_size:
-            made.discard()
-        raise
+    environment = _environment(trainer, folder.safe_name(name))
+    with folder.create_run(out, name, trainer.experiment, environment) as made:
+        try:
+            return _run(made.path, trainer, console or make_console(), resumed=False)
+        except (processes.LostProcess, NotWritten):
+            raise
+        except (UserError, RuntimeError, MemoryError):
+            # What only tracing finds out, or too little memory; a run that began keeps its folder.
+            if not (made.path / folder.METRICS).exists() or not (made.path / folder.METRICS).stat().st_size:
+                made.discard()
+            raise
 
 
 def resume(
@@ -74,7 +78,8 @@ def resume(
 
     Raises:
       UserError: not a run folder, a checkpoint of another architecture, fewer meta-steps than it was begun with, or
-        more where the learning rate's schedule has an end.
+        more where the learning rate's schedule has an end, or data other than it was begun with.
+      NotWritten: the disk is full or gone.
       LostProcess: another process that trained along is gone.
     """
     path, experiment = folder.open_run(path)
@@ -95,14 +100,23 @@ def resume(
     if num_devices is None and devices is not None and devices % jax.process_count():
         devices = None  # a run begun by fewer processes
     changed = dataclasses.replace(experiment, num_meta_steps=steps, num_devices=devices)
-    trainer = _prepare(changed)
+    trainer = prepare(changed)
     if not processes.is_first():
         _take_part(trainer, resumed=True)
         return path
-    return _run(path, trainer, console or make_console(), resumed=True)
+    check_writable(path, "make it writable, or copy it and go on with the copy")
+    _check_data(path, changed)
+    with folder.locked(path):
+        folder.sweep(path)
+        return _run(path, trainer, console or make_console(), resumed=True)
 
 
-def _prepare(experiment: Experiment) -> Trainer:
+def prepare(experiment: Experiment) -> Trainer:
+    """Raises all that can be known to be wrong before a run begins.
+
+    Raises:
+      UserError: the experiment's fault, that of its evaluation included.
+    """
     experiment = validate(experiment)
     try:
         trainer = Trainer(experiment)
@@ -121,45 +135,47 @@ def _environment(trainer: Trainer, name: str) -> dict[str, Any]:
 
 def _run(path: Path, trainer: Trainer, console: Any, *, resumed: bool) -> Path:
     experiment = trainer.experiment
-    with folder.locked(path), SignalGuard() as guard:
-        _say(console, f"run folder: {path}")
+    with contextlib.ExitStack() as beside, SignalGuard() as guard, in_one_line(path):
+        say(console, f"run folder: {path}")
         processes.note_run(path)
         recorder = Recorder(path, trainer.alone(), guard)
-        try:
-            state, remarks = recorder.resume(trainer) if resumed else (None, [])
-            if resumed:
-                state = _from_first(state, held=state is not None)
-            for remark in remarks:
-                _say(console, remark)
-            if resumed:
-                folder.write_json(path / folder.CONFIG, to_json(experiment))
-                _note_resumption(path, trainer, state)
+        with contextlib.closing(recorder):
+            state = _take_up(path, trainer, recorder, console) if resumed else None
+            beside.enter_context(told(path, num_meta_steps=experiment.num_meta_steps, ends=ENDS))
+            beside.enter_context(in_one_line(path))
+            if experiment.log.wandb != "disabled":
+                from metaopt.runs.wandb_logger import logging_beside
+
+                # To the end of the evaluation, which it logs too.
+                mode = experiment.log.wandb
+                beside.enter_context(logging_beside(path, mode, lambda text: say(console, text)))
             state = _meta_train(path, trainer, state, recorder, console)
             step, meta_params = recorder.finish(state)
-        except (RuntimeError, ValueError) as error:  # by the library that noticed
-            if processes.lost(error):
-                raise processes.LostProcess(processes.lost_message(error, path)) from None
-            raise
-        finally:
-            recorder.close()
         processes.leave()
         if guard.received is not None:
-            raise Interrupted(guard.received, f"saved; go on with `metaopt train --resume {path}`")
+            raise Interrupted(guard.received, f"saved; go on with `{folder.resume_command(path)}`")
         _evaluate(path, experiment, trainer, step, meta_params, guard, console)
     return path
+
+
+def _take_up(path: Path, trainer: Trainer, recorder: Recorder, console: Any) -> TrainState | None:
+    """The state to go on from, None where there was no checkpoint; the folder is cut back to it."""
+    state, remarks = recorder.resume(trainer)
+    state = _from_first(state, held=state is not None)
+    for remark in remarks:
+        say(console, remark)
+    folder.write_config(path, trainer.experiment)
+    _note_resumption(path, trainer, state)
+    return state
 
 
 def _meta_train(path: Path, trainer: Trainer, state: TrainState | None, recorder: Recorder, console: Any) -> TrainState:
     experiment = trainer.experiment
     done = 0 if state is None else int(state.meta_step)
     if done:
-        _say(console, f"going on from meta-step {done} of {experiment.num_meta_steps}")
+        say(console, f"going on from meta-step {done} of {experiment.num_meta_steps}")
     progress = Progress(console, experiment.num_meta_steps, done)
     loggers: list[Logger] = [progress]
-    if experiment.log.wandb != "disabled":
-        from metaopt.runs.wandb_logger import WandbLogger
-
-        loggers.append(WandbLogger(path, experiment, say=progress.say))
 
     def record(trainer: Trainer, state: TrainState, metrics: dict[str, np.ndarray]) -> bool:
         stop = recorder(trainer, _readable(state), metrics)
@@ -171,11 +187,17 @@ def _meta_train(path: Path, trainer: Trainer, state: TrainState | None, recorder
         trainer.level = recorder.stage.level
         processes.meet("start")
         state = trainer.init() if state is None else state
-        return meta_train(trainer, state=state, callbacks=[record, CapsuleKeeper(path, trainer, state, progress.say)])
+        return meta_train(
+            trainer,
+            state=state,
+            callbacks=[record, CapsuleKeeper(path, trainer, state, progress.say)],
+            # The other processes of a job know of none, and all have to judge alike.
+            history=recorder.history if jax.process_count() == 1 else (),
+        )
     except Diverged as error:
         raise Diverged(f"{error} The metrics are in {path / folder.METRICS}.") from None
     except KeyboardInterrupt:
-        message = f"stopped at once; go on from the last checkpoint with `metaopt train --resume {path}`"
+        message = f"stopped at once; go on from the last checkpoint with `{folder.resume_command(path)}`"
         raise Interrupted(2, message) from None
 
 
@@ -216,12 +238,25 @@ def _readable(state: TrainState) -> TrainState:
     return state._replace(meta_params=here[0], ema=here[1])
 
 
+def _check_data(path: Path, experiment: Experiment) -> None:
+    """Refuses data sets that changed since the run began: it would go on as another one, in silence."""
+    held = folder.environment_of(path).get("data")
+    before = {entry.get("name"): entry.get("sha256") for entry in held if isinstance(entry, dict)} if held else {}
+    for entry in describe_data([*experiment.tasks, *experiment.evaluation.tasks]):
+        was, now = before.get(entry["name"], entry["sha256"]), entry["sha256"]
+        if was != now:
+            raise UserError(
+                f"the data set {entry['name']} in {entry['source']} (sha256 {now[:12]}) is not the one that {path} was "
+                f"begun with (sha256 {str(was)[:12]}); put that one back, or begin a new run."
+            )
+
+
 def _note_resumption(path: Path, trainer: Trainer, state: TrainState | None) -> None:
     """environment.json tells of every process that took part."""
     file = path / folder.ENVIRONMENT
-    before = folder.read_json(file) if file.is_file() else {}
+    before = folder.environment_of(path)
     now = _environment(trainer, folder.experiment_name(path) or path.resolve().parent.name)
-    if not before:
+    if "started" not in before:  # a sweep names the experiment of a run that is yet to begin
         folder.write_json(file, now)
         return
     changed = {key: value for key, value in now.items() if before.get(key) != value}
@@ -240,9 +275,12 @@ def _evaluate(
 ) -> None:
     """Evaluation, report and table. It is repeated rather than saved, so a signal ends it at once."""
     name = learned_name(path)
-    _say(console, f"evaluating φ of meta-step {step} as {name}")
+    say(console, f"evaluating φ of meta-step {step} as {name}")
+    write_state(path, "running", num_meta_steps=experiment.num_meta_steps)
     guard.at_once = True
     try:
+        if guard.received is not None:  # a moment ago
+            raise KeyboardInterrupt
         results = evaluate_all(
             path,
             {name: (trainer.optimizer, jax.device_put(meta_params))},
@@ -255,23 +293,19 @@ def _evaluate(
             trained={name: step},
             keep=True,
             experiments={name: experiment},
-            progress=lambda line: _say(console, f"  {line}"),
+            progress=lambda line: say(console, f"  {line}"),
         )
         report = write_report(path)
     except KeyboardInterrupt:
-        message = f"meta-training is done and saved; finish the evaluation with `metaopt train --resume {path}`"
+        message = f"meta-training is done and saved; finish the evaluation with `{folder.resume_command(path)}`"
         raise Interrupted(guard.received or 2, message) from None
     finally:
         guard.at_once = False
     print_results(console, results)
-    _say(console, f"\nrun folder: {path}\nreport: {report}")
+    say(console, f"\nrun folder: {path}\nreport: {report}")
 
 
 def learned_name(path: Path) -> str:
     """What a run's optimizer is called in evaluations: its experiment's name, unless a baseline is called so."""
-    name = folder.experiment_name(path) or path.resolve().name
+    name = folder.experiment_name(path) or folder.safe_name(path.resolve().name)
     return f"learned {name}" if name in BASELINES else name
-
-
-def _say(console: Any, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -50,13 +50,17 @@ def test_states_come_back_bitwise_with_their_keys_and_record(tmp_path: Path) -> 
     assert same(state, make(1)) and record == {"best": 0.1, "due": True, "num_devices": 1} and remarks == []
 
 
-def test_the_latest_three_and_the_best_are_kept(tmp_path: Path) -> None:
+def test_the_latest_three_and_the_best_of_each_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     for step in range(1, 7):
-        checkpoints.save(step, make(step), {}, best_step=1 if step < 4 else 2 if step == 4 else 4)
-    assert checkpoints.steps == [4, 5, 6]
-    for step in range(7, 10):
-        checkpoints.save(step, make(step), {}, best_step=4)
+        checkpoints.save(step, make(step), {"best_step": 1 if step < 4 else 2 if step == 4 else 4})
+    assert checkpoints.steps == [2, 4, 5, 6]  # 2 was the best when 4 was saved
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)  # another process knows it too
+    checkpoints.save(7, make(7), {"best_step": 4})
+    assert checkpoints.steps == [4, 5, 6, 7]
+    for step in (8, 9):
+        checkpoints.save(step, make(step), {"best_step": 4})
     assert checkpoints.steps == [4, 7, 8, 9]
     assert same(checkpoints.restore(4, make(0))[0], make(4))
 

@@ -10,6 +10,11 @@ from metaopt.experiment import Experiment, UserError
 from metaopt.runs import folder
 
 
+def created(out: Path | None, experiment: Experiment) -> Path:
+    with folder.create_run(out, "tiny", experiment) as made:
+        return made.path
+
+
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     folder.write_json(path, {"a": 1})
@@ -24,7 +29,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 
 def test_numbered_folders_count_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Experiment) -> None:
     monkeypatch.chdir(tmp_path)
-    paths = [folder.create_run(None, "tiny", tiny).path for _ in range(2)]
+    paths = [created(None, tiny) for _ in range(2)]
     assert paths == [Path("runs/tiny/001"), Path("runs/tiny/002")]
     assert folder.open_run(paths[0]) == (paths[0], tiny)
 
@@ -32,10 +37,10 @@ def test_numbered_folders_count_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path, tiny: Experiment) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(UserError, match="exists and is not empty; give another --out."):
-        folder.create_run(tmp_path, "tiny", tiny)
-    run = folder.create_run(tmp_path / "run", "tiny", tiny).path
+        created(tmp_path, tiny)
+    run = created(tmp_path / "run", tiny)
     with pytest.raises(UserError, match=f"go on with `metaopt train --resume {run}`"):
-        folder.create_run(run, "tiny", tiny)
+        created(run, tiny)
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
@@ -46,24 +51,24 @@ def test_an_unwritable_folder_is_refused_and_nothing_is_left(
     monkeypatch.chdir(tmp_path)
     Path("file").write_text("")
     with pytest.raises(UserError, match="cannot write to the folder .*; give another --out."):
-        folder.create_run(Path(out), "tiny", tiny)
+        created(Path(out), tiny)
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_discard_takes_away_only_what_was_made(tmp_path: Path, tiny: Experiment) -> None:
     (tmp_path / "there").mkdir()
-    made = folder.create_run(tmp_path / "there" / "new" / "run", "tiny", tiny)
-    made.discard()
+    with folder.create_run(tmp_path / "there" / "new" / "run", "tiny", tiny) as made:
+        made.discard()
     assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
-    made = folder.create_run(tmp_path / "there", "tiny", tiny)  # it was empty
-    made.discard()
+    with folder.create_run(tmp_path / "there", "tiny", tiny) as made:  # it was empty
+        made.discard()
     assert list(tmp_path.rglob("*")) == [tmp_path / "there"]
 
 
 def test_a_folder_that_is_no_run_is_named_with_the_run_inside(tmp_path: Path, tiny: Experiment) -> None:
     with pytest.raises(UserError, match="is not a run folder, for it has no config.json; give the folder"):
         folder.open_run(tmp_path)
-    run = folder.create_run(tmp_path / "001", "tiny", tiny).path
+    run = created(tmp_path / "001", tiny)
     with pytest.raises(UserError, match=f"did you mean {run}"):
         folder.open_run(tmp_path)
     (run / "config.json").write_text('{"tasks": [')

@@ -1,0 +1,51 @@
+"""Faults from outside, told in one line: a disk that takes no more, another process of the job that is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from metaopt.experiment import UserError
+from metaopt.runs import processes
+from metaopt.runs.folder import resume_command
+
+# Full, over its quota, too large a file, gone, read-only, no longer ours.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
+
+
+class NotWritten(RuntimeError):
+    """The disk took no more. What was written before stays valid."""
+
+
+def disk_trouble(error: BaseException) -> str | None:
+    """What an error says of a disk that takes no more, in words; None where it is about something else."""
+    if isinstance(error, OSError):
+        return os.strerror(error.errno) if error.errno in _DISK else None
+    # orbax's C++ puts the system's words into a text of its own.
+    return next((os.strerror(code) for code in _DISK if os.strerror(code) in str(error)), None)
+
+
+@contextlib.contextmanager
+def in_one_line(path: Path) -> Iterator[None]:
+    """What a full disk or a lost process makes the libraries raise comes out as one line with the remedy.
+
+    Args:
+      path: the run's folder.
+    """
+    try:
+        yield
+    except (UserError, processes.LostProcess, NotWritten):
+        raise
+    except (RuntimeError, ValueError, OSError) as error:  # by the library that noticed
+        if processes.lost(error):
+            raise processes.LostProcess(processes.lost_message(error, path)) from None
+        trouble = disk_trouble(error)
+        if trouble is not None:
+            raise NotWritten(
+                f"cannot write to {path}: {trouble}; {processes.saved(path)}; mend that and go on with "
+                f"`{resume_command(path)}`."
+            ) from error
+        raise
