@@ -38,8 +38,9 @@ def clip_adaptively(multiple: float, decay: float = 0.99) -> optax.GradientTrans
     """Clips by norm at a multiple of the average norm so far (Pascanu et al. 2013 go by the same statistic).
 
     The average is over meta-steps, of the norms after clipping, so that one outlier raises it little; a lasting change
-    of scale is followed as long as the multiple is above 1. The first gradient passes. optax's `adaptive_grad_clip`
-    (Brock et al. 2021) compares each unit's gradient with its weights, and φ is one vector here, without units.
+    of scale is followed as long as the multiple is above 1. The first gradient that is not zero passes. optax's
+    `adaptive_grad_clip` (Brock et al. 2021) compares each unit's gradient with its weights, and φ is one vector here,
+    without units.
 
     Raises:
       ValueError: a multiple of at most 1, which would drive the average to zero.
@@ -52,7 +53,8 @@ def clip_adaptively(multiple: float, decay: float = 0.99) -> optax.GradientTrans
 
     def update(updates: PyTree, state: Any, params: PyTree | None = None) -> tuple[PyTree, AdaptiveClip]:
         norm, count = optax.global_norm(updates), state.count + 1
-        threshold = jnp.where(state.count > 0, multiple * state.mean, jnp.inf).astype(norm.dtype)
+        # An average of zero, from gradients that were, would hold every later one at zero.
+        threshold = jnp.where(state.mean > 0, multiple * state.mean, jnp.inf).astype(norm.dtype)
         over = norm > threshold
         factor = jnp.where(over, threshold / jnp.where(over, norm, 1.0), 1.0)
         mean = moving_average(state.mean, jnp.minimum(norm, threshold), count, decay)

@@ -42,6 +42,14 @@ def test_adaptive_clipping_equals_the_loop():
     assert isinstance(tx, optax.GradientTransformation)
 
 
+def test_gradients_of_zero_do_not_hold_the_later_ones_at_zero():
+    tx = clip_adaptively(3.0)
+    state = tx.init(jnp.zeros(2))
+    for norm, wanted in ((0.0, 0.0), (0.0, 0.0), (2.0, 2.0), (50.0, 3 * (0.99 * 0 + 2.0) / (1 + 0.99 + 0.99**2))):
+        updates, state = tx.update(jnp.array([norm, 0.0]), state)
+        np.testing.assert_allclose(updates, [wanted, 0.0], rtol=1e-5)
+
+
 @pytest.mark.parametrize("multiple", [1.0, 0.5, -2.0, float("nan"), float("inf")])
 def test_a_multiple_that_drives_the_average_to_zero_is_refused(multiple):
     with pytest.raises(ValueError, match="must be above 1; try 3"):

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from metaopt.analysis.advice_on_runs import (
+    Found,
+    base_name,
+    can_be_scale_free,
+    either,
+    flat,
+    has_direct_steps,
+    is_fresh,
+    out_of_range,
+    plain,
+    saturated,
+)
 
 # Adam averages about 1/(1 - β1) = 10 meta-steps: below a tenth, noise outweighs the signal in its average too.
 LOW_SNR = 0.1
@@ -16,23 +29,18 @@ MISALIGNED = 0.7  # 45 degrees: the expected gradient points as much aside as do
 EXPLODES = 1e3
 NONFINITE, DIVERGED = 0.01, 0.01  # what a healthy run has none of
 CLIPPED = 0.5  # when most gradients are clipped, the threshold sets their length
-SATURATED = 0.5  # when most activations of a gate are stuck at an end, inputs hardly move it
-OUTSIDE = 0.2  # a hundred times what lies outside the training range on training tasks
-FLAT = 0.5  # steps that shrink less than to half while the run goes on ten times as long
-MOST = 3  # of a kind of advice
+BACKWARD = ("truncated_backprop", "reparameterised")  # estimators that differentiate the inner run, and nothing else
+VALUES = ("evolution_strategies", "persistent_evolution_strategies")  # that differentiate nothing
 
 
 def advise(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """[{"rule", "figure", "text"}], the gravest first; empty: nothing to complain about."""
-    rules = (_dying, _exploding, _noisy, _misaligned, _clipped, _out_of_range, _saturated, _flat, _unresolved)
+    rules = (_dying, _exploding, _noisy, _misaligned, _clipped, out_of_range, saturated, flat, _unresolved)
     return [
         {"rule": rule.__name__.lstrip("_"), "figure": figure, "text": text}
         for rule in rules
         for figure, text in rule(result)
     ]
-
-
-Found = Iterator[tuple[float, str]]
 
 
 def _own(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -44,49 +52,70 @@ def _tasks(count: float) -> str:
     return f"{math.ceil(count):,} tasks"
 
 
-def _plain(value: float) -> str:
-    """Two digits, without an exponent while it is short."""
-    return f"{float(f'{value:.2g}'):g}"
-
-
 def _dying(result: Mapping[str, Any]) -> Found:
     own = _own(result)
     if (own.get("nonfinite") or 0) > NONFINITE:
-        yield (
-            own["nonfinite"],
-            f"{own['nonfinite']:.0%} of the meta-gradients are not finite: shorten the window (--unroll-length), or "
-            "estimate from values alone (--estimator persistent_evolution_strategies).",
-        )
+        remedy = "shorten the window (--unroll-length)"
+        if base_name(result["estimator"]) in VALUES:
+            remedy = "shorten --horizon, or lower the estimator's sigma"
+        elif base_name(result["estimator"]) in BACKWARD:
+            remedy += ", or estimate from values alone (--estimator persistent_evolution_strategies)"
+        yield own["nonfinite"], f"{own['nonfinite']:.0%} of the meta-gradients are not finite: {remedy}."
     if (own.get("diverged") or 0) > DIVERGED:
+        remedies = [] if is_fresh(result) else ["lower --meta-optimizer.learning-rate"]
+        option = _shorter_steps(result)
+        remedies += [f"start with a lower {option} of the optimizer"] if option and is_fresh(result) else []
+        remedies += ["shorten --horizon"]
+        remedies += ["take features=scale_free"] if can_be_scale_free(result) else []
+        shown = "" if is_fresh(result) else "; `metaopt replay` shows the runs kept in the folder `capsules`"
         yield (
             own["diverged"],
-            f"{own['diverged']:.0%} of the training tasks diverge within the horizon: lower "
-            "--meta-optimizer.learning-rate, shorten --horizon, or take features=scale_free; `metaopt replay` shows "
-            "the runs kept in the folder `capsules`.",
+            f"{own['diverged']:.0%} of the training tasks diverge within the horizon: {either(remedies)}{shown}.",
         )
+
+
+def _shorter_steps(result: Mapping[str, Any]) -> str | None:
+    """The option that sets how long the steps of a fresh φ are."""
+    name = base_name(result["optimizer"])
+    if name == "lstm":
+        return "alpha_bias" if has_direct_steps(result) else None
+    return "output_scale" if name in ("rnnprop", "lstm_log_sign") else "learning_rate"
 
 
 def _exploding(result: Mapping[str, Any]) -> Found:
-    order = "second" if result["second_order"] else "first"
+    # The mixture stands on values where derivatives explode; a score goes back through hidden states alone.
+    if base_name(result["estimator"]) not in BACKWARD:
+        return
     window = result["unroll_length"]
+    # With θ cut at every step nothing goes back through ∇_t.
+    second = result["second_order"] and result.get("state_gradient") != "stopped"
     for entry in result["jacobian"]:
-        if entry["order"] != order or not _backward(result):
+        if entry["order"] != ("second" if second else "first"):
             continue
-        rates = [(value, start) for value, start in zip(entry["median"], entry["start"], strict=True) if value]
-        # From the second position on: a run's first steps are its own.
-        growth, start = max(rates[1:] or rates or [(1.0, 0)])
-        if growth > 1 and window * math.log(growth) > math.log(EXPLODES):
+        growth, start = _stretch(entry, window)
+        if window * math.log(growth) > math.log(EXPLODES):
             fits = max(1, int(math.log(EXPLODES) / math.log(growth)))
             yield (
                 growth,
-                f"The unroll's Jacobian grows by {growth:.3g} a step near step {start} on {entry['task']}: over "
+                f"The unroll's Jacobian grows by {growth:.3g} a step from step {start} on, on {entry['task']}: over "
                 f"{window} steps that is {growth ** min(window, 300):.0e}. Shorten the window (--unroll-length "
                 f"{_at_most(fits, result['horizon'])}), or use --estimator persistent_evolution_strategies.",
             )
 
 
-def _backward(result: Mapping[str, Any]) -> bool:
-    return not str(result["estimator"]).startswith(("evolution", "persistent"))
+def _stretch(entry: Mapping[str, Any], window: int) -> tuple[float, int]:
+    """(geometric mean of the growth, first step) of the stretch of a window's length where it is largest; 1 or more."""
+    rates = [(value, start) for value, start in zip(entry["median"], entry["start"], strict=True) if value]
+    # From the second position on: a run's first steps are its own.
+    rates = rates[1:] or rates or [(1.0, 0)]
+    spacing = max(1, entry["start"][1] - entry["start"][0]) if len(entry["start"]) > 1 else window
+    count = min(len(rates), max(1, round(window / spacing)))
+    means = [
+        (math.exp(sum(math.log(value) for value, _ in rates[i : i + count]) / count), rates[i][1])
+        for i in range(len(rates) - count + 1)
+    ]
+    growth, start = max(means)
+    return max(1.0, growth), start
 
 
 def _at_most(length: int, horizon: int) -> int:
@@ -98,7 +127,7 @@ def _noisy(result: Mapping[str, Any]) -> Found:
     if not own.get("snr"):
         return
     snr, tasks = own["snr"]["value"], result["num_tasks"]
-    if snr is None or snr >= LOW_SNR:
+    if snr is None or snr + (own["snr"]["error"] or 0) >= LOW_SNR:
         return
     better = [
         entry
@@ -126,109 +155,77 @@ def _noisy(result: Mapping[str, Any]) -> Found:
 def _misaligned(result: Mapping[str, Any]) -> Found:
     own = _own(result)
     cosine = own.get("cosine")
-    if cosine and cosine["value"] + 2 * cosine["error"] < MISALIGNED:
-        window, horizon = result["unroll_length"], result["horizon"]
-        remedy = "second_order=true" if window == horizon else f"--unroll-length {horizon}, or second_order=true"
+    if not cosine or cosine["value"] + 2 * cosine["error"] >= MISALIGNED:
+        return
+    name, window, horizon, remedies = base_name(result["estimator"]), result["unroll_length"], result["horizon"], []
+    whole = [
+        entry["cosine"]["value"]
+        for entry in result["estimators"]
+        if entry["horizon"] == entry["window"] == horizon
+        and base_name(entry["estimator"]) == name
+        and entry.get("cosine")
+    ]
+    if window < horizon and name not in VALUES and not (whole and max(whole) < cosine["value"] + 0.1):
+        remedies += [f"--unroll-length {horizon}" + (f" (which has {max(whole):.2f})" if whole else "")]
+    if name in BACKWARD:
+        remedies += ["state_gradient=full"] if result.get("state_gradient") == "stopped" else []
+        remedies += [] if result["second_order"] else ["second_order=true"]
+    elif "persistent=false" in str(result["estimator"]):
+        remedies += ["persistent=true"]
+    elif name in VALUES:
+        remedies += ["a lower sigma"]
+    if remedies:
         yield (
             cosine["value"],
             f"The expected meta-gradient has a cosine of only {cosine['value']:.2f} with the unbiased one: try "
-            f"{remedy}, at more cost a meta-step.",
+            f"{either(remedies)}, at more cost or noise a meta-step.",
         )
 
 
 def _clipped(result: Mapping[str, Any]) -> Found:
     own = _own(result)
-    if (own.get("clipped") or 0) > CLIPPED:
-        bounds = [
-            f"{name} {result[key]:g}"
-            for key, name in (("clip_norm", "norm"), ("clip_value", "value"))
-            if result[key] is not None
-        ]
-        yield (
-            own["clipped"],
-            f"{own['clipped']:.0%} of the meta-gradients are clipped (at {' and '.join(bounds)}; their typical norm is "
-            f"{own['typical_norm']:.2g}): lower --meta-optimizer.learning-rate, or raise "
-            f"--meta-optimizer.clip-norm to about {_plain(own['large_norm'])}, which clips a tenth.",
-        )
-
-
-def _out_of_range(result: Mapping[str, Any]) -> Found:
-    inputs = result["inputs"]
-    if not inputs:
+    if (own.get("clipped") or 0) <= CLIPPED:
         return
-    failed = {entry["task"]: entry["failed"] for entry in result["steps"] if not entry["training"]}
-    worst: dict[str, tuple[float, str, str]] = {}
-    for entry in inputs["tasks"]:
-        share, name = max(zip(entry["outside"], inputs["names"], strict=True))
-        key = f"{entry['task']}{entry['training']}"
-        if share > OUTSIDE and share > worst.get(key, (0.0,))[0]:
-            where = "training tasks beyond their horizon" if entry["training"] else entry["task"]
-            worst[key] = (share, name, where)
-    for share, name, where in sorted(worst.values(), reverse=True)[:MOST]:
-        free = name in ("∇", "∇²", "m", "v") or (name == "s" and "n" not in inputs["names"])
-        remedy = (
-            "The option features=scale_free is free of the gradient's scale; meta-training on such tasks, or with "
-            "--rescale, widens the range."
-            if free
-            else "Meta-train on such tasks, for a longer --horizon, or with --rescale."
-        )
-        fails = f" {failed[where]:.0%} of the runs there fail." if failed.get(where) else ""
-        yield (
-            share,
-            f"Input {name} lies outside of its training range in {share:.0%} of what the network reads on {where}."
-            f"{fails} {remedy}",
-        )
-
-
-def _saturated(result: Mapping[str, Any]) -> Found:
-    worst: dict[tuple[int, str], tuple[float, str]] = {}
-    for entry in result["gates"] or ():
-        if not entry["training"] or entry["steps"] != "within":
-            continue
-        for layer, gates in enumerate(entry["layers"]):
-            for gate, share in gates.items():
-                if share > max(SATURATED, worst.get((layer, gate), (0.0,))[0]):
-                    worst[layer, gate] = (share, entry["task"])
-    for (layer, gate), (share, task) in sorted(worst.items(), key=lambda item: -item[1][0]):
-        yield (
-            share,
-            f"{share:.0%} of the activations of gate {gate} in layer {layer + 1} are saturated on {task}: what the "
-            "network reads hardly moves it. Take features=scale_free, or lower --meta-optimizer.learning-rate.",
-        )
-
-
-def _flat(result: Mapping[str, Any]) -> Found:
-    if not _direct(result):
+    # Gradients all cut to one length are no ailment in themselves: Adam and its like divide by the length anyway.
+    turned = own.get("clipped_cosine")
+    if result["meta_optimizer"] == "sgd":
+        harm = "so that the threshold, and not the gradient, sets the length of a meta-step of sgd"
+    elif turned and turned["value"] + 2 * turned["error"] < MISALIGNED:
+        harm = f"which turns their mean: its cosine with the unclipped one is {turned['value']:.2f}"
+    else:
         return
-    found = []
-    for entry in result["steps"]:
-        lengths = {step: value for step, value in zip(entry["step"], entry["median"], strict=True) if value}
-        at = [step for step in lengths if step >= result["horizon"]]
-        last = max(lengths, default=0)
-        if at and last >= 5 * result["horizon"] and lengths[last] > FLAT * lengths[min(at)]:
-            found.append((lengths[last] / lengths[min(at)], entry["task"], min(at), last))
-    if found:
-        ratio, task, first, last = max(found)
-        others = f" (and more than {FLAT:g} times on {len(found) - 1} other families)" if len(found) > 1 else ""
-        yield (
-            ratio,
-            f"On {task} the steps at step {last:,} are {ratio:.2g} times as long as at step {first:,}{others}: the "
-            "loss cannot fall below what such steps reach. Meta-train over a longer --horizon, or take "
-            "step_rule=recursive, whose step length can go on shrinking.",
-        )
-
-
-def _direct(result: Mapping[str, Any]) -> bool:
-    optimizer = str(result["optimizer"])
-    return optimizer.partition(":")[0] == "lstm" and "step_rule=recursive" not in optimizer
+    flags = {"clip_norm": "norm", "clip_value": "value", "clip_adaptive": "adaptive"}
+    bounds = [(name, result[key]) for key, name in flags.items() if result.get(key) is not None]
+    remedies = [f"--meta-optimizer.clip-{name}" for name, _ in bounds]
+    if bounds and bounds[0][0] == "norm":
+        remedies[0] += f" to about {plain(own['large_norm'])}, which clips a tenth"
+    at = " and ".join(f"{name} {value:g}" for name, value in bounds)
+    yield (
+        own["clipped"],
+        f"{own['clipped']:.0%} of the meta-gradients are clipped (at {at}; their typical norm is "
+        f"{own['typical_norm']:.2g}), {harm}. Raise {either(remedies)}.",
+    )
 
 
 def _unresolved(result: Mapping[str, Any]) -> Found:
     for entry in result["references"]:
-        if not entry["resolved"]:
-            yield (
-                entry["mean_snr"] or 0.0,
-                f"{entry['num_lives']} draws of the reference over {entry['horizon']:,} steps do not tell it from "
-                "zero, so no cosines are given there: φ is near a stationary point, or the gradient is too noisy to "
-                "learn from. A larger --num-tasks here resolves more.",
+        if entry["resolved"]:
+            continue
+        horizon = entry["horizon"]
+        growths = [_stretch(one, result["horizon"])[0] for one in result["jacobian"] if one["order"] == "second"]
+        growth = max(growths, default=1.0)
+        if horizon * math.log(growth) > math.log(EXPLODES):
+            why = (
+                f"its Jacobian grows by {growth:.3g} a step, so that rare tasks drown all others and more draws hardly "
+                "help. Go by the signal-to-noise ratios here and by validation."
             )
+        else:
+            why = (
+                "φ is near a stationary point, or the gradient is too noisy to learn from. A larger --num-tasks here "
+                "resolves more."
+            )
+        yield (
+            entry["mean_snr"] or 0.0,
+            f"{entry['num_lives']} draws of the reference over {horizon:,} steps do not tell it from zero, so no "
+            f"cosines are given there: {why}",
+        )

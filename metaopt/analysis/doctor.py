@@ -11,46 +11,35 @@ import jax
 import numpy as np
 
 from metaopt.analysis.advice import advise
+from metaopt.analysis.doctor_plan import FAR, LIVES, REFERENCE, SAMPLING, Variant, explores, option_of, plan
 from metaopt.analysis.doctor_records import as_pair, describe_gates, describe_inputs, describe_reference, describe_steps
-from metaopt.analysis.gradient_quality import Samples, assess, clipped_share, prepare_samples, quick_jit
+from metaopt.analysis.gradient_quality import Samples, assess, clip_samples, prepare_samples, quick_jit
 from metaopt.analysis.inner_runs import InnerRuns, Inputs, network_inputs, watch
 from metaopt.analysis.jacobian_growth import growth_along
+from metaopt.batching import matmul_precision
 from metaopt.estimators import ESTIMATORS
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import Choice, Experiment, UserError, build, build_families, build_family, build_optimizer
+from metaopt.meta_optimizer import make_clips
 from metaopt.objectives import OBJECTIVES
-from metaopt.types import Families, Key, MetaGradient, MetaParams, Optimizer, TaskFamily
+from metaopt.types import Families, Key, MetaGradient, MetaParams, TaskFamily
 
-# Work is counted in coordinate-steps (tasks times coordinates times inner steps, forward and back), of which a core
-# does nearly a million a second: sample sizes follow from these budgets, and not from a clock, so that they repeat.
-SAMPLING = 3e6  # an estimator's
-REFERENCE = 3.0  # times as many for a reference
 WATCHING = 2e6  # a family's, forward only
 JACOBIANS = 1e6  # a family's, each a product of derivatives in forward mode
-LIVES = (10, 256)  # at least and at most
 # How dear a meta-step is, in back-propagations through the same runs.
 COST = {"evolution_strategies": 0.7, "persistent_evolution_strategies": 0.7, "mixture": 3.0}
 SECOND_ORDER_COST = 2.5
-FAR = 10  # multiples of the training horizon that the runs are followed to
 COORDINATES = 64  # of a task, whose inputs are kept
 POSITIONS, PRODUCT = 5, 10  # where along a run, and over how many steps, the Jacobian's products are taken
 
 Progress = Callable[[int, int, str], None]  # (parts done, parts in all, what comes next)
 
 
-class Variant(NamedTuple):
-    """One estimator at one horizon and window."""
-
-    picked: Choice
-    horizon: int
-    window: int
-    own: bool = False
-
-
 def diagnose(
     experiment: Experiment,
     meta_params: MetaParams,
     *,
+    meta_step: int | None = None,
     num_tasks: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -58,6 +47,7 @@ def diagnose(
     """Measures estimators, Jacobians, gates, inputs and step lengths on a frozen φ, and what to do about them.
 
     Args:
+      meta_step: of φ; None: it is fresh, and advice on meta-training is left out.
       num_tasks: of a meta-step; default: the experiment's. The signal-to-noise ratio is that of so many.
       seed: decides tasks, starts, minibatches and noise; the same tasks serve every estimator.
 
@@ -103,10 +93,11 @@ def diagnose(
                 lambda found, name=str(picked), training=training: runs.append((name, training, found)),
             )
         )
-    _work_off(parts, progress)
+    _work_off(parts, experiment.matmul_precision, progress)
     inputs = examination.inputs
     result: dict[str, Any] = {
         "version": 1,
+        "meta_step": meta_step,
         "seed": seed,
         "num_tasks": examination.num_tasks,
         "horizon": experiment.horizon,
@@ -114,9 +105,10 @@ def diagnose(
         "optimizer": str(experiment.optimizer),
         "estimator": str(experiment.estimator),
         "explores": examination.explores,
-        "second_order": bool(experiment.estimator.options.get("second_order", False)),
-        "clip_norm": experiment.meta_optimizer.clip_norm,
-        "clip_value": experiment.meta_optimizer.clip_value,
+        "second_order": bool(option_of(experiment.estimator, "second_order")),
+        "state_gradient": option_of(experiment.estimator, "state_gradient"),
+        "meta_optimizer": experiment.meta_optimizer.name,
+        **{name: getattr(experiment.meta_optimizer, name) for name in ("clip_norm", "clip_value", "clip_adaptive")},
         "references": described,
         "estimators": estimators,
         "jacobian": jacobian,
@@ -138,10 +130,15 @@ class Part(NamedTuple):
     done: Callable[[Any], None]
 
 
-def _work_off(parts: Sequence[Part], progress: Progress | None) -> None:
+def _work_off(parts: Sequence[Part], precision: str, progress: Progress | None) -> None:
     """Runs one part after another, while a second thread compiles those to come: most of the time is compilation."""
+
+    def prepare(part: Part) -> Callable[[], Any]:
+        with matmul_precision(precision):  # which holds for a thread
+            return part.prepare()
+
     with ThreadPoolExecutor(max_workers=1) as compiler:
-        prepared = [compiler.submit(part.prepare) for part in parts]
+        prepared = [compiler.submit(prepare, part) for part in parts]
         try:
             for number, (part, run) in enumerate(zip(parts, prepared, strict=True)):
                 if progress is not None:
@@ -150,49 +147,6 @@ def _work_off(parts: Sequence[Part], progress: Progress | None) -> None:
         except BaseException:
             compiler.shutdown(wait=False, cancel_futures=True)
             raise
-
-
-# ----- what is compared -----------------------------------------------------------------------------------------------
-
-
-def plan(
-    experiment: Experiment, optimizer: Optimizer, cost: Callable[[Variant], float]
-) -> tuple[list[Variant], list[Variant]]:
-    """(estimators, references): the run's own, the same over shorter windows, every other; some at ten times T."""
-    own, horizon = experiment.estimator, experiment.horizon
-    window = experiment.unroll_length or horizon
-    explores = _explores(experiment, optimizer)
-    backward = Choice("reparameterised" if explores else "truncated_backprop")
-    if own.name in ("truncated_backprop", "reparameterised"):
-        backward = Choice(own.name, {key: value for key, value in own.options.items() if key != "staggered"})
-    kept = {key: value for key, value in own.options.items() if key == "objective_batch"}
-    reference = Choice("reparameterised" if explores else "truncated_backprop", {**kept, "second_order": True})
-    found = [Variant(own, horizon, window, own=True), Variant(backward, horizon, horizon)]
-    short = [_divisor(horizon, horizon // 5), _divisor(horizon, horizon // 20)]
-    found += [Variant(backward, horizon, length) for length in short]
-    for name in ESTIMATORS:
-        if name not in (own.name, backward.name):
-            length = short[0] if name == "persistent_evolution_strategies" else horizon
-            found.append(Variant(Choice(name, kept), horizon, length))
-    references = [Variant(reference, horizon, horizon)]
-    far = FAR * horizon
-    if LIVES[0] * cost(Variant(reference, far, far)) <= REFERENCE * SAMPLING:
-        references.append(Variant(reference, far, far))
-        found += [Variant(backward, far, far), Variant(backward, far, horizon)]
-        found += [Variant(Choice("persistent_evolution_strategies", kept), far, horizon)]
-    seen: dict[Any, Variant] = {}
-    for variant in found:  # the run's own comes first
-        seen.setdefault((str(variant.picked), variant.horizon, variant.window), variant)
-    return list(seen.values()), references
-
-
-def _explores(experiment: Experiment, optimizer: Optimizer) -> bool:
-    own = experiment.estimator
-    return optimizer.explores and own.name != "truncated_backprop" and bool(own.options.get("explore", True))
-
-
-def _divisor(number: int, most: int) -> int:
-    return max(n for n in range(1, max(1, most) + 1) if number % n == 0)
 
 
 def _named(variant: Variant) -> dict[str, Any]:
@@ -205,7 +159,8 @@ def _watched_families(experiment: Experiment) -> list[tuple[Choice, TaskFamily, 
     families = build_families(experiment)
     found = [(picked, family, True, far) for picked, family in zip(experiment.tasks, families, strict=True)]
     horizon = min(far, max(experiment.evaluation.horizons, default=far))
-    known = set() if experiment.rescale else {str(picked) for picked in experiment.tasks}
+    added = experiment.rescale or experiment.companion or experiment.min_batch_size or experiment.bfloat16
+    known = set() if added else {str(picked) for picked in experiment.tasks}
     others = {str(picked): picked for picked in experiment.evaluation.tasks if str(picked) not in known}
     return found + [(picked, build_family(picked), False, horizon) for picked in others.values()]
 
@@ -221,7 +176,7 @@ class _Examination:
         self.num_tasks = num_tasks
         self.optimizer = build_optimizer(experiment.optimizer)
         self.families: Families = build_families(experiment)
-        self.explores = _explores(experiment, self.optimizer)
+        self.explores = explores(experiment, self.optimizer)
         self.inputs: Inputs | None = network_inputs(experiment.optimizer)
         self._key = jax.random.fold_in(jax.random.key(seed), 0x646F63)  # apart from training and evaluation
         self._dims = [_dim(family) for family in self.families]
@@ -233,8 +188,10 @@ class _Examination:
 
     def sample(self, variant: Variant, share: float = 1.0) -> Callable[[], Samples]:
         experiment = self.experiment
+        # A life begins and ends with its tasks; staggered ones would live on in the next, and seem to agree with it.
+        options = {key: value for key, value in variant.picked.options.items() if key != "staggered"}
         estimator: MetaGradient = build(
-            variant.picked,
+            Choice(variant.picked.name, options),
             ESTIMATORS,
             "estimator",
             self.optimizer,
@@ -261,7 +218,8 @@ class _Examination:
         if isinstance(samples, ValueError):
             return {"reason": str(samples).removeprefix(f"estimator '{variant.picked.name}': ")}
         quality = assess(samples, references[variant.horizon])
-        meta = self.experiment.meta_optimizer
+        clipped, share = clip_samples(samples, make_clips(self.experiment.meta_optimizer))
+        turned = assess(clipped, samples).cosine if share else None
         snr = quality.snr.value
         norms = np.linalg.norm(samples.gradient.astype(np.float64), axis=2)
         norms = norms[np.isfinite(norms)]
@@ -276,7 +234,8 @@ class _Examination:
             "snr": as_pair(quality.snr),
             "tasks_for_snr_1": self.num_tasks / snr if snr > 0 else None,
             "nonfinite": quality.nonfinite,
-            "clipped": clipped_share(samples, clip_norm=meta.clip_norm, clip_value=meta.clip_value),
+            "clipped": share,
+            "clipped_cosine": as_pair(turned),  # of the expectation of the clipped with that of the unclipped
             "diverged": float(1 - samples.alive.mean()),
         }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from metaopt.analysis.inner_runs import GATES
-from metaopt.analysis.pictures import COLOURS, INK, LEARNED, frame
+from metaopt.analysis.pictures import COLOURS, INK, LEARNED, LEARNED_DASHES, MARKERS, frame
 from metaopt.analysis.series import numbers
 
 TRAINING, OTHER = "learned-1", "learned-0"
@@ -77,13 +77,13 @@ def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     figure, (left, right) = _figure(4.6 if narrow else 10.0, height, 2, sharey=True)
     rows = np.arange(len(entries))
     for row, entry in zip(rows, entries, strict=True):
-        colour = COLOURS[OTHER if entry.get("own") else TRAINING]
+        colour, marker = (COLOURS[OTHER], "D") if entry.get("own") else (COLOURS[TRAINING], "o")
         cosine, snr = entry["cosine"], (entry["snr"] or {}).get("value")
         if cosine is not None:
             value = float(np.clip(cosine["value"], -1, 1))
-            left.errorbar(value, row, xerr=2 * cosine["error"], fmt="o", color=colour, capsize=3, markersize=5)
+            left.errorbar(value, row, xerr=2 * cosine["error"], fmt=marker, color=colour, capsize=3, markersize=5)
         if snr:
-            right.plot(snr, row, "o", color=colour, markersize=6)
+            right.plot(snr, row, marker, color=colour, markersize=6)
     left.set_yticks(rows, labels, fontsize=8.5)
     for label, entry in zip(left.get_yticklabels(), entries, strict=True):
         label.set_fontweight("bold" if entry.get("own") else "normal")
@@ -105,10 +105,13 @@ def _jacobian(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     figure, (axes,) = _figure(4.6 if narrow else 10.0, 3.2)
     tasks = list(dict.fromkeys(entry["task"] for entry in result["jacobian"]))
     for entry in result["jacobian"]:
-        colour = LEARNED[tasks.index(entry["task"]) % len(LEARNED)]
+        index = tasks.index(entry["task"])
+        colour, marker = LEARNED[index % len(LEARNED)], MARKERS[index % len(MARKERS)]
         dash = "-" if entry["order"] == "second" else "--"
         label = f"{_short(entry['task'])}, {entry['order']} order"
-        axes.plot(entry["start"], numbers(entry["median"]), dash, color=colour, marker="o", markersize=4, label=label)
+        axes.plot(
+            entry["start"], numbers(entry["median"]), dash, color=colour, marker=marker, markersize=4, label=label
+        )
         axes.plot(entry["start"], numbers(entry["largest"]), dash, color=colour, linewidth=0.8, alpha=0.7)
     axes.axhline(1.0, color=INK, linewidth=1.0)
     axes.set_xlabel("inner step")
@@ -140,7 +143,7 @@ def _inputs(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         low, middle, high = magnitude[:, 1], magnitude[:, 2], magnitude[:, 3]
         label = _short(entry["task"]) + (f", training, {entry['steps']} T" if entry["training"] else "")
         axes.bar(at, high - low, width * 0.82, bottom=low, color=colour, label=label, linewidth=0)
-        axes.plot(at, middle, "o", color="white", markeredgecolor=INK, markersize=3, markeredgewidth=0.7)
+        axes.plot(at, middle, "o", color="white", markeredgecolor="black", markersize=3.5, markeredgewidth=0.8)
         lowest = min(lowest, float(low.min()))
     axes.set_yscale("log")
     axes.set_ylim(bottom=lowest / 2)
@@ -153,7 +156,7 @@ def _inputs(result: Mapping[str, Any], narrow: bool) -> Figure | None:
 
 def _shade(entry: Mapping[str, Any], index: int, trained: int) -> str:
     if entry["training"]:
-        return COLOURS[f"baseline-{trained % 5}"]
+        return COLOURS[f"baseline-{3 * trained % 5}"]  # neighbours far apart in lightness
     return LEARNED[(index - trained) % len(LEARNED)]
 
 
@@ -173,6 +176,8 @@ def _gates(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     words = [f"{GATE_NAMES[gate]}\nlayer {layer + 1}" for layer, gate in places]
     axes.set_xticks(columns, words, fontsize=7.5 if narrow else 9, rotation=90 if narrow else 0)
     axes.set_ylim(0, 1)
+    if max(shares for entry in entries for layer in entry["layers"] for shares in layer.values()) < 0.005:
+        axes.text(0.5, 0.5, "below 0.5% everywhere", ha="center", va="center", color=INK, transform=axes.transAxes)
     _title(axes, "Saturated gates")
     _legend(figure, axes, narrow)
     return figure
@@ -203,8 +208,7 @@ def _steps(result: Mapping[str, Any], narrow: bool) -> Figure | None:
 
 
 def _dash(index: int) -> Any:
-    dashes: Sequence[Any] = ("-", "--", ":")
-    return dashes[index // len(LEARNED) % len(dashes)]
+    return LEARNED_DASHES[index % len(LEARNED_DASHES)]
 
 
 def _legend(figure: Figure, axes: Axes, narrow: bool) -> None:

@@ -30,7 +30,7 @@ DIFFERENTIATED = ("truncated_backprop", "reparameterised", "mixture")
 
 
 class CapsuleKeeper:
-    """A callback of `meta_train`: after a chunk in which tasks diverged it goes back to the first such meta-step.
+    """A callback of `meta_train`: after a chunk in which tasks died it goes back to the first such meta-step.
 
     It keeps the state before every chunk on the host, runs the chunk's own program up to that meta-step, whose φ is so
     the very one, and then the batches of the meta-step forward until it finds the dead one. One capsule a chunk,
@@ -43,6 +43,7 @@ class CapsuleKeeper:
         own = trainer.experiment.estimator
         self._off = jax.process_count() > 1 or own.options.get("baseline") == "leave_one_out"
         self._before: Any = None
+        self._dead = 0.0  # at the end of the chunk before
         if not self._full():
             self._note(trainer, state)
 
@@ -56,13 +57,22 @@ class CapsuleKeeper:
         if self._full():
             self._before = None
             return
-        bad = np.flatnonzero(metrics["diverged"] > 0)
+        bad = self._suspects(metrics["diverged"])
         if len(bad) and self._before is not None:
             try:
                 self._keep(trainer, state, int(metrics["meta_step"][bad[0]]) - 1)
             except Exception as error:  # a lost capsule must not end a run of hours
                 self._say(f"no capsule was kept of meta-step {metrics['meta_step'][bad[0]]}: {error}")
         self._note(trainer, state)
+
+    def _suspects(self, diverged: np.ndarray) -> np.ndarray:
+        """Meta-steps of the chunk in which a task may have died.
+
+        Windows carry the dead on, so a rise of their number comes first; without one, resets may hide a death.
+        """
+        rises = diverged > np.append(self._dead, diverged[:-1])
+        self._dead = diverged[-1]
+        return np.flatnonzero(rises if rises.any() else diverged > 0)
 
     def _keep(self, trainer: Trainer, like: TrainState, meta_step: int) -> None:
         before, level = self._before

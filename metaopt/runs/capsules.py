@@ -11,8 +11,9 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +23,11 @@ from safetensors.numpy import save_file
 
 from metaopt.batching import compiler_options
 from metaopt.evaluation.statistics import FAILURE_FACTOR
-from metaopt.experiment import Choice, Experiment, UserError, build_family, build_optimizer
+from metaopt.experiment import Choice, Experiment, UserError, build_families, build_family, build_optimizer
 from metaopt.runs.folder import replacing
 from metaopt.runs.json_config import from_json, to_json
 from metaopt.types import Key, MetaParams, Optimizer, PyTree, Task, TaskFamily, Trace, UnrollState
-from metaopt.unroll import bind_tasks, reset, unroll
+from metaopt.unroll import ObjectiveBatch, bind_tasks, reset, unroll
 
 FOLDER = "capsules"
 LIMIT = 5  # of a kind ("training", "evaluation") in a folder
@@ -47,7 +48,7 @@ class Setting(NamedTuple):
     kind: str  # training or evaluation
     experiment: Experiment  # by which φ was meta-trained
     task: Choice
-    as_trained: bool  # with the experiment's rescaling and oracle
+    as_trained: bool  # with the experiment's augmentations and oracle
     length: int
     explore: bool
     objective_batch: str
@@ -70,14 +71,14 @@ class Capsule(NamedTuple):
 def build_family_of(setting: Setting) -> TaskFamily:
     if not setting.as_trained:
         return build_family(setting.task)
-    return build_family(setting.task, rescale=setting.experiment.rescale, oracle=setting.experiment.oracle)
+    return build_families(dataclasses.replace(setting.experiment, tasks=(setting.task,)))[0]
 
 
 def run_again(setting: Setting, batch: Batch, family: TaskFamily | None = None) -> tuple[Trace, np.ndarray]:
     """(trace [length, tasks], each task's step before it, [tasks])."""
     family = build_family_of(setting) if family is None else family
     return jax.device_get(
-        _run(
+        _compiled()(
             build_optimizer(setting.experiment.optimizer),
             *jax.tree.map(jnp.asarray, (batch.meta_params, family, batch.keys, batch.start)),
             length=setting.length,
@@ -88,11 +89,13 @@ def run_again(setting: Setting, batch: Batch, family: TaskFamily | None = None) 
     )
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("optimizer", "length", "explore", "objective_batch", "differentiable"),
-    compiler_options=compiler_options(),
-)
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    # Not as this file is imported: the options are those of the devices, which are yet to be chosen then.
+    static = ("optimizer", "length", "explore", "objective_batch", "differentiable")
+    return jax.jit(_run, static_argnames=static, compiler_options=compiler_options())
+
+
 def _run(
     optimizer: Optimizer,
     meta_params: MetaParams,
@@ -207,6 +210,7 @@ def read_capsule(path: Path) -> Capsule:
         setting = Setting(**values)
         held = tuple(tensors[name] for name in ("loss", "update_norm", "initial_loss"))
         died, begun, keys = tuple(tuple(pair) for pair in about["died"]), about["begun"], tensors["keys"]
+        _check(setting, died, keys, held, about["version"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -223,6 +227,32 @@ def read_capsule(path: Path) -> Capsule:
 
         start = _filled(jax.eval_shape(first, shapes, wrapped), tensors, "start", path)
     return Capsule(setting, Batch(meta_params, wrapped, start), died, *held)  # type: ignore[arg-type]
+
+
+def _check(setting: Setting, died: Any, keys: np.ndarray, held: Any, version: Any) -> None:
+    """Raises ValueError for what would only show as a fault inside of jax: the file may be a stranger's."""
+    if version != 1:
+        raise ValueError(f"its version is {version!r}, and this metaopt reads 1")
+    numbers = [setting.length, *(number for pair in died for number in pair)]
+    flags = (setting.as_trained, setting.explore, setting.differentiable)
+    sound = (
+        setting.kind in ("training", "evaluation")
+        and setting.objective_batch in get_args(ObjectiveBatch)
+        and all(isinstance(flag, bool) for flag in flags)
+        and all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+        and isinstance(setting.about, dict)
+        and setting.length > 0
+        and keys.dtype == np.uint32
+        and keys.shape[1:] == jax.random.key_data(jax.random.key(0)).shape
+        and len(keys) > 0
+        and len(died) > 0
+        and all(len(pair) == 2 and 0 <= pair[0] < len(keys) and pair[1] > 0 for pair in died)
+        and held[0].shape == held[1].shape == (len(held[0]), len(died))
+        and held[2].shape == (len(died),)
+        and len(held[0]) > 0
+    )
+    if not sound:
+        raise ValueError("its parts do not fit together")
 
 
 def _data(leaf: Any) -> np.ndarray:

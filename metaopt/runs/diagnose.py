@@ -52,13 +52,18 @@ def examine(arguments: DoctorArguments, console: Any = None) -> Path:
     try:
         with _Bar(console) as bar:
             result = diagnose(
-                experiment, meta_params, num_tasks=arguments.num_tasks, seed=arguments.seed, progress=bar.show
+                experiment,
+                meta_params,
+                meta_step=meta_step,
+                num_tasks=arguments.num_tasks,
+                seed=arguments.seed,
+                progress=bar.show,
             )
     except BaseException:
         if made is not None:
             made.discard()
         raise
-    result = {"name": name, "meta_step": meta_step, **result}
+    result = {"name": name, **result}
     folder.write_json(path / folder.DOCTOR, result)
     for line in text_lines(result):
         _say(console, line)

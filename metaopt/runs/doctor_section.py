@@ -7,7 +7,8 @@ from html import escape
 from typing import Any
 
 from metaopt.analysis import pictures
-from metaopt.analysis.doctor_pictures import CAPTIONS, doctor_figures
+from metaopt.analysis.doctor_pictures import CAPTIONS, GATE_NAMES, doctor_figures
+from metaopt.analysis.inner_runs import GATES
 from metaopt.runs.report_parts import details_table, figure, number
 
 
@@ -25,14 +26,14 @@ def doctor_section(result: Mapping[str, Any]) -> str:
             pictures.to_svg(drawn[name], prefix=f"d{name}{'n' if drawn is narrow else 'w'}", description=CAPTIONS[name])
             for drawn in (wide, narrow)
         ]
-        figures.append(figure(drawings, "", CAPTIONS[name]))
+        figures.append(figure(drawings, "", CAPTIONS[name]) + _TABLES[name](result))
     return (
         f"<section id=doctor><h2>Examination</h2><p>By <code>metaopt doctor</code>, of {escape(phi)}, with "
-        f"{result['num_tasks']:,} tasks a meta-step.</p>{words}{''.join(figures)}{_table(result)}</section>"
+        f"{result['num_tasks']:,} tasks a meta-step.</p>{words}{''.join(figures)}</section>"
     )
 
 
-def _table(result: Mapping[str, Any]) -> str:
+def _estimators(result: Mapping[str, Any]) -> str:
     columns = ["Estimator", "steps", "window", "draws", "cosine", "±", "norm ratio", "one step's cosine"]
     columns += ["signal to noise", "tasks for 1", "not finite", "clipped", "diverged"]
     rows = []
@@ -47,3 +48,45 @@ def _table(result: Mapping[str, Any]) -> str:
         shown += [snr.get("value"), entry["tasks_for_snr_1"], entry["nonfinite"], entry["clipped"], entry["diverged"]]
         rows.append([*where, f"{entry['num_lives']:,}", *(number(value) for value in shown)])
     return details_table("Meta-gradients as numbers", columns, rows)
+
+
+def _jacobian(result: Mapping[str, Any]) -> str:
+    rows = [
+        [escape(entry["task"]), entry["order"], f"{start:,}", number(middle), number(largest)]
+        for entry in result["jacobian"]
+        for start, middle, largest in zip(entry["start"], entry["median"], entry["largest"], strict=True)
+    ]
+    columns = ["Task", "derivatives", "from step", "growth a step, median", "largest"]
+    return details_table("Growth of the Jacobian as numbers", columns, rows)
+
+
+def _inputs(result: Mapping[str, Any]) -> str:
+    rows = [
+        [escape(entry["task"]), escape(str(entry["steps"])), escape(name), *(number(magnitudes[i]) for i in (1, 2, 3))]
+        for entry in result["inputs"]["tasks"]
+        for name, magnitudes in zip(result["inputs"]["names"], entry["magnitude"], strict=True)
+    ]
+    return details_table("Inputs as numbers", ["Task", "steps", "input", "1%", "median", "99%"], rows)
+
+
+def _gates(result: Mapping[str, Any]) -> str:
+    rows = [
+        [escape(entry["task"]), escape(str(entry["steps"])), f"{index + 1}", GATE_NAMES[gate], f"{layer[gate]:.1%}"]
+        for entry in result["gates"]
+        for index, layer in enumerate(entry["layers"])
+        for gate in GATES
+    ]
+    return details_table("Gates as numbers", ["Task", "steps", "layer", "gate", "saturated"], rows)
+
+
+def _steps(result: Mapping[str, Any]) -> str:
+    rows = []
+    for entry in result["steps"]:
+        every = max(1, len(entry["step"]) // 10)
+        parts = list(zip(entry["step"], entry["q10"], entry["median"], entry["q90"], strict=True))
+        for step, low, middle, high in [*parts[:-1:every], parts[-1]]:
+            rows.append([escape(entry["task"]), f"{step:,}", number(low), number(middle), number(high)])
+    return details_table("Step lengths as numbers", ["Task", "step", "10%", "median", "90%"], rows)
+
+
+_TABLES = {"estimators": _estimators, "jacobian": _jacobian, "inputs": _inputs, "gates": _gates, "steps": _steps}

@@ -15,11 +15,12 @@ from metaopt.analysis import doctor
 from metaopt.analysis.doctor import Variant, diagnose, plan
 from metaopt.analysis.doctor_pictures import doctor_figures
 from metaopt.analysis.doctor_records import describe_inputs
-from metaopt.analysis.gradient_quality import Samples, assess, clipped_share, resolved_norm, sample_gradients
+from metaopt.analysis.gradient_quality import Samples, assess, clip_samples, resolved_norm, sample_gradients
 from metaopt.analysis.inner_runs import GATES, InnerRuns, gate_values, network_inputs, watch
 from metaopt.analysis.jacobian_growth import growth_along
 from metaopt.estimators import truncated_backprop
-from metaopt.experiment import Evaluation, Experiment, build_optimizer, choice
+from metaopt.experiment import Evaluation, Experiment, MetaOptimizer, build_optimizer, choice
+from metaopt.meta_optimizer import make_clips
 from metaopt.objectives import mean
 from metaopt.types import TaskFamily
 from tests.toys import bowl
@@ -68,10 +69,20 @@ def test_nonfinite_and_clipped_gradients_are_counted() -> None:
     samples.gradient[3, 0, 1] = np.nan
     samples.gradient[5, 0, 0] = 30.0
     assert assess(samples, samples).nonfinite == pytest.approx(0.1)
-    assert clipped_share(samples, clip_norm=5.0, clip_value=None) == pytest.approx(1 / 9)
-    assert clipped_share(samples, clip_norm=5.0, clip_value=3.0) == pytest.approx(1 / 9)
-    assert clipped_share(samples, clip_norm=None, clip_value=None) == 0
-    assert clipped_share(samples, clip_norm=0.5, clip_value=40.0) == 1
+
+    def share(**options: float) -> float:
+        return clip_samples(samples, make_clips(MetaOptimizer(**{"clip_norm": None, **options})))[1]
+
+    assert share(clip_norm=5.0) == pytest.approx(1 / 9)
+    assert share(clip_norm=5.0, clip_value=3.0) == pytest.approx(1 / 9)
+    assert share() == 0
+    assert share(clip_norm=0.5, clip_value=40.0) == 1
+    assert share(clip_adaptive=2.0) == pytest.approx(
+        1 / 9
+    )  # in the order of meta-steps, past the one that is not finite
+    clipped, _ = clip_samples(samples, make_clips(MetaOptimizer(clip_norm=0.5)))
+    norms = np.linalg.norm(clipped.gradient[:, 0], axis=1)
+    np.testing.assert_allclose(norms[np.isfinite(norms)], 0.5, rtol=1e-6)
 
 
 def test_samples_are_the_estimators_own_and_share_tasks() -> None:
@@ -219,6 +230,9 @@ def test_plan_compares_windows_and_every_estimator_once() -> None:
     assert variants[0].own and not any(variant.own for variant in variants[1:])
     assert {name for name, horizon, _ in shown if horizon == 20} >= {"mixture", "evolution_strategies"}
     assert [reference.horizon for reference in references] == [20, 200]
+    values = tiny(estimator=choice("evolution_strategies", objective_batch="none"))  # has no gradient to compare with
+    _, (reference, *_) = plan(values, build_optimizer(values.optimizer), lambda variant: 1.0)
+    assert reference.picked.options == {"second_order": True}
     dear, _ = plan(experiment, build_optimizer(experiment.optimizer), lambda variant: 1e9)
     assert {variant.horizon for variant in dear} == {20}
 
@@ -234,6 +248,19 @@ def tiny(**changes: object) -> Experiment:
         evaluation=Evaluation(tasks=(choice("rosenbrock", pairs=1),), horizons=(16,)),
     )
     return dataclasses.replace(experiment, **changes)  # type: ignore[arg-type]
+
+
+def test_staggered_tasks_are_sampled_in_whole_lives() -> None:
+    """A task that lived on from one draw to the next would make their noise agree."""
+    found = []
+    for options in ({}, {"staggered": True}):
+        experiment = tiny(
+            optimizer=choice("sgd"), estimator=choice("truncated_backprop", **options), unroll_length=4, num_tasks=4
+        )
+        phi = build_optimizer(experiment.optimizer).init(jax.random.key(0))
+        examination = doctor._Examination(experiment, phi, 4, seed=0)
+        found.append(examination.sample(Variant(experiment.estimator, 8, 4, own=True), 1e-9)().gradient)
+    np.testing.assert_array_equal(*found)
 
 
 def test_a_whole_examination(monkeypatch: pytest.MonkeyPatch) -> None:

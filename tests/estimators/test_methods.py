@@ -114,6 +114,21 @@ def test_a_group_is_never_cut_by_devices():
         run(make("evolution_strategies", num_devices=2, optimizer=optimizer, **settings), optimizer, (noisy_bowl(),))
 
 
+def test_persistent_perturbations_are_summed_from_the_reset_on():
+    """At the reset as at the start: what is left of an earlier run would add noise to every later one."""
+    settings = dict(horizon=2 * T, unroll_length=T, tasks_per_perturbation=4, sigma=0.1)
+    optimizer = OPTIMIZER["persistent_evolution_strategies"]
+    rows = run(make("persistent_evolution_strategies", optimizer, **settings), optimizer, (bowl(),), 4)
+    drift = np.stack([row[1][0].run.drift.ravel() for row in rows])
+    drawn = []
+    for index in range(4):
+        step_key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), index), 0)
+        key = jax.random.fold_in(jax.random.split(step_key, 4)[0], PERTURBATION)
+        drawn.append(0.1 * jax.random.normal(key, (drift.shape[1],)))
+    wanted = np.stack([drawn[0], drawn[0] + drawn[1], drawn[2], drawn[2] + drawn[3]])
+    np.testing.assert_allclose(drift, wanted, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", WINDOWED)
 def test_staggered_chunks_reset_at_different_meta_steps(name):
     windows = 4

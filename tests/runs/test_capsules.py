@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from metaopt import tasks
 from metaopt.cli import main
-from metaopt.experiment import Evaluation, Experiment, Log, UserError, Validation, build_optimizer, choice
+from metaopt.experiment import (
+    Curriculum,
+    Evaluation,
+    Experiment,
+    Log,
+    MetaOptimizer,
+    UserError,
+    Validation,
+    build_optimizer,
+    choice,
+)
 from metaopt.runs import capsules
 from metaopt.runs.capsule_keeper import CapsuleKeeper, training_batches
 from metaopt.runs.capsules import capsules_in, make_capsule, read_capsule, replay, run_again
@@ -59,8 +72,14 @@ def train_with_capsules(experiment: Experiment, path: Path) -> list[Path]:
         {"unroll_length": 2, "chunk_size": 4},
         {"estimator": choice("evolution_strategies", tasks_per_perturbation=2)},
         {"estimator": choice("persistent_evolution_strategies", tasks_per_perturbation=2), "unroll_length": 2},
+        {
+            "unroll_length": 2,
+            "curriculum": Curriculum(kind="fixed", horizons=(2,), every=4),
+            "meta_optimizer": MetaOptimizer(ema=0.9),
+            "num_devices": 2,
+        },
     ],
-    ids=["whole", "windows", "pairs", "pairs in windows"],
+    ids=["whole", "windows", "pairs", "pairs in windows", "curriculum, average and two devices"],
 )
 def test_training_keeps_a_bounded_number_and_each_shows_the_same_bits(changes: dict, tmp_path: Path) -> None:
     found = train_with_capsules(falling(**changes), tmp_path)
@@ -87,6 +106,29 @@ def test_a_capsule_has_the_very_phi_of_its_meta_step(tmp_path: Path) -> None:
     state = meta_train(Trainer(dataclasses.replace(experiment, num_meta_steps=8)))
     wanted = np.asarray(state.meta_params["log_learning_rate"])
     assert np.asarray(last.batch.meta_params["log_learning_rate"]).tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("changes", [{"rescale": 0.5, "companion": 2, "bfloat16": 0.5}, {"min_batch_size": 2}])
+def test_augmented_tasks_show_the_same_bits(changes: dict, tmp_path: Path) -> None:
+    """At a rate that overflows: the tasks are rebuilt with all that the experiment adds to them."""
+    task = choice("quadratic", dim=2)
+    if "min_batch_size" in changes:
+        task = choice("linear_regression", dim=2, num_examples=8, batch_size=8)
+    trainer = Trainer(falling(tasks=(task,), optimizer=choice("sgd", learning_rate=1e9), num_tasks=4, **changes))
+    ((_, setting, batch),) = training_batches(trainer, trainer.init())
+    capsule = make_capsule(setting, batch, trainer.families[0])
+    assert capsule is not None
+    path = capsules.write_capsule(tmp_path, capsule)
+    assert path is not None and replay(read_capsule(path)).same
+
+
+def test_a_rise_of_the_dead_is_looked_at_first(tmp_path: Path) -> None:
+    trainer = Trainer(falling())
+    keeper = CapsuleKeeper(tmp_path, trainer, trainer.init(), print)
+    assert keeper._suspects(np.array([0, 2, 2, 3])).tolist() == [1, 3]
+    assert keeper._suspects(np.array([3, 3, 4, 4])).tolist() == [2]  # three were dead before
+    assert keeper._suspects(np.array([4, 0, 0])).tolist() == [0]  # a reset may hide one
+    assert keeper._suspects(np.array([0, 0])).tolist() == []
 
 
 def test_batches_are_those_of_the_meta_step() -> None:
@@ -148,3 +190,39 @@ def test_what_is_no_capsule_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no divergence capsule"):
         read_capsule(tmp_path / "a.safetensors")
     assert main(["replay", str(tmp_path / "missing")]) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": 2},
+        {"length": "abc"},
+        {"length": 0},
+        {"explore": [1]},
+        {"objective_batch": "x"},
+        {"died": []},
+        {"died": [[99, 1]]},
+        {"died": [["a", 1]]},
+        {"died": [[0]]},
+        {"kind": 3},
+        {"about": 3},
+        {"keys": np.zeros(4, np.uint32)},
+        {"keys": np.zeros((8, 2), np.float32)},
+        {"loss": np.zeros(1, np.float32)},
+    ],
+    ids=str,
+)
+def test_a_strangers_file_is_refused_in_one_line(change: dict, tmp_path: Path) -> None:
+    trainer = Trainer(falling())
+    ((_, setting, batch),) = training_batches(trainer, trainer.init())
+    died, shown = ((0, 1),), np.zeros((1, 1), np.float32)
+    path = capsules.write_capsule(tmp_path, capsules.Capsule(setting, batch, died, shown, shown, shown[0]))
+    assert path is not None and read_capsule(path).died == died
+    with safe_open(path, framework="numpy") as file:
+        about = json.loads(file.metadata()["metaopt"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    (name,) = change
+    (tensors if name in tensors else about).update(change)
+    save_file(tensors, path, {"metaopt": json.dumps(about)})
+    with pytest.raises(UserError, match="no divergence capsule"):
+        read_capsule(path)

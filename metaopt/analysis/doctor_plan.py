@@ -1,0 +1,74 @@
+"""What the doctor compares: which estimators, at which horizons and windows, against which references."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from metaopt.estimators import ESTIMATORS
+from metaopt.experiment import Choice, Experiment
+from metaopt.types import Optimizer
+
+# Work is counted in coordinate-steps (tasks times coordinates times inner steps, forward and back), of which a core
+# does nearly a million a second: sample sizes follow from these budgets, and not from a clock, so that they repeat.
+SAMPLING = 3e6  # an estimator's
+REFERENCE = 3.0  # times as many for a reference
+LIVES = (10, 256)  # at least and at most
+FAR = 10  # multiples of the training horizon that the runs are followed to
+
+
+class Variant(NamedTuple):
+    """One estimator at one horizon and window."""
+
+    picked: Choice
+    horizon: int
+    window: int
+    own: bool = False
+
+
+def plan(
+    experiment: Experiment, optimizer: Optimizer, cost: Callable[[Variant], float]
+) -> tuple[list[Variant], list[Variant]]:
+    """(estimators, references): the run's own, the same over shorter windows, every other; some at ten times T."""
+    own, horizon = experiment.estimator, experiment.horizon
+    window = experiment.unroll_length or horizon
+    noisy = explores(experiment, optimizer)
+    backward = Choice("reparameterised" if noisy else "truncated_backprop")
+    if own.name in ("truncated_backprop", "reparameterised"):
+        backward = Choice(own.name, {key: value for key, value in own.options.items() if key != "staggered"})
+    # "none" has no gradient: losses on fresh batches take its place in what back-propagates.
+    kept = {key: value for key, value in own.options.items() if key == "objective_batch" and value != "none"}
+    reference = Choice("reparameterised" if noisy else "truncated_backprop", {**kept, "second_order": True})
+    found = [Variant(own, horizon, window, own=True), Variant(backward, horizon, horizon)]
+    short = [_divisor(horizon, horizon // 5), _divisor(horizon, horizon // 20)]
+    found += [Variant(backward, horizon, length) for length in short]
+    for name in ESTIMATORS:
+        if name not in (own.name, backward.name):
+            length = short[0] if name == "persistent_evolution_strategies" else horizon
+            found.append(Variant(Choice(name, kept), horizon, length))
+    references = [Variant(reference, horizon, horizon)]
+    far = FAR * horizon
+    if LIVES[0] * cost(Variant(reference, far, far)) <= REFERENCE * SAMPLING:
+        references.append(Variant(reference, far, far))
+        found += [Variant(backward, far, far), Variant(backward, far, horizon)]
+        found += [Variant(Choice("persistent_evolution_strategies", kept), far, horizon)]
+    seen: dict[Any, Variant] = {}
+    for variant in found:  # the run's own comes first
+        seen.setdefault((str(variant.picked), variant.horizon, variant.window), variant)
+    return list(seen.values()), references
+
+
+def explores(experiment: Experiment, optimizer: Optimizer) -> bool:
+    own = experiment.estimator
+    return optimizer.explores and own.name != "truncated_backprop" and bool(own.options.get("explore", True))
+
+
+def option_of(picked: Choice, name: str) -> Any:
+    """An estimator's option as given or by default; None where it has no such option."""
+    parameter = inspect.signature(ESTIMATORS[picked.name]).parameters.get(name)
+    return picked.options.get(name, None if parameter is None else parameter.default)
+
+
+def _divisor(number: int, most: int) -> int:
+    return max(n for n in range(1, max(1, most) + 1) if number % n == 0)
