@@ -1,0 +1,13 @@
+"""BP model meta-trained on networks of two data sets for 50 steps: the optimizer `networks_bp`."""
+
+import dataclasses
+
+from metaopt.experiment import choice
+
+from .networks_rl import EXPERIMENT as NETWORKS_RL
+
+EXPERIMENT = dataclasses.replace(
+    NETWORKS_RL,
+    optimizer=choice("lstm", step_rule="recursive", features="all"),
+    estimator=choice("truncated_backprop"),
+)
