@@ -101,8 +101,8 @@ def one_at_a_time(
     """The model itself and its open choices, each alone."""
     own = base.optimizer.options["features"]
     uses = NOISE_AT_TEST if model == "rl" else {"alpha_0=median": {"initial_alpha": "median"}}
-    yield Arm(model, base, base_seeds, "the thesis's setting, 16 functions a meta-step", uses)
-    yield Arm(f"{model}/num_tasks=1", vary(base, num_tasks=1), base_seeds, "one function a meta-step")
+    yield Arm(model, base, base_seeds, "16 functions a meta-step", uses)
+    yield Arm(f"{model}/num_tasks=1", vary(base, num_tasks=1), base_seeds, "one function a meta-step, as in the thesis")
     yield Arm(f"{model}/K=20", vary(base, unroll_length=20), seeds, "windows of 20 steps")
     for name in features:
         if name != own:
@@ -179,7 +179,7 @@ def _studies() -> dict[str, Study]:
         "networks_cross",
         "Networks on digits, one function a meta-step: the ingredients, and the choices that matter for size",
         (
-            *(Arm(name, base, 3, "the thesis's setting", uses) for name, base, uses in (
+            *(Arm(name, base, 3, "one function a meta-step", uses) for name, base, uses in (
                 ("rl", one[0], NOISE_AT_TEST), ("bp", one[1], {}))),
             *crossed(one[0], one[1], 3),
             *(Arm(f"{name}/features=scale_free", vary(base, {"features": "scale_free"}), 3, "features: scale_free")

@@ -12,7 +12,7 @@ import thesis_statistics as figures
 from thesis_arms import Arm, Study, Test
 from thesis_work import BASELINES, fixed_name, test_file, work_folder
 
-from metaopt.evaluation.statistics import jsonable
+from metaopt.evaluation.statistics import jsonable, thin
 from metaopt.runs.environment import describe_environment
 from metaopt.runs.json_config import to_json
 
@@ -65,7 +65,7 @@ def collect(study: Study, work: Path) -> dict[str, Any] | None:
             {"task": str(test.task), "num_tasks": test.num_tasks, "multiples": test.multiples} for test in study.tests
         ],
         "environment": {key: environment[key] for key in kept if key in environment},
-        "baselines": {task: _describe_baselines(found) for task, found in baselines.items()},
+        "baselines": {task: _describe_baselines(study, found) for task, found in baselines.items()},
         "arms": arms,
         "pairs": pairs,
     }
@@ -168,7 +168,7 @@ def _arm(
         tests[task] = {
             "at": described,
             "test_accuracy": _mean_accuracy(runs),
-            "curve": figures.curve(runs[0]["steps"], _need(runs, "curve"), failed),
+            "curve": _curve(study, runs, failed),
         }
     seconds = {"training": [record["core_seconds"] for record in trained]}
     seconds |= {
@@ -184,6 +184,14 @@ def _arm(
         "meta_training": _meta_training(trained),
         "tests": tests,
     }
+
+
+def _curve(study: Study, runs: list[Raw], failed: np.ndarray) -> dict[str, Any]:
+    """What the figures show: up to ten times the training horizon, in at most about 80 points."""
+    steps = runs[0]["steps"]
+    inside = np.flatnonzero(steps <= 10 * study.horizon)
+    near = inside[thin(steps[inside], keep=(study.horizon,), limit=80)]
+    return figures.curve(steps[near], _need(runs, "curve")[..., near], failed)
 
 
 def _mean_accuracy(runs: list[Raw]) -> float | None:
@@ -205,16 +213,14 @@ def _meta_training(trained: list[dict[str, Any]]) -> dict[str, Any] | None:
     }
 
 
-def _describe_baselines(found: Mapping[str, Raw]) -> dict[str, Any]:
+def _describe_baselines(study: Study, found: Mapping[str, Raw]) -> dict[str, Any]:
     described = {}
     for name, run in found.items():
         described[name] = {
             "record": json.loads(str(run["record"])),
             "at": {str(multiple): _describe([run], int(multiple)) for multiple in run["multiples"]},
             "test_accuracy": _mean_accuracy([run]),
-            "curve": figures.curve(
-                run["steps"], run["curve"][None], run[f"failed_{max(run['multiples'])}"][None].astype(bool)
-            ),
+            "curve": _curve(study, [run], run[f"failed_{max(run['multiples'])}"][None].astype(bool)),
         }
         for record in described[name]["at"].values():
             record.pop("per_seed")
@@ -222,14 +228,14 @@ def _describe_baselines(found: Mapping[str, Raw]) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Curves to four significant digits: they are for drawing."""
+    """Curves to three significant digits: they are for drawing."""
     if isinstance(value, dict):
         return {key: _short(entry) if key == "curve" else _rounded(entry) for key, entry in value.items()}
     return [_rounded(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _short(entry: Any) -> Any:
-    def four(array: Any) -> Any:
-        return None if array is None else [float(f"{float(x):.4g}") for x in array]
+    def three(array: Any) -> Any:
+        return None if array is None else [float(f"{float(x):.3g}") for x in array]
 
-    return {name: values if name == "steps" else four(values) for name, values in entry.items()}
+    return {name: values if name == "steps" else three(values) for name, values in entry.items()}

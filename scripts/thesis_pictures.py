@@ -30,7 +30,7 @@ TUNED = {"sgd": "--", "momentum": ":", "rmsprop": (0, (6, 2, 1, 2, 1, 2)), "adam
 
 def one_task(record: Record, task: str, multiple: int, title: str, path: Path) -> None:
     """Figures 3 to 6: one family up to a multiple of the training horizon."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
     axes: tuple[Axes, Axes] = tuple(figure.subplots(1, 2))
     _draw(axes, record, task, multiple)
     axes[0].set_title(f"{title}: mean, the thesis's baselines", loc="left", fontsize=10.5, color=INK)
@@ -38,7 +38,7 @@ def one_task(record: Record, task: str, multiple: int, title: str, path: Path) -
     axes[0].set_ylabel("f", color=INK)
     for one in axes:
         one.set_xlabel("iteration", color=INK)
-        one.legend(fontsize=8, frameon=False, loc="upper right", ncols=2)
+        one.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(figure, path)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from thesis_arms import RESULTS, STUDIES, THESIS
-from thesis_claims import Claim, judge, number, share
+from thesis_claims import OURS, Claim, judge, number, share
+from thesis_claims import THESIS as ONE
 from thesis_collect import collect
 from thesis_pictures import networks, one_task
 
@@ -97,7 +98,7 @@ def _draw(records: Mapping[str, Record]) -> Iterator[str]:
 def _page(records: Mapping[str, Record]) -> Iterator[str]:
     claims = judge(records)
     yield HEAD
-    yield "| claim | verdict | in the thesis's setting |"
+    yield "| claim | verdict | figures |"
     yield "| --- | --- | --- |"
     for claim in claims:
         yield f"| **{claim.name}** {claim.text} | {claim.verdict} | {_first(claim)} |"
@@ -108,6 +109,8 @@ def _page(records: Mapping[str, Record]) -> Iterator[str]:
         yield f"![{path.stem.replace('_', ' ')}](figures/{path.name})\n"
     yield "## Every claim in every setting\n"
     for claim in claims:
+        if not claim.judged:
+            continue
         yield f"**{claim.name}.** {claim.text} Taken to mean: {claim.means}.\n"
         yield "| setting | holds | figures |"
         yield "| --- | --- | --- |"
@@ -128,8 +131,8 @@ def _page(records: Mapping[str, Record]) -> Iterator[str]:
 
 
 def _first(claim: Claim) -> str:
-    ours = [one for one in claim.judged if one.setting.endswith("the thesis's setting")]
-    return "; ".join(f"{'yes' if one.holds else 'no'}: {one.figures}" for one in ours) or "not run yet"
+    shown = [one for one in claim.judged if one.setting.endswith((OURS, ONE))]
+    return "<br>".join(f"{one.setting}: {one.figures}" for one in shown) or "not run yet"
 
 
 def _ablation(record: Record) -> Iterator[str]:
