@@ -6,9 +6,9 @@ import dataclasses
 import difflib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import cattrs
 
@@ -167,8 +167,22 @@ class Experiment:
     log: Log = field(default_factory=Log)
 
 
-def build(picked: Choice, registry: Mapping[str, Any], kind: str, *args: Any, **fixed: Any) -> Any:
+# What every task family takes beside its own options: names, types and what they do without.
+FAMILY_OPTIONS: dict[str, tuple[Any, str]] = {
+    "rescale": (float, "0.0"),
+    "companion": (int, "0"),
+    "min_batch_size": (int | None, "none"),
+    "bfloat16": (float, "0.0"),
+}
+
+
+def build(
+    picked: Choice, registry: Mapping[str, Any], kind: str, *args: Any, others: Sequence[str] = (), **fixed: Any
+) -> Any:
     """Calls the registry's factory with the choice's options, checked against the factory's annotated signature.
+
+    Args:
+      others: names of options that were taken out of the choice before, to be suggested.
 
     Raises:
       UserError: unknown name or option (with a suggestion), an ill-typed value, or what the factory itself refuses.
@@ -183,7 +197,7 @@ def build(picked: Choice, registry: Mapping[str, Any], kind: str, *args: Any, **
     options = {}
     for key, value in picked.options.items():
         if key not in known:
-            raise UserError(f"option of {kind} {picked.name!r}: {suggest(key, known)}")
+            raise UserError(f"option of {kind} {picked.name!r}: {suggest(key, [*known, *others])}")
         options[key] = _typed(value, hints.get(key, Any), f"{kind} {picked.name!r}: {key}")
     try:
         return factory(*args, **options, **fixed)
@@ -199,6 +213,10 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         raise UserError(f"{where} is {value}; give a finite number.")
     if value == "none" and type(None) in get_args(hint):
         return None
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        close = difflib.get_close_matches(str(value), map(str, get_args(hint)), n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else "."
+        raise UserError(f"{where} is {_to_text(value)!r}; give one of {', '.join(map(str, get_args(hint)))}{meant}")
     names = str(hint).replace("typing.", "").replace("<class '", "").replace("'>", "")
     wrong = UserError(f"{where} is {value!r}, which is not of type {names}; give a value of that type.")
     if isinstance(value, bool) and "bool" not in names and hint is not Any:
@@ -233,15 +251,15 @@ def build_family(
 
     options = dict(picked.options)
 
-    def option(name: str, default: Any, hint: Any) -> Any:
-        return _typed(options.pop(name, default), hint, f"task family {picked.name!r}: {name}")
+    def option(name: str, default: Any) -> Any:
+        return _typed(options.pop(name, default), FAMILY_OPTIONS[name][0], f"task family {picked.name!r}: {name}")
 
     asked = "min_batch_size" in options
-    rescale = option("rescale", rescale, float)
-    companion = option("companion", companion, int)
-    least = option("min_batch_size", min_batch_size, int | None)
-    bfloat16 = option("bfloat16", bfloat16, float)
-    family = build(Choice(picked.name, options), TASKS, "task family")
+    rescale = option("rescale", rescale)
+    companion = option("companion", companion)
+    least = option("min_batch_size", min_batch_size)
+    bfloat16 = option("bfloat16", bfloat16)
+    family = build(Choice(picked.name, options), TASKS, "task family", others=tuple(FAMILY_OPTIONS))
     if oracle is not None:
         built = build(oracle, ORACLES, "oracle")
         # A family that brings its own oracle keeps it under the default.

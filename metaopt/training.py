@@ -28,6 +28,7 @@ from metaopt.experiment import (
 )
 from metaopt.meta_optimizer import make_clips, make_meta_optimizer, moving_average
 from metaopt.objectives import OBJECTIVES
+from metaopt.tasks.minibatches import batch_size_of
 from metaopt.types import Families, Key, MetaGradient, MetaParams, Metrics, Optimizer, PyTree
 
 # Meta-steps looked back on, at least, when a run is judged to have diverged.
@@ -60,6 +61,8 @@ class Trainer:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.families: Families = build_families(experiment)
+        if experiment.min_batch_size is not None and all(batch_size_of(family) is None for family in self.families):
+            raise UserError("`min_batch_size` is set, but none of the task families has minibatches; leave it out.")
         self.optimizer = build_optimizer(experiment.optimizer)
         if experiment.objective not in OBJECTIVES:
             raise UserError(f"objective {suggest(experiment.objective, OBJECTIVES)}")
@@ -324,5 +327,6 @@ def _check_alive(recent: Iterable[tuple[bool, bool]], meta_step: int) -> None:
     )
     raise Diverged(
         f"{what} of the last {len(list(recent))} meta-steps, up to meta-step {meta_step}: {why}. Try a lower "
-        "--meta-optimizer.learning-rate, a shorter --horizon, or features=scale_free."
+        "--meta-optimizer.learning-rate, a shorter --horizon, shorter first steps (such as --optimizer :alpha_bias=-4 "
+        "of an lstm), or features=scale_free; `metaopt replay` shows runs kept in the run's folder `capsules`."
     )

@@ -15,6 +15,8 @@ from metaopt.types import PyTree
 # Squares of numbers up to here, summed over a million coordinates, still fit float32; beyond it a value counts as
 # non-finite, so that no feature overflows and no reverse pass multiplies zero by infinity.
 LARGEST = 1e15
+# A run has failed when its loss exceeds this multiple of f(θ_0).
+FAILURE_FACTOR = 10.0
 
 # The checkpoint name of what a recomputed inner step keeps from its first run.
 KEPT = "kept"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ MISALIGNED = 0.7  # 45 degrees: the expected gradient points as much aside as do
 # Derivatives that grow a thousandfold over a window: the few tasks where they do drown all others.
 EXPLODES = 1e3
 NONFINITE, DIVERGED = 0.01, 0.01  # what a healthy run has none of
+FAILED = 0.1  # of the inner runs, by the evaluation's rule; a few hard tasks are no ailment
 CLIPPED = 0.5  # when most gradients are clipped, the threshold sets their length
 BACKWARD = ("truncated_backprop", "reparameterised")  # estimators that differentiate the inner run, and nothing else
 VALUES = ("evolution_strategies", "persistent_evolution_strategies")  # that differentiate nothing
@@ -48,6 +50,21 @@ def _own(result: Mapping[str, Any]) -> Mapping[str, Any]:
     return {} if "reason" in own else own
 
 
+def reference_in_words(entry: Mapping[str, Any]) -> str:
+    """What the cosines at one horizon are with."""
+    kind = entry.get("kind", "unbiased")
+    if kind == "smoothed":
+        sigma = re.search(r"sigma=([0-9.e-]+)", str(entry["estimator"]))
+        return f"the gradient of the loss smoothed over φ (evolution strategies, σ = {sigma[1] if sigma else 0.01})"
+    if kind == "whole_window":
+        return f"what {entry['estimator']} over one window of {entry['horizon']:,} steps expects, bias and all"
+    return "the unbiased gradient"
+
+
+def _own_reference(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((entry for entry in result["references"] if entry["horizon"] == result["horizon"]), {})
+
+
 def _tasks(count: float) -> str:
     return f"{math.ceil(count):,} tasks"
 
@@ -61,17 +78,21 @@ def _dying(result: Mapping[str, Any]) -> Found:
         elif base_name(result["estimator"]) in BACKWARD:
             remedy += ", or estimate from values alone (--estimator persistent_evolution_strategies)"
         yield own["nonfinite"], f"{own['nonfinite']:.0%} of the meta-gradients are not finite: {remedy}."
-    if (own.get("diverged") or 0) > DIVERGED:
+    within = [entry.get("failed_within") or 0.0 for entry in result["steps"] if entry["training"]]
+    # A fresh φ has yet to learn not to.
+    gone, risen = own.get("diverged") or 0.0, 0.0 if is_fresh(result) else max(within, default=0.0)
+    if gone > DIVERGED or risen > FAILED:
         remedies = [] if is_fresh(result) else ["lower --meta-optimizer.learning-rate"]
         option = _shorter_steps(result)
         remedies += [f"start with a lower {option} of the optimizer"] if option and is_fresh(result) else []
         remedies += ["shorten --horizon"]
         remedies += ["take features=scale_free"] if can_be_scale_free(result) else []
         shown = "" if is_fresh(result) else "; `metaopt replay` shows the runs kept in the folder `capsules`"
-        yield (
-            own["diverged"],
-            f"{own['diverged']:.0%} of the training tasks diverge within the horizon: {either(remedies)}{shown}.",
-        )
+        if gone > DIVERGED:
+            what, figure = "become non-finite", gone
+        else:
+            what, figure, shown = "rise above 10 times their first loss", risen, ""
+        yield figure, f"{figure:.0%} of the training tasks {what} within the horizon: {either(remedies)}{shown}."
 
 
 def _shorter_steps(result: Mapping[str, Any]) -> str | None:
@@ -155,7 +176,9 @@ def _noisy(result: Mapping[str, Any]) -> Found:
 def _misaligned(result: Mapping[str, Any]) -> Found:
     own = _own(result)
     cosine = own.get("cosine")
-    if not cosine or cosine["value"] + 2 * cosine["error"] >= MISALIGNED:
+    reference = _own_reference(result)
+    kind = reference.get("kind", "unbiased")
+    if not cosine or cosine["value"] + 2 * cosine["error"] >= MISALIGNED or kind == "whole_window":
         return
     name, window, horizon, remedies = base_name(result["estimator"]), result["unroll_length"], result["horizon"], []
     whole = [
@@ -169,7 +192,8 @@ def _misaligned(result: Mapping[str, Any]) -> Found:
         remedies += [f"--unroll-length {horizon}" + (f" (which has {max(whole):.2f})" if whole else "")]
     if name in BACKWARD:
         remedies += ["state_gradient=full"] if result.get("state_gradient") == "stopped" else []
-        remedies += [] if result["second_order"] else ["second_order=true"]
+        # Where the smoothed gradient had to stand in, second derivatives explode.
+        remedies += [] if result["second_order"] or kind == "smoothed" else ["second_order=true"]
     elif "persistent=false" in str(result["estimator"]):
         remedies += ["persistent=true"]
     elif name in VALUES:
@@ -177,8 +201,8 @@ def _misaligned(result: Mapping[str, Any]) -> Found:
     if remedies:
         yield (
             cosine["value"],
-            f"The expected meta-gradient has a cosine of only {cosine['value']:.2f} with the unbiased one: try "
-            f"{either(remedies)}, at more cost or noise a meta-step.",
+            f"The expected meta-gradient has a cosine of only {cosine['value']:.2f} with "
+            f"{reference_in_words(reference)}: try {either(remedies)}, at more cost or noise a meta-step.",
         )
 
 
@@ -209,23 +233,23 @@ def _clipped(result: Mapping[str, Any]) -> Found:
 
 def _unresolved(result: Mapping[str, Any]) -> Found:
     for entry in result["references"]:
-        if entry["resolved"]:
+        wanted = entry.get("unbiased") or entry
+        if wanted["resolved"]:
             continue
         horizon = entry["horizon"]
         growths = [_stretch(one, result["horizon"])[0] for one in result["jacobian"] if one["order"] == "second"]
         growth = max(growths, default=1.0)
         if horizon * math.log(growth) > math.log(EXPLODES):
-            why = (
-                f"its Jacobian grows by {growth:.3g} a step, so that rare tasks drown all others and more draws hardly "
-                "help. Go by the signal-to-noise ratios here and by validation."
-            )
+            why = f"its Jacobian grows by {growth:.3g} a step, so that rare tasks drown all others"
+            help_ = "More draws hardly help; go by the signal-to-noise ratios here and by validation."
         else:
-            why = (
-                "φ is near a stationary point, or the gradient is too noisy to learn from. A larger --num-tasks here "
-                "resolves more."
-            )
+            why = "φ is near a stationary point, or the gradient is too noisy to learn from"
+            help_ = "A larger --num-tasks here resolves more."
+        instead = f"no cosines are given there. {help_}"
+        if entry["resolved"]:
+            instead = f"the cosines there are with {reference_in_words(entry)}."
         yield (
-            entry["mean_snr"] or 0.0,
-            f"{entry['num_lives']} draws of the reference over {horizon:,} steps do not tell it from zero, so no "
-            f"cosines are given there: {why}",
+            wanted["mean_snr"] or 0.0,
+            f"{wanted['num_lives']:,} draws of the unbiased gradient over {horizon:,} steps do not tell it from zero: "
+            f"{why}; {instead}",
         )

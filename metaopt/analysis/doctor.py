@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
 from metaopt.analysis.advice import advise
-from metaopt.analysis.doctor_plan import FAR, LIVES, REFERENCE, SAMPLING, Variant, explores, option_of, plan
+from metaopt.analysis.doctor_plan import (
+    FAR,
+    LIVES,
+    REFERENCE,
+    SAMPLING,
+    UNBIASED,
+    Reference,
+    Variant,
+    explores,
+    most_batches,
+    option_of,
+    plan,
+    settle,
+)
 from metaopt.analysis.doctor_records import as_pair, describe_gates, describe_inputs, describe_reference, describe_steps
-from metaopt.analysis.gradient_quality import Samples, assess, clip_samples, prepare_samples, quick_jit
+from metaopt.analysis.gradient_quality import (
+    Sampler,
+    Samples,
+    assess,
+    clip_samples,
+    draw,
+    prepare_samples,
+    quick_jit,
+    resolved_norm,
+)
 from metaopt.analysis.inner_runs import InnerRuns, Inputs, network_inputs, watch
 from metaopt.analysis.jacobian_growth import growth_along
-from metaopt.batching import matmul_precision
+from metaopt.analysis.pipeline import Part, Progress, work_off
 from metaopt.estimators import ESTIMATORS
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import Choice, Experiment, UserError, build, build_families, build_family, build_optimizer
@@ -31,8 +52,6 @@ COST = {"evolution_strategies": 0.7, "persistent_evolution_strategies": 0.7, "mi
 SECOND_ORDER_COST = 2.5
 COORDINATES = 64  # of a task, whose inputs are kept
 POSITIONS, PRODUCT = 5, 10  # where along a run, and over how many steps, the Jacobian's products are taken
-
-Progress = Callable[[int, int, str], None]  # (parts done, parts in all, what comes next)
 
 
 def diagnose(
@@ -57,25 +76,18 @@ def diagnose(
     examination = _Examination(experiment, meta_params, num_tasks or experiment.num_tasks, seed)
     watched = _watched_families(experiment)
     variants, references = plan(experiment, examination.optimizer, examination.cost)
-    samples: dict[int, Samples] = {}
-    estimators, described, jacobian, runs = [], [], [], []
+    unbiased: list[tuple[Variant, Samples]] = []
+    drawn: list[tuple[Variant, Samples | ValueError]] = []
+    jacobian, runs = [], []
     parts: list[Part] = []
     for reference in references:
-
-        def describe(found: Samples, reference: Variant = reference) -> None:
-            samples[reference.horizon] = found
-            described.append({**_named(reference), **describe_reference(found)})
-
-        prepare = functools.partial(examination.sample, reference, REFERENCE)
-        parts.append(Part(f"reference over {reference.horizon} steps", prepare, describe))
+        prepare = functools.partial(examination.reference, reference)
+        keep = functools.partial(lambda variant, found: unbiased.append((variant, found)), reference)
+        parts.append(Part(f"reference over {reference.horizon} steps", prepare, keep))
     for variant in variants:
-
-        def judge(found: Samples | ValueError, variant: Variant = variant) -> None:
-            entry = examination.judge(variant, found, samples)
-            estimators.append({**_named(variant), "own": variant.own, **entry})
-
         what = f"{variant.picked}, window {variant.window} of {variant.horizon}"
-        parts.append(Part(what, functools.partial(examination.try_sample, variant), judge))
+        keep = functools.partial(lambda variant, found: drawn.append((variant, found)), variant)
+        parts.append(Part(what, functools.partial(examination.try_sample, variant), keep))
     for picked, family in zip(experiment.tasks, examination.families, strict=True):
         for second_order in (True, False):
             parts.append(
@@ -93,7 +105,19 @@ def diagnose(
                 lambda found, name=str(picked), training=training: runs.append((name, training, found)),
             )
         )
-    _work_off(parts, experiment.matmul_precision, progress)
+    work_off(parts, experiment.matmul_precision, progress)
+    settled = {variant.horizon: settle(variant, found, drawn) for variant, found in unbiased}
+    described = []
+    for variant, found in unbiased:
+        reference = settled[variant.horizon]
+        entry = {**_named(reference.variant), "kind": reference.kind, **describe_reference(reference.samples)}
+        # What was wanted, and how far it is from being known.
+        entry["unbiased"] = None if reference.kind == "unbiased" else {**_named(variant), **describe_reference(found)}
+        described.append(entry)
+    estimators = [
+        {**_named(variant), "own": variant.own, **examination.judge(variant, found, settled[variant.horizon])}
+        for variant, found in drawn
+    ]
     inputs = examination.inputs
     result: dict[str, Any] = {
         "version": 1,
@@ -114,39 +138,12 @@ def diagnose(
         "jacobian": jacobian,
         "gates": None if inputs is None else describe_gates(runs, experiment.horizon),
         "inputs": None if inputs is None else describe_inputs(runs, inputs.names, experiment.horizon),
-        "steps": [describe_steps(name, training, run) for name, training, run in runs],
+        "steps": [describe_steps(name, training, run, experiment.horizon) for name, training, run in runs],
     }
     if inputs is None:
         result["without_network"] = f"{experiment.optimizer} has no network whose inputs and gates are known here"
     result = jsonable(result)
     return {**result, "advice": advise(result)}
-
-
-class Part(NamedTuple):
-    """A part of the work: `prepare` compiles and returns what runs; `done` takes the outcome."""
-
-    what: str
-    prepare: Callable[[], Callable[[], Any]]
-    done: Callable[[Any], None]
-
-
-def _work_off(parts: Sequence[Part], precision: str, progress: Progress | None) -> None:
-    """Runs one part after another, while a second thread compiles those to come: most of the time is compilation."""
-
-    def prepare(part: Part) -> Callable[[], Any]:
-        with matmul_precision(precision):  # which holds for a thread
-            return part.prepare()
-
-    with ThreadPoolExecutor(max_workers=1) as compiler:
-        prepared = [compiler.submit(prepare, part) for part in parts]
-        try:
-            for number, (part, run) in enumerate(zip(parts, prepared, strict=True)):
-                if progress is not None:
-                    progress(number, len(parts), part.what)
-                part.done(run.result()())
-        except BaseException:
-            compiler.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _named(variant: Variant) -> dict[str, Any]:
@@ -180,13 +177,14 @@ class _Examination:
         self.inputs: Inputs | None = network_inputs(experiment.optimizer)
         self._key = jax.random.fold_in(jax.random.key(seed), 0x646F63)  # apart from training and evaluation
         self._dims = [_dim(family) for family in self.families]
+        self._known = False  # whether the unbiased gradient over the training horizon is
 
     def cost(self, variant: Variant) -> float:
         """Coordinate-steps of one life."""
         dear = SECOND_ORDER_COST if variant.picked.options.get("second_order") else COST.get(variant.picked.name, 1.0)
         return dear * self.num_tasks * float(np.mean(self._dims)) * variant.horizon
 
-    def sample(self, variant: Variant, share: float = 1.0) -> Callable[[], Samples]:
+    def sample(self, variant: Variant, share: float = 1.0) -> Sampler:
         experiment = self.experiment
         # A life begins and ends with its tasks; staggered ones would live on in the next, and seem to agree with it.
         options = {key: value for key, value in variant.picked.options.items() if key != "staggered"}
@@ -206,18 +204,30 @@ class _Examination:
         windows = variant.horizon // variant.window
         return prepare_samples(estimator, self.meta_params, self.families, self._key, num_lives=lives, windows=windows)
 
+    def reference(self, variant: Variant) -> Callable[[], Samples]:
+        sample, own = self.sample(variant, REFERENCE), variant.horizon == self.experiment.horizon
+
+        def run() -> Samples:
+            found = draw(sample, UNBIASED if own else 1)
+            self._known = self._known or (own and resolved_norm(found))
+            return found
+
+        return run
+
     def try_sample(self, variant: Variant) -> Callable[[], Samples | ValueError]:
         try:
-            return self.sample(variant)
+            sample = self.sample(variant)
         except ValueError as error:
             refusal = error
             return lambda: refusal
+        # As it runs: by then the reference is there.
+        return lambda: draw(sample, most_batches(variant, self.experiment, known=self._known))
 
-    def judge(self, variant: Variant, samples: Samples | ValueError, references: dict[int, Samples]) -> dict[str, Any]:
+    def judge(self, variant: Variant, samples: Samples | ValueError, reference: Reference) -> dict[str, Any]:
         """The figures of one estimator, or the reason why it cannot serve."""
         if isinstance(samples, ValueError):
             return {"reason": str(samples).removeprefix(f"estimator '{variant.picked.name}': ")}
-        quality = assess(samples, references[variant.horizon])
+        quality = assess(samples, reference.samples)
         clipped, share = clip_samples(samples, make_clips(self.experiment.meta_optimizer))
         turned = assess(clipped, samples).cosine if share else None
         snr = quality.snr.value
@@ -225,6 +235,7 @@ class _Examination:
         norms = norms[np.isfinite(norms)]
         return {
             "num_lives": len(samples.gradient),
+            "is_reference": samples is reference.samples,
             "cosine": as_pair(quality.cosine),
             "one_step_cosine": quality.one_step_cosine,
             "norm": quality.norm,

@@ -32,8 +32,8 @@ def doctor_figures(result: Mapping[str, Any], *, narrow: bool = False) -> dict[s
 
 
 CAPTIONS = {
-    "estimators": "Meta-gradients on the frozen φ. Left: the cosine of each estimator's expectation with the unbiased "
-    "gradient of the same horizon (a bar is two standard errors; none where the draws do not resolve it). Right: the "
+    "estimators": "Meta-gradients on the frozen φ. Left: the cosine of each estimator's expectation with the reference "
+    "of the same horizon (a bar is two standard errors; none where the draws do not resolve it). Right: the "
     "signal-to-noise ratio of one meta-step. The run's own estimator is bold.",
     "jacobian": "Growth a step of the unroll's Jacobian along training runs: the spectral radius of products of it, "
     "median over tasks, the thin line the largest. Solid: with second derivatives; dashed: what a first-order "
@@ -58,6 +58,11 @@ def _title(axes: Axes, words: str) -> None:
     axes.set_title(words, loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
 
 
+def _words(axes: Axes, words: str) -> None:
+    """In the middle of a panel that would look empty."""
+    axes.text(0.5, 0.5, words, ha="center", va="center", color=INK, transform=axes.transAxes)
+
+
 def _short(text: str, most: int = 46) -> str:
     """Cut in the middle: options at the end tell families apart."""
     return text if len(text) <= most else f"{text[: most // 3]}…{text[-(most - most // 3 - 1) :]}"
@@ -79,7 +84,10 @@ def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     for row, entry in zip(rows, entries, strict=True):
         colour, marker = (COLOURS[OTHER], "D") if entry.get("own") else (COLOURS[TRAINING], "o")
         cosine, snr = entry["cosine"], (entry["snr"] or {}).get("value")
-        if cosine is not None:
+        if cosine is None or entry.get("is_reference"):
+            words = "not resolved" if cosine is None else "the reference"
+            left.text(0.03, float(row), words, va="center", fontsize=8.5, color=INK)
+        else:
             value = float(np.clip(cosine["value"], -1, 1))
             left.errorbar(value, row, xerr=2 * cosine["error"], fmt=marker, color=colour, capsize=3, markersize=5)
         if snr:
@@ -94,6 +102,8 @@ def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     right.set_xscale("log")
     right.axvline(1.0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
     right.tick_params(labelleft=False)
+    if not any((entry["snr"] or {}).get("value") for entry in entries):
+        _words(right, "not resolved")
     _title(left, "Cosine")
     _title(right, "Signal to noise")
     return figure
@@ -139,10 +149,11 @@ def _inputs(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         magnitude = np.maximum(np.array([numbers(row) for row in entry["magnitude"]]), SMALLEST)  # [inputs, quantiles]
         colour = _shade(entry, index, trained)
         trained += entry["training"]
+        hatched = entry["training"] and entry["steps"] == "beyond"
         at = columns + (index - (len(shown) - 1) / 2) * width
         low, middle, high = magnitude[:, 1], magnitude[:, 2], magnitude[:, 3]
         label = _short(entry["task"]) + (f", training, {entry['steps']} T" if entry["training"] else "")
-        axes.bar(at, high - low, width * 0.82, bottom=low, color=colour, label=label, linewidth=0)
+        axes.bar(at, high - low, width * 0.82, bottom=low, label=label, **_fill(colour, hatched))
         axes.plot(at, middle, "o", color="white", markeredgecolor="black", markersize=3.5, markeredgewidth=0.8)
         lowest = min(lowest, float(low.min()))
     axes.set_yscale("log")
@@ -154,9 +165,15 @@ def _inputs(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     return figure
 
 
+def _fill(colour: str, hatched: bool) -> dict[str, Any]:
+    if not hatched:
+        return {"color": colour, "linewidth": 0}
+    return {"facecolor": "white", "edgecolor": colour, "hatch": "////", "linewidth": 1.0}
+
+
 def _shade(entry: Mapping[str, Any], index: int, trained: int) -> str:
     if entry["training"]:
-        return COLOURS[f"baseline-{3 * trained % 5}"]  # neighbours far apart in lightness
+        return COLOURS[f"baseline-{3 * (trained // 2) % 5}"]  # a family's two bars differ by their hatching
     return LEARNED[(index - trained) % len(LEARNED)]
 
 
@@ -176,8 +193,8 @@ def _gates(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     words = [f"{GATE_NAMES[gate]}\nlayer {layer + 1}" for layer, gate in places]
     axes.set_xticks(columns, words, fontsize=7.5 if narrow else 9, rotation=90 if narrow else 0)
     axes.set_ylim(0, 1)
-    if max(shares for entry in entries for layer in entry["layers"] for shares in layer.values()) < 0.005:
-        axes.text(0.5, 0.5, "below 0.5% everywhere", ha="center", va="center", color=INK, transform=axes.transAxes)
+    if max(shares for entry in entries for layer in entry["layers"] for shares in layer.values()) < 0.01:
+        _words(axes, "all below 1%")
     _title(axes, "Saturated gates")
     _legend(figure, axes, narrow)
     return figure

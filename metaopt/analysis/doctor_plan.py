@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from metaopt.analysis.advice import BACKWARD
+from metaopt.analysis.gradient_quality import CLEARLY, Samples, resolved_norm
 from metaopt.estimators import ESTIMATORS
 from metaopt.experiment import Choice, Experiment
 from metaopt.types import Optimizer
@@ -14,8 +16,11 @@ from metaopt.types import Optimizer
 # does nearly a million a second: sample sizes follow from these budgets, and not from a clock, so that they repeat.
 SAMPLING = 3e6  # an estimator's
 REFERENCE = 3.0  # times as many for a reference
-LIVES = (10, 256)  # at least and at most
+LIVES = (10, 256)  # at least and at most, in a batch
 FAR = 10  # multiples of the training horizon that the runs are followed to
+# Batches of that many draws at most, at the training horizon, while the mean is not resolved ...
+UNBIASED, OWN = 8, 4  # ... of the unbiased reference; of the run's own estimator and of backward passes
+SMOOTHED = 8  # ... of evolution strategies, where they have to stand in for a reference that is not resolved
 
 
 class Variant(NamedTuple):
@@ -35,7 +40,7 @@ def plan(
     window = experiment.unroll_length or horizon
     noisy = explores(experiment, optimizer)
     backward = Choice("reparameterised" if noisy else "truncated_backprop")
-    if own.name in ("truncated_backprop", "reparameterised"):
+    if own.name in BACKWARD:
         backward = Choice(own.name, {key: value for key, value in own.options.items() if key != "staggered"})
     # "none" has no gradient: losses on fresh batches take its place in what back-propagates.
     kept = {key: value for key, value in own.options.items() if key == "objective_batch" and value != "none"}
@@ -57,6 +62,42 @@ def plan(
     for variant in found:  # the run's own comes first
         seen.setdefault((str(variant.picked), variant.horizon, variant.window), variant)
     return list(seen.values()), references
+
+
+class Reference(NamedTuple):
+    """What the others are compared with at one horizon."""
+
+    variant: Variant
+    kind: str  # unbiased, smoothed or whole_window
+    samples: Samples
+
+
+def most_batches(variant: Variant, experiment: Experiment, *, known: bool) -> int:
+    """How often an estimator's draws may be repeated; `known`: whether the unbiased reference is resolved."""
+    if variant.horizon != experiment.horizon:
+        return 1
+    if variant.picked.name == "evolution_strategies" and not known:
+        return SMOOTHED
+    return OWN if variant.own or variant.picked.name in BACKWARD else 1
+
+
+def settle(unbiased: Variant, samples: Samples, drawn: Sequence[tuple[Variant, Samples | ValueError]]) -> Reference:
+    """The unbiased reference, or where it is not resolved another one of the same horizon that is.
+
+    First evolution strategies over the whole horizon, whose bias is their smoothing alone; then the backward pass over
+    one window, which is what the run itself follows at best. With neither, the unbiased one stays, unresolved.
+    """
+    if resolved_norm(samples):
+        return Reference(unbiased, "unbiased", samples)
+    for kind, names in (("smoothed", ("evolution_strategies",)), ("whole_window", BACKWARD)):
+        for variant, found in drawn:
+            fits = variant.picked.name in names and variant.window == variant.horizon == unbiased.horizon
+            # The first of the backward passes is of the run's own kind.
+            if fits and not isinstance(found, ValueError):
+                if resolved_norm(found, CLEARLY):
+                    return Reference(variant, kind, found)
+                break
+    return Reference(unbiased, "unbiased", samples)
 
 
 def explores(experiment: Experiment, optimizer: Optimizer) -> bool:

@@ -89,8 +89,11 @@ def describe_inputs(runs: Runs, names: Sequence[str], horizon: int) -> dict[str,
     }
 
 
-def describe_steps(name: str, training: bool, run: InnerRuns) -> dict[str, Any]:
-    """Step lengths at a number of steps, evenly spread over their logarithm, and the share of failed runs."""
+def describe_steps(name: str, training: bool, run: InnerRuns, horizon: int) -> dict[str, Any]:
+    """Step lengths at a number of steps, evenly spread over their logarithm, and the shares of failed runs.
+
+    `failed` of all steps, `failed_within` of those up to the training horizon.
+    """
     number, tasks = run.update_norm.shape
     shown = np.unique(np.geomspace(1, number, RECORDED).astype(int)) - 1
     quantiles = np.full((len(shown), 3), np.nan)
@@ -98,7 +101,7 @@ def describe_steps(name: str, training: bool, run: InnerRuns) -> dict[str, Any]:
         alive = run.update_norm[index][run.alive[index]]
         if len(alive):
             quantiles[row] = np.quantile(alive, (0.1, 0.5, 0.9))
-    peak = np.where(run.alive, run.loss, np.inf)
+    losses = np.vstack([run.initial_loss, np.where(run.alive, run.loss, np.inf)]).T
     return {
         "task": name,
         "training": training,
@@ -107,5 +110,6 @@ def describe_steps(name: str, training: bool, run: InnerRuns) -> dict[str, Any]:
         "q10": quantiles[:, 0],
         "median": quantiles[:, 1],
         "q90": quantiles[:, 2],
-        "failed": float(failed(np.vstack([run.initial_loss, peak]).T).mean()),
+        "failed": float(failed(losses).mean()),
+        "failed_within": float(failed(losses[:, : horizon + 1]).mean()),
     }

@@ -137,7 +137,8 @@ def assess(samples: Samples, reference: Samples) -> Quality:
     """
     own, theirs = samples.gradient.astype(np.float64), reference.gradient.astype(np.float64).mean(axis=1)
     finite = np.asarray(np.isfinite(own).all(axis=2))
-    good, usable = finite.all(axis=1), np.asarray(np.isfinite(theirs).all(axis=1))
+    good: np.ndarray = np.asarray(finite.all(axis=1))
+    usable: np.ndarray = np.asarray(np.isfinite(theirs).all(axis=1))
     nonfinite = float(1 - finite.mean())
     if good.sum() < 3:
         return Quality(None, None, None, None, Measured(float("nan"), float("nan")), nonfinite)
@@ -175,9 +176,9 @@ def assess(samples: Samples, reference: Samples) -> Quality:
 
 
 def _across(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[1 + lives]: the mean of a_i·b_j over i ≠ j, for all lives and with each left out in turn; a [n, size], b [m, size].
+    """[1 + lives]: the mean of a_i·b_j over i ≠ j, for all lives and with each left out in turn.
 
-    Lives of one number are the same; the longer of the two goes on with lives of its own.
+    a [n, size] and b [m, size]: life i of both is the same; the longer of the two goes on with lives of its own.
     """
     n, m = len(a), len(b)
     shared = min(n, m)

@@ -19,6 +19,11 @@ from metaopt.unroll import bind_tasks, reset, unroll
 GATES = ("i", "f", "g", "o")
 SATURATED = 0.05  # a gate in (0, 1) this close to an end, or tanh's output beyond 1 minus this, hardly moves
 THESIS = ("∇", "∇²", "m", "v", "s", "n", "n²", "mⁿ", "vⁿ", "sⁿ")
+INPUTS_IN_WORDS = (
+    "What an lstm reads of each coordinate: ∇ the gradient and ∇² its square; m, v running averages of the two; "
+    "s the gradient over its running size, m/√v; n the gradient over its norm and n² its square; mⁿ, vⁿ, sⁿ as m, v, "
+    "s, of n instead of ∇."
+)
 NAMES = {"gradient": THESIS[:1], "all": THESIS, "scale_free": THESIS[4:]}
 
 

@@ -53,8 +53,12 @@ def check_curriculum(
             raise ValueError(f"`curriculum.shortest` ({shortest}) must be one of the {multiples}.")
         return ()
     levels = tuple(dict.fromkeys((*horizons, longest)))
-    if shortest is not None or len(levels) < 2:
-        raise ValueError(f"a {kind} curriculum takes `curriculum.horizons` below `horizon` ({longest}), no `shortest`.")
+    if shortest is not None:
+        raise ValueError(f"`curriculum.shortest` is for log_uniform; a {kind} curriculum has `curriculum.horizons`.")
+    if len(levels) < 2:
+        raise ValueError(
+            f"a {kind} curriculum needs shorter horizons to begin with; set `curriculum.horizons` to {multiples}."
+        )
     if levels != tuple(sorted(levels)) or any(level < 1 or level % unroll_length for level in levels):
         listed = " ".join(map(str, horizons))
         raise ValueError(f"`curriculum.horizons` ({listed}) must be rising {multiples}.")

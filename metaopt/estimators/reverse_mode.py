@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from metaopt.batching import pick_segment_lengths
 from metaopt.estimators.windows import Method, Run, Schedule, Sums, start_run, windowed
+from metaopt.trees import FAILURE_FACTOR
 from metaopt.types import Key, MetaGradient, MetaParams, Objective, Optimizer, PyTree, TaskFamily, Trace, UnrollState
 from metaopt.unroll import ObjectiveBatch, StateGradient, bind_tasks, unroll
 
@@ -80,4 +81,5 @@ def alive_sums(alive: jax.Array, loss: jax.Array, trace: Trace) -> Sums:
         last_loss=alive_sum(trace.loss[-1]),
         step_length=alive_sum(jnp.mean(trace.update_norm, axis=0)),
         initial_loss=alive_sum(trace.initial_loss),
+        failed=alive_sum(jnp.any(trace.loss > FAILURE_FACTOR * trace.initial_loss, axis=0).astype(loss.dtype)),
     )

@@ -66,8 +66,11 @@ def score_function(
       ValueError: the optimizer has no noise per coordinate, or settings that do not fit the baseline.
     """
     if not _has_density(optimizer):
-        reason = "one draw a step lies on a ray and has no density" if optimizer.explores else "the optimizer has none"
-        raise ValueError(f"needs noise on every coordinate ({reason}); set its option noise=per_coordinate.")
+        if optimizer.explores:
+            reason = "one draw a step lies on a ray and has no density); set its option noise=per_coordinate"
+        else:
+            reason = "the optimizer draws none); take --optimizer lstm:noise=per_coordinate, or another estimator"
+        raise ValueError(f"needs noise on every coordinate ({reason}.")
     if baseline in ("per_step", "leave_one_out") and num_tasks < 2:
         raise ValueError(f"baseline={baseline} needs at least 2 tasks; raise `num_tasks` or use moving_average.")
     if baseline == "leave_one_out" and not 2 <= rollouts <= num_tasks:

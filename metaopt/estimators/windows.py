@@ -53,6 +53,7 @@ class Sums(NamedTuple):
     last_loss: jax.Array  # f at the window's end
     step_length: jax.Array  # ‖g_t‖ averaged over the window
     initial_loss: jax.Array  # f(θ_0)
+    failed: jax.Array  # whether the loss rose above `FAILURE_FACTOR` f(θ_0) in the window
     extra: PyTree = ()  # whatever else the method's `finish` wants summed
 
 
@@ -117,7 +118,11 @@ def check_windows(horizon: int, unroll_length: int) -> None:
     if horizon % unroll_length:
         below = horizon - horizon % unroll_length
         near = " or ".join(str(n) for n in (below, below + unroll_length) if n > 0)
-        raise ValueError(f"`horizon` ({horizon}) must be a multiple of `unroll_length` ({unroll_length}); try {near}.")
+        fits = max(n for n in range(1, min(horizon, unroll_length) + 1) if horizon % n == 0)
+        raise ValueError(
+            f"`horizon` ({horizon}) must be a multiple of `unroll_length` ({unroll_length}); try {near}, or "
+            f"`unroll_length` {fits}."
+        )
 
 
 def at_least(least: int, number: int) -> int:
@@ -268,12 +273,14 @@ def _metrics(means: Sequence[Sums], tasks_each: int) -> Metrics:
     def average(name: str) -> jax.Array:
         return jnp.nanmean(jnp.stack([shown(mean, name) for mean in means]))
 
+    tasks, alive = tasks_each * len(means), sum(mean.alive for mean in means)
     metrics = {
         "meta_loss": average("loss"),
         "last_loss": average("last_loss"),
         "step_length": average("step_length"),
-        "alive": sum(mean.alive for mean in means) / (tasks_each * len(means)),
-        "diverged": tasks_each * len(means) - sum(mean.alive for mean in means),
+        "alive": alive / tasks,
+        "diverged": tasks - alive,
+        "failed": 1 - sum(mean.alive * (1 - mean.failed) for mean in means) / tasks,  # the dead among them
     }
     if len(means) > 1:
         metrics |= {f"meta_loss/{index}": shown(mean, "loss") for index, mean in enumerate(means)}

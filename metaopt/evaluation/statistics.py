@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-FAILURE_FACTOR = 10.0  # a run has failed when its loss exceeds this multiple of f(θ_0)
+from metaopt.trees import FAILURE_FACTOR
+
 RISE_FACTOR = 2.0  # a run rises when its tail lies above this multiple of the loss at the training horizon
 TAIL = 0.05  # the last part of the curve that counts as its tail
 NUM_RESAMPLES = 2000

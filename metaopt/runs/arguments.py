@@ -48,7 +48,10 @@ class EvaluateArguments:
 
 @dataclass(frozen=True)
 class DoctorArguments:
-    """Examines meta-gradients, Jacobians, gates, inputs and step lengths on a frozen φ, and says what to change."""
+    """Examines meta-gradients, Jacobians, gates, inputs and step lengths on a frozen φ, and says what to change.
+
+    Takes one to five minutes on two cores for small tasks; a trained φ takes longer than a fresh one.
+    """
 
     run: Annotated[str, tyro.conf.Positional]  # a run folder, .safetensors file, or experiment (its φ is fresh)
     num_tasks: int | None = None  # of a meta-step; None: as in training

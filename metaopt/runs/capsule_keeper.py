@@ -17,11 +17,11 @@ from metaopt.estimators.curriculum import Curricular
 from metaopt.estimators.pairs import SIDES, PairSettings, perturbations
 from metaopt.evaluation import Curves, statistics
 from metaopt.evaluation.curves import task_batches
-from metaopt.evaluation.statistics import FAILURE_FACTOR
 from metaopt.experiment import Choice, Experiment
 from metaopt.runs.capsules import LIMIT, Batch, Setting, capsules_in, make_capsule, write_capsule
 from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.training import Trainer, TrainState
+from metaopt.trees import FAILURE_FACTOR
 from metaopt.types import Key, MetaParams, Optimizer, TaskFamily, UnrollState
 
 Say = Callable[[str], None]

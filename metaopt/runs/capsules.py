@@ -22,10 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from metaopt.batching import compiler_options
-from metaopt.evaluation.statistics import FAILURE_FACTOR
 from metaopt.experiment import Choice, Experiment, UserError, build_families, build_family, build_optimizer
 from metaopt.runs.folder import replacing
 from metaopt.runs.json_config import from_json, to_json
+from metaopt.trees import FAILURE_FACTOR
 from metaopt.types import Key, MetaParams, Optimizer, PyTree, Task, TaskFamily, Trace, UnrollState
 from metaopt.unroll import ObjectiveBatch, bind_tasks, reset, unroll
 
@@ -214,7 +214,7 @@ def read_capsule(path: Path) -> Capsule:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{path} is no divergence capsule of metaopt: {error}.") from None
+        raise UserError(f"{path} is no divergence capsule of metaopt: {_why(path, error)}.") from None
     optimizer, family = build_optimizer(experiment.optimizer), build_family_of(setting)
     wrapped = jax.random.wrap_key_data(jnp.asarray(keys))
     shapes = jax.eval_shape(optimizer.init, jax.random.key(0))
@@ -227,6 +227,21 @@ def read_capsule(path: Path) -> Capsule:
 
         start = _filled(jax.eval_shape(first, shapes, wrapped), tensors, "start", path)
     return Capsule(setting, Batch(meta_params, wrapped, start), died, *held)  # type: ignore[arg-type]
+
+
+def _why(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        held = capsules_in(path, "training") + capsules_in(path, "evaluation")
+        return f"it is a folder; try `metaopt replay {held[0]}`" if held else "it is a folder, and it holds none"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            if "card" in json.loads((file.metadata() or {})["metaopt"]):
+                return f"it is an optimizer; `metaopt doctor {path}` examines it"
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        pass
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def _check(setting: Setting, died: Any, keys: np.ndarray, held: Any, version: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import metaopt
 from metaopt.estimators.windows import check_windows
-from metaopt.experiment import Experiment, UserError, suggest
+from metaopt.experiment import Curriculum, Experiment, UserError, suggest
 from metaopt.runs.folder import CONFIG, experiment_name, read_json
 from metaopt.runs.json_config import from_json, to_json
 
@@ -38,6 +38,7 @@ def validate(experiment: Experiment, where: str = "the experiment") -> Experimen
     if not 0 <= experiment.seed < 2**32:
         raise UserError(f"`seed` ({experiment.seed}) must lie between 0 and {2**32 - 1}.")
     _check_fraction(experiment)
+    _check_curriculum_options(experiment.curriculum)
     if not experiment.tasks:
         raise UserError("`tasks` is empty; name at least one task family.")
     try:
@@ -108,6 +109,16 @@ def _check_fraction(experiment: Experiment) -> None:
         raise UserError("`meta_optimizer.final_fraction` is 0, which an exponential schedule never reaches; try 0.1.")
 
 
+def _check_curriculum_options(curriculum: Curriculum) -> None:
+    for name, kind in (("patience", "validation"), ("every", "fixed")):
+        given = getattr(curriculum, name) != getattr(Curriculum(), name)
+        if given and curriculum.kind != kind:
+            raise UserError(
+                f"`curriculum.{name}` is for `curriculum.kind` {kind}, and it is {curriculum.kind}; leave it out or "
+                "set the kind."
+            )
+
+
 def _multiples_near(value: int, of: int) -> list[int]:
     below = value // of * of
     return [near for near in (below, below + of) if near > 0]
@@ -158,7 +169,10 @@ def load_experiment(name_or_path: str) -> tuple[str, Experiment]:
         return name_or_path, _run_file(known[name_or_path])
     if os.path.exists(path):
         raise UserError(f"{name_or_path} is no experiment; give a name, a .py or .json file, or a run folder.")
-    raise UserError(f"experiment {suggest(name_or_path, known)} A .py or .json file will do as well.")
+    raise UserError(
+        f"experiment {suggest(name_or_path, known)} A .py or .json file or a run folder will do as well; there is "
+        "none of this name."
+    )
 
 
 def read_config(path: Path) -> Experiment:

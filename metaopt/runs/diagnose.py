@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from metaopt.analysis.advice import reference_in_words
 from metaopt.analysis.doctor import diagnose
 from metaopt.analysis.doctor_pictures import doctor_figures
 from metaopt.analysis.pictures import save_png
 from metaopt.experiment import Experiment, UserError
 from metaopt.runs import folder
 from metaopt.runs.arguments import DoctorArguments
-from metaopt.runs.capsules import read_capsule, replay
+from metaopt.runs.capsules import TASKS_KEPT, read_capsule, replay
 from metaopt.runs.config import load_experiment, validate
+from metaopt.runs.interrupts import Interrupted
+from metaopt.runs.last_steps import first_cause, look_closely
 from metaopt.runs.loggers import make_console
 from metaopt.runs.pretrained import find_optimizer, pretrained
 from metaopt.runs.report import write_report
 from metaopt.runs.results import check_writable
 from metaopt.training import Trainer
+from metaopt.trees import FAILURE_FACTOR, LARGEST
 from metaopt.types import MetaParams
 
 SHOWN_STEPS = 8  # of a capsule, before and at the death
@@ -50,7 +58,7 @@ def examine(arguments: DoctorArguments, console: Any = None) -> Path:
     phi = "a fresh φ" if meta_step is None else f"φ of meta-step {meta_step}"
     _say(console, f"examining {phi} of {name}")
     try:
-        with _Bar(console) as bar:
+        with _Bar(console) as bar, _stopped_in_words():
             result = diagnose(
                 experiment,
                 meta_params,
@@ -94,6 +102,7 @@ class _Bar:
 
     def __init__(self, console: Any) -> None:
         self._console, self._bar = console, None
+        self._begun = time.monotonic()
 
     def __enter__(self) -> _Bar:
         if self._console.is_terminal:
@@ -110,9 +119,33 @@ class _Bar:
 
     def show(self, done: int, parts: int, what: str) -> None:
         if self._bar is None:
-            _say(self._console, f"  {done + 1}/{parts}  {what}")
+            left = (time.monotonic() - self._begun) / done * (parts - done) if done else 0.0
+            rest = f"  (about {_minutes(left)} left)" if left >= 10 else ""
+            _say(self._console, f"  {done + 1}/{parts}  {what}{rest}")
         else:
             self._bar.update(self._task, completed=done, total=parts, description=what)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{round(seconds / 60)} min" if seconds >= 90 else f"{round(seconds, -1):.0f} s"
+
+
+@contextlib.contextmanager
+def _stopped_in_words() -> Iterator[None]:
+    """A signal ends the examination with one line."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise Interrupted(signum, "the examination was stopped; nothing was written.")
+
+    if threading.current_thread() is not threading.main_thread():  # elsewhere no handler can be set
+        yield
+        return
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 # ----- text -----------------------------------------------------------------------------------------------------------
@@ -121,7 +154,9 @@ class _Bar:
 def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
     """The examination in about 100 columns."""
     rows: list[Sequence[str]]
-    yield f"\nMeta-gradients, {result['num_tasks']} tasks a meta-step, against the unbiased gradient of each horizon"
+    yield f"\nMeta-gradients, {result['num_tasks']} tasks a meta-step, against"
+    for entry in result["references"]:
+        yield from _wrapped(f"  over {entry['horizon']:,} steps: {reference_in_words(entry)}")
     header = ("estimator", "steps", "window", "cosine", "norm ratio", "one step", "SNR", "bad", "clipped")
     rows = [header, *(_estimator_row(entry) for entry in result["estimators"])]
     yield from _aligned(rows)
@@ -131,12 +166,13 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
         if "reason" in entry:
             yield from _wrapped(f"cannot: {entry['estimator']}: {entry['reason']}")
     for entry in result["references"]:
-        state = "" if entry["resolved"] else ", not resolved"
-        snr = (entry["snr"] or {}).get("value")
-        yield from _wrapped(
-            f"reference over {entry['horizon']:,} steps: {entry['estimator']}, {entry['num_lives']} draws, norm "
-            f"{_n(entry['norm'])}, SNR {_n(snr)} a draw{state}"
-        )
+        for one in filter(None, (entry, entry["unbiased"])):
+            state = "" if one["resolved"] else ", not resolved"
+            word = "reference" if one is entry else "the unbiased one"
+            yield from _wrapped(
+                f"{word} over {one['horizon']:,} steps: {one['estimator']}, {one['num_lives']:,} draws, norm "
+                f"{_n(one['norm'])}, SNR {_n((one['snr'] or {}).get('value'))} a draw{state}"
+            )
     yield "\nGrowth a step of the unroll's Jacobian (spectral radius of products), median/largest over tasks"
     starts = result["jacobian"][0]["start"] if result["jacobian"] else []
     rows = [("task", "order", *(f"step {start}" for start in starts))]
@@ -185,13 +221,17 @@ def _estimator_row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     cosine, ratio, snr = (entry[key] for key in ("cosine", "norm_ratio", "snr"))
     return (
         *where,
-        "–" if cosine is None else f"{min(cosine['value'], 1.0):.2f} ±{cosine['error']:.2f}",
+        "–" if cosine is None else "reference" if entry["is_reference"] else _cosine(cosine),
         "–" if ratio is None else f"{_n(ratio['value'])} ±{ratio['error']:.1g}",
         "–" if entry["one_step_cosine"] is None else f"{entry['one_step_cosine']:.2f}",
         _n((snr or {}).get("value")),
         _percent(entry["nonfinite"]),
         _percent(entry["clipped"]),
     )
+
+
+def _cosine(cosine: Mapping[str, Any]) -> str:
+    return f"{min(cosine['value'], 1.0):.2f} ±{cosine['error']:.2f}"
 
 
 def _n(value: Any) -> str:
@@ -245,22 +285,39 @@ def show_again(path: Path, console: Any = None) -> bool:
     _say(console, f"{setting.kind} on {setting.task}{at}, {len(capsule.batch.keys)} tasks a batch, {noise}")
     for name, value in setting.about.items():
         _say(console, f"  {name.replace('_', ' ')}: {value}")
-    found = replay(capsule)
+    found, closely = replay(capsule), look_closely(setting, capsule.batch)
+    tasks = [task for task, _ in capsule.died]
+    most = f", the first {TASKS_KEPT} of those that blew up" if len(tasks) == TASKS_KEPT else ""
+    _say(console, f"shown: task {', '.join(map(str, tasks))} of {len(capsule.batch.keys)} in the batch{most}")
     last = max(step for _, step in capsule.died)
+    # Rows of the kept trace, and of the whole: a window may begin in the middle of a run.
+    begun = np.zeros(len(capsule.batch.keys), int) if capsule.batch.start is None else capsule.batch.start[1].step
     for column, (task, step) in enumerate(capsule.died):
         _say(console, f"\ntask {task} blew up at step {step}; f(θ_0) = {capsule.initial_loss[column]:.6g}")
-        rows: list[Sequence[str]] = [("step", "loss", "step length")]
+        rows: list[Sequence[str]] = [("step", "loss", "gradient norm", "step length")]
         row = len(found.loss) - 1 - (last - step)
         for index in range(max(0, row + 1 - SHOWN_STEPS), row + 1):
             value, norm = found.loss[index, column], found.update_norm[index, column]
-            rows.append((f"{step - (row - index):,}", _loss(value), _loss(norm)))
+            at = step - (row - index)
+            whole = at - int(begun[task]) - 1
+            if not np.isfinite(value):  # as it was before it counted as infinite
+                value, norm = closely.loss[whole, task], closely.update_norm[whole, task]
+            rows.append((f"{at:,}", _loss(value), f"{closely.gradient_norm[whole, task]:.4g}", _loss(norm)))
         for line in _aligned(rows):
             _say(console, line)
+        _say(console, _cause(first_cause(closely, task), int(begun[task]), setting.kind))
     if found.same:
         _say(console, "\nthe same bits as when it was kept")
     else:
         _say(console, "\nthe bits DIFFER from those kept: another machine, jax or version of metaopt rounds otherwise")
     return found.same
+
+
+def _cause(cause: tuple[str, int] | None, begun: int, kind: str) -> str:
+    if cause is None:
+        limit = f"; the loss rose above {FAILURE_FACTOR:g} f(θ_0)" if kind == "evaluation" else ""
+        return f"loss, gradient and parameters stayed finite and below {LARGEST:.0e}{limit}"
+    return f"first to be non-finite or above {LARGEST:.0e}: the {cause[0]}, at step {begun + cause[1] + 1}"
 
 
 def _loss(value: Any) -> str:

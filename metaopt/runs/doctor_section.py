@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
 from metaopt.analysis import pictures
+from metaopt.analysis.advice import reference_in_words
 from metaopt.analysis.doctor_pictures import CAPTIONS, GATE_NAMES, doctor_figures
-from metaopt.analysis.inner_runs import GATES
+from metaopt.analysis.inner_runs import GATES, INPUTS_IN_WORDS
 from metaopt.runs.report_parts import details_table, figure, number
 
 
@@ -26,16 +27,28 @@ def doctor_section(result: Mapping[str, Any]) -> str:
             pictures.to_svg(drawn[name], prefix=f"d{name}{'n' if drawn is narrow else 'w'}", description=CAPTIONS[name])
             for drawn in (wide, narrow)
         ]
-        figures.append(figure(drawings, "", CAPTIONS[name]) + _TABLES[name](result))
+        words = CAPTIONS[name]
+        if name == "estimators":
+            words += "".join(f" {line}" for line in _references(result))
+        if name == "inputs" and str(result["optimizer"]).partition(":")[0] == "lstm":
+            words += " " + INPUTS_IN_WORDS
+        figures.append(figure(drawings, "", words) + _TABLES[name](result))
     return (
         f"<section id=doctor><h2>Examination</h2><p>By <code>metaopt doctor</code>, of {escape(phi)}, with "
         f"{result['num_tasks']:,} tasks a meta-step.</p>{words}{''.join(figures)}</section>"
     )
 
 
+def _references(result: Mapping[str, Any]) -> Iterator[str]:
+    for entry in result["references"]:
+        state = "" if entry["resolved"] else ", which do not tell it from zero"
+        words = f"{reference_in_words(entry)}, {entry['num_lives']:,} draws{state}"
+        yield f"Reference over {entry['horizon']:,} steps: {words}."
+
+
 def _estimators(result: Mapping[str, Any]) -> str:
     columns = ["Estimator", "steps", "window", "draws", "cosine", "±", "norm ratio", "one step's cosine"]
-    columns += ["signal to noise", "tasks for 1", "not finite", "clipped", "diverged"]
+    columns += ["signal to noise", "tasks for 1", "not finite", "clipped", "runs not finite"]
     rows = []
     for entry in result["estimators"]:
         name = escape(entry["estimator"]) + (" (the run's own)" if entry.get("own") else "")

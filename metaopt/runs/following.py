@@ -11,7 +11,7 @@ from typing import Any
 Row = dict[str, Any]
 
 # Counted every meta-step: how the estimator of the meta-gradient fares.
-HEALTH = ("alive", "diverged", "clipped", "nonfinite_gradient", "skipped")
+HEALTH = ("alive", "diverged", "failed", "clipped", "nonfinite_gradient", "skipped")
 
 
 class Follower:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from metaopt.analysis.inner_runs import INPUTS_IN_WORDS
 from metaopt.estimators import ESTIMATORS
-from metaopt.experiment import Choice, UserError, suggest
+from metaopt.experiment import FAMILY_OPTIONS, Choice, UserError, suggest
 from metaopt.optimizers import OPTIMIZERS
 from metaopt.oracles import ORACLES
-from metaopt.runs.config import experiment_files, first_line
+from metaopt.runs.config import experiment_files, first_line, load_experiment
+from metaopt.runs.json_config import to_json
 from metaopt.runs.pretrained import SHIPPED, pretrained, read_optimizer
 from metaopt.tasks import TASKS
+
+MAIN_FIELDS = (
+    "tasks",
+    "optimizer",
+    "estimator",
+    "objective",
+    "num_meta_steps",
+    "num_tasks",
+    "horizon",
+    "unroll_length",
+)
 
 
 def print_listing() -> None:
@@ -37,7 +52,7 @@ def print_listing() -> None:
 
 
 def print_entry(name: str) -> None:
-    """What one task family, optimizer, estimator or oracle is, and its options with their types and defaults.
+    """What one experiment, task family, optimizer, estimator or oracle is, and its fields, or options with defaults.
 
     Raises:
       UserError: no registry has the name.
@@ -48,9 +63,13 @@ def print_entry(name: str) -> None:
         "estimator": ESTIMATORS,
         "oracle": ORACLES,
     }
+    files = experiment_files()
+    if name in files:
+        _print_experiment(name, files[name])
+        return
     found = [(kind, registry[name]) for kind, registry in registries.items() if name in registry]
     if not found:
-        raise UserError(suggest(name, {name for registry in registries.values() for name in registry}))
+        raise UserError(suggest(name, {*files, *(name for registry in registries.values() for name in registry)}))
     for kind, factory in found:
         print(f"{kind} {name}: {inspect.getdoc(factory) or _first_line(factory)}\n\noptions, as {name}:key=value,...")
         hints = get_type_hints(factory)
@@ -58,6 +77,28 @@ def print_entry(name: str) -> None:
             # What has no default, and how tasks are cut up, comes from the experiment's own fields.
             if parameter.default is not parameter.empty and key not in ("chunk_size", "num_devices"):
                 print(f"  {key}={Choice('', {key: parameter.default}).text(key)}  {_type_in_words(hints[key])}")
+        if kind == "task family":
+            print("\nevery task family also takes, as the experiment's fields of these names do for all of them")
+            for key, (hint, default) in FAMILY_OPTIONS.items():
+                print(f"  {key}={default}  {_type_in_words(hint)}")
+        if name == "lstm":
+            print(f"\n{INPUTS_IN_WORDS}")
+
+
+def _print_experiment(name: str, path: Path) -> None:
+    values = to_json(load_experiment(name)[1])
+    print(f"experiment {name}: {ast.get_docstring(ast.parse(path.read_text(encoding='utf-8')))}\n")
+    for key in MAIN_FIELDS:
+        value = values[key]
+        listed = value if isinstance(value, list) else [value]
+        print(f"  {key}: {' '.join(_in_words(one) for one in listed)}")
+    print(f"\n`metaopt train {name} --help` lists all fields; {path}")
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(Choice(value["name"], value.get("options", {})))
+    return "none" if value is None else str(value)
 
 
 def _type_in_words(hint: Any) -> str:

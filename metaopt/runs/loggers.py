@@ -185,7 +185,9 @@ def _train_text(rows: list[Row], each: float) -> str:
     text += f"  {1 / each:.3g} steps/s" if each > 0 else ""  # a clock may stand still
     diverged = sum(row.get("diverged", 0) for row in rows)
     skipped = sum(row.get("skipped", 0) for row in rows)
-    text += f"  diverged {diverged:g}" if diverged else ""
+    failed = np.mean([row.get("failed", 0) for row in rows])
+    text += f"  failed {failed:.0%}" if failed >= 0.005 else ""  # above 10 f(θ_0), or not finite
+    text += f"  non-finite {diverged:g}" if diverged else ""
     return text + (f"  skipped {skipped:g}" if skipped else "")
 
 

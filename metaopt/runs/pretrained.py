@@ -51,6 +51,8 @@ def read_optimizer(path: Path) -> Trained:
     try:
         with safe_open(path, framework="flax") as file:
             about = json.loads((file.metadata() or {})["metaopt"])
+            if "died" in about:
+                raise UserError(f"{path} is a divergence capsule; `metaopt replay {path}` shows it.")
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if about["version"] != VERSION:
             raise UserError(
@@ -76,6 +78,8 @@ def read_optimizer(path: Path) -> Trained:
 
 
 def _one_line(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error}"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 

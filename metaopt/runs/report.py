@@ -213,7 +213,12 @@ def _meta_training(rows: Sequence[Mapping[str, Any]], train_rows: Sequence[Mappi
     ]
     diverged = sum(row.get("diverged") or 0 for row in train_rows)
     skipped = sum(row.get("skipped") or 0 for row in train_rows)
-    health = "No inner run diverged." if not diverged else f"{diverged:,.0f} inner runs diverged and were masked."
+    health = "No inner run became non-finite."
+    if diverged:
+        health = f"{diverged:,.0f} inner runs became non-finite and were masked."
+    shares = [row["failed"] for row in train_rows if row.get("failed") is not None]
+    if any(shares):
+        health += f" {sum(shares) / len(shares):.1%} of the inner runs failed (a loss above 10 f(θ_0))."
     health += f" {skipped:,.0f} meta-steps had no usable gradient and were skipped." if skipped else ""
     validation = validation_series(rows)
     caption = "The meta-loss: median of neighbouring meta-steps, with the band from 10 to 90%. "

@@ -30,7 +30,7 @@ PATIENCE = 30.0  # seconds that the end of a run waits until the offline files a
 LAST = 120.0  # seconds after which a process that hangs at the end of a run ends itself
 UPLOAD_PATIENCE = 600.0  # seconds after the end of a run in which an upload may still finish
 MOST_ROWS = 2000  # of training; of a longer run, means over neighbouring meta-steps
-COUNTED = {*HEALTH} - {"alive"}
+COUNTED = {*HEALTH} - {"alive", "failed"}
 NICENESS = 5  # training goes first where cores are short
 
 # ----- in the process that trains -------------------------------------------------------------------------------------

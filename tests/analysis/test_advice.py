@@ -54,6 +54,29 @@ def test_nothing_to_complain_about() -> None:
     assert advise(healthy()) == []
 
 
+def test_runs_that_rise_are_told_though_all_stay_finite() -> None:
+    result = healthy()
+    result["steps"][0] |= {"failed_within": 0.4}
+    (found,) = advise(result)
+    assert found["figure"] == 0.4 and "40% of the training tasks rise above 10 times their first loss" in found["text"]
+    assert advise({**result, "meta_step": None}) == []  # a fresh φ has yet to learn not to
+
+
+def test_advice_names_the_reference_that_stood_in() -> None:
+    result = healthy()
+    wanted = {"horizon": 100, "num_lives": 225, "mean_snr": 0.5, "resolved": False}
+    stood_in = {"estimator": "evolution_strategies:sigma=0.003", "kind": "smoothed", "unbiased": wanted}
+    result["references"][0] |= stood_in
+    (found,) = advise(result)
+    assert found["rule"] == "unresolved" and "225 draws of the unbiased" in found["text"]
+    assert found["text"].endswith("smoothed over φ (evolution strategies, σ = 0.003).")
+    result["estimators"][0] |= {"cosine": {"value": 0.6, "error": 0.02}, "window": 20}
+    misaligned = rules({**result, "unroll_length": 20})["misaligned"]["text"]
+    assert "0.60 with the gradient of the loss smoothed over φ" in misaligned and "second_order" not in misaligned
+    result["references"][0]["kind"] = "whole_window"
+    assert "misaligned" not in rules(result)
+
+
 def rules(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {entry["rule"]: entry for entry in advise(result)}
 
@@ -62,7 +85,7 @@ def rules(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     ("rule", "change", "figure", "words"),
     [
         ("dying", {"nonfinite": 0.02}, 0.02, "2% of the meta-gradients are not finite"),
-        ("dying", {"diverged": 0.02}, 0.02, "2% of the training tasks diverge"),
+        ("dying", {"diverged": 0.02}, 0.02, "2% of the training tasks become non-finite"),
         ("noisy", {"snr": {"value": 0.025, "error": 0.01}}, 0.025, "64 tasks would bring it to 0.1"),
         ("misaligned", {"cosine": {"value": 0.6, "error": 0.02}}, 0.6, "second_order=true"),
         (

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -28,14 +29,21 @@ from metaopt.experiment import (
 from metaopt.runs import capsules
 from metaopt.runs.capsule_keeper import CapsuleKeeper, training_batches
 from metaopt.runs.capsules import capsules_in, make_capsule, read_capsule, replay, run_again
+from metaopt.runs.last_steps import first_cause, look_closely
 from metaopt.runs.results import evaluate_all
 from metaopt.training import Trainer, meta_train
-from tests.toys import cliff
+from metaopt.types import TaskFamily
+from tests.toys import bowl, cliff
 
 
 @pytest.fixture(autouse=True)
 def with_cliff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tasks.TASKS, "cliff", cliff)
+    monkeypatch.setitem(tasks.TASKS, "steep", steep)
+
+
+def steep() -> TaskFamily:
+    return dataclasses.replace(bowl(1), loss=lambda x, task, batch: 0.5 * jnp.sum(x**2))
 
 
 def falling(**changes: object) -> Experiment:
@@ -173,6 +181,30 @@ def test_evaluation_keeps_the_task_that_failed_first(tmp_path: Path, capsys: pyt
     assert main(["replay", str(found[1])]) == 0
     out = capsys.readouterr().out
     assert f"task {task} blew up at step {step}" in out and "the same bits" in out
+    shown = ", ".join(str(task) for task, _ in capsule.died)
+    assert f"shown: task {shown} of {len(capsule.batch.keys)} in the batch" in out and "gradient norm" in out
+    assert "stayed finite and below 1e+15; the loss rose above 10 f(θ_0)" in out
+
+
+def test_the_first_to_blow_up_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """½x² at a rate of 10: |x| grows 9-fold a step and f 81-fold; the loss passes 1e15 first, by hand."""
+    trainer = Trainer(falling(tasks=(choice("steep"),), optimizer=choice("sgd", learning_rate=10.0), horizon=12))
+    ((_, setting, batch),) = training_batches(trainer, trainer.init())
+    capsule = make_capsule(setting, batch, trainer.families[0])
+    assert capsule is not None
+    path = capsules.write_capsule(tmp_path, capsule)
+    task, step = capsule.died[0]
+    start = capsule.initial_loss[0]
+    assert step == next(t for t in range(1, 13) if start * 81.0**t > 1e15)
+    closely = look_closely(setting, batch)
+    x = np.sqrt(2 * start) * 9.0 ** np.arange(step)
+    np.testing.assert_allclose(closely.gradient_norm[:step, task], x, rtol=1e-4)
+    np.testing.assert_allclose(closely.update_norm[:step, task], 10 * x, rtol=1e-4)
+    assert first_cause(closely, task) == ("loss", step - 1)
+    assert main(["replay", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert f"first to be non-finite or above 1e+15: the loss, at step {step}" in out
+    assert "shown: task 0, 1, 2, 3, 4, 5, 6, 7 of 8 in the batch" in out and " inf" not in out
 
 
 def test_other_bits_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +222,25 @@ def test_what_is_no_capsule_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no divergence capsule"):
         read_capsule(tmp_path / "a.safetensors")
     assert main(["replay", str(tmp_path / "missing")]) == 2
+
+
+def test_a_folder_and_an_optimizer_are_no_capsules_and_are_told_apart(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = Trainer(falling())
+    ((_, setting, batch),) = training_batches(trainer, trainer.init())
+    capsule = make_capsule(setting, batch)
+    assert capsule is not None
+    path = capsules.write_capsule(tmp_path, capsule)
+    optimizer = finished / "optimizer.safetensors"
+    for words, remedy in (
+        (["replay", str(tmp_path)], f"it is a folder; try `metaopt replay {path}`"),
+        (["replay", str(finished)], "it is a folder, and it holds none"),
+        (["replay", str(optimizer)], f"it is an optimizer; `metaopt doctor {optimizer}` examines it"),
+        (["doctor", str(path)], f"is a divergence capsule; `metaopt replay {path}` shows it"),
+    ):
+        assert main(words) == 2
+        assert remedy in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -122,9 +122,9 @@ def test_a_missing_field_is_named() -> None:
     [
         (
             {"horizon": 50, "unroll_length": 20},
-            r"`horizon` \(50\) must be .* of `unroll_length` \(20\); try 40 or 60.",
+            r"`horizon` \(50\) must be .* of `unroll_length` \(20\); try 40 or 60, or `unroll_length` 10.",
         ),
-        ({"horizon": 5, "unroll_length": 20}, "try 20."),
+        ({"horizon": 5, "unroll_length": 20}, "try 20, or `unroll_length` 5."),
         ({"tasks": ["a", "b", "c"], "num_tasks": 16}, "try 15 or 18."),
         ({"tasks": []}, "`tasks` is empty"),
         ({"num_meta_steps": 0}, r"`num_meta_steps` \(0\) must be at least 1."),
@@ -134,6 +134,8 @@ def test_a_missing_field_is_named() -> None:
         ({"meta_optimizer": {"schedule": "exponential", "final_fraction": 0.0}}, "exponential"),
         ({"validation": {"multiples": [10, 1]}}, "`validation.multiples`"),
         ({"evaluation": {"horizons": [0]}}, "`evaluation.horizons`"),
+        ({"curriculum": {"patience": 3}}, "`curriculum.patience` is for `curriculum.kind` validation, and it is none"),
+        ({"curriculum": {"kind": "validation", "every": 3}}, "`curriculum.every` is for `curriculum.kind` fixed"),
     ],
 )
 def test_fields_that_do_not_fit_together(change: dict[str, Any], message: str) -> None:

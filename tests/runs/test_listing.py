@@ -17,6 +17,12 @@ def test_an_entry_shows_its_options_with_defaults_and_values(capsys):
     text = capsys.readouterr().out
     assert "state_gradient=full  full | stopped" in text
     assert "num_tasks" not in text  # a field of the experiment
+    print_entry("quadratic")
+    text = capsys.readouterr().out
+    assert "every task family also takes" in text and "bfloat16=0.0  number" in text
+    print_entry("quadratic_rl")
+    text = capsys.readouterr().out
+    assert text.startswith("experiment quadratic_rl: The thesis's") and "estimator: reparameterised" in text
     with pytest.raises(UserError, match="did you mean 'classifier'"):
         print_entry("classifer")
 

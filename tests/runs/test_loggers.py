@@ -79,7 +79,7 @@ def test_plain_lines_where_it_is_no_terminal() -> None:
     )
     progress.close()
     assert out.getvalue().splitlines() == [
-        "meta-step 2/10  loss 0.5  2 steps/s  diverged 2  0:04 left",
+        "meta-step 2/10  loss 0.5  2 steps/s  non-finite 2  0:04 left",
         "meta-step 2: validation, median loss at 1x 0.5 (25% failed) (best so far)",
     ]
 

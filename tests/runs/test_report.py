@@ -145,7 +145,7 @@ def test_the_page_holds_everything(full: Path) -> None:
         "trained to 5",
         "The dashed line marks the training horizon, 5 steps.",
         "Keeps improving: lower at step 50",
-        "4,000 inner runs diverged and were masked.",
+        "4,000 inner runs became non-finite and were masked.",
         "0.321",
         "quadratic: dim = 7",
         "lstm: features = all",
@@ -239,7 +239,7 @@ def test_what_is_missing_is_said(run: Path) -> None:
 def test_a_run_that_goes_on_is_said(run: Path) -> None:
     (run / "metrics.jsonl").write_text(json.dumps({"kind": "train", "meta_step": 3, "meta_loss": 1.0}) + "\n")
     text = Page(write_report(run).read_text(encoding="utf-8")).text
-    assert "Meta-training stands at meta-step 3 of 2,000." in text and "No inner run diverged." in text
+    assert "Meta-training stands at meta-step 3 of 2,000." in text and "No inner run became non-finite." in text
 
 
 def test_a_run_that_did_not_come_to_its_end_is_said(run: Path) -> None:

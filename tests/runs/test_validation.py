@@ -35,7 +35,7 @@ def test_a_level_at_which_most_tasks_fail_is_not_left() -> None:
 
 def test_validation_is_the_same_with_augmentations_that_belong_to_training(tiny: Experiment) -> None:
     plain = Trainer(tiny)
-    augmented = Trainer(dataclasses.replace(tiny, companion=3, bfloat16=1.0, min_batch_size=2))
+    augmented = Trainer(dataclasses.replace(tiny, companion=3, bfloat16=1.0))
     meta_params = plain.optimizer.init(jax.random.key(0))
     score, row = Validator(plain)(meta_params)
     other, same = Validator(augmented)(meta_params, "validation_ema")
