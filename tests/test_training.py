@@ -88,10 +88,12 @@ def test_metrics_are_complete_and_finite():
     seen = {}
     meta_train(BASE, callbacks=[lambda _, state, metrics: seen.update(metrics)])
     expected = {"meta_loss", "last_loss", "step_length", "alive", "diverged", "grad_norm", "update_norm", "skipped"}
-    assert expected | {"meta_step", "learning_rate", "nonfinite_gradient", "clipped"} == set(seen)
+    expected |= {"meta_step", "learning_rate", "nonfinite_gradient", "clipped", "failed"}
+    assert expected == set(seen)
     assert all(np.isfinite(values).all() for values in seen.values())
     assert (seen["alive"] == 1).all()
     assert (seen["skipped"] == 0).all()
+    assert ((seen["failed"] >= 0) & (seen["failed"] <= 1)).all()
 
 
 def test_several_families_with_their_own_shapes():

@@ -155,8 +155,21 @@ def test_dead_tasks_are_counted_and_never_reach_the_gradient(name):
     for gradient, _, metrics in rows:
         assert 0 < metrics["diverged"] < 16
         np.testing.assert_allclose(metrics["alive"], 1 - metrics["diverged"] / 16)
+        assert metrics["diverged"] / 16 <= metrics["failed"] + 1e-6 <= 1
         assert np.isfinite(gradient).all()
         assert np.isfinite([metrics[name] for name in ("meta_loss", "last_loss", "step_length")]).all()
+
+
+def test_runs_that_rise_above_ten_times_their_start_count_as_failed():
+    """½ax² with a ~ U(0.5, 1.5) at a rate of 2: x grows (2a - 1)-fold a step, and nothing becomes non-finite."""
+    family = dataclasses.replace(bowl(1), loss=lambda x, a, batch: 0.5 * jnp.sum(a * x**2))
+    optimizer = sgd(learning_rate=2.0)
+    _, _, metrics = run(make("truncated_backprop", optimizer, num_tasks=64), optimizer, (family,))[0]
+    keys = jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0), 64)
+    a = np.asarray([family.sample(jax.random.split(key, 4)[0], ())[0] for key in keys])
+    failed = (2 * a - 1) ** (2 * T) > 10
+    assert 0 < failed.mean() < 1 and metrics["diverged"] == 0
+    np.testing.assert_allclose(metrics["failed"], failed.mean(), rtol=1e-6)
 
 
 def test_a_pair_with_one_dead_side_is_left_out():
