@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -176,7 +177,13 @@ def make_console() -> Any:
     """rich's console for results: unwrapped lines where it is not a terminal."""
     from rich.console import Console
 
-    return Console(soft_wrap=True)
+    class Unread(Console):
+        def on_broken_pipe(self) -> None:
+            # rich ends the program here; a run goes on without a reader, as it does without a terminal.
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    return Unread(soft_wrap=True)
 
 
 def _train_text(rows: list[Row], each: float) -> str:

@@ -50,8 +50,14 @@ class Recorder:
         target = trainer.init()
         restored = self._checkpoints.restore_latest(target)
         if restored is None:
+            if (self.path / folder.LATEST_OPTIMIZER).exists():  # written after the first checkpoint
+                raise UserError(
+                    f"the checkpoints of {self.path} are gone, and beginning anew would overwrite its optimizer; "
+                    f"repeat it in a new folder with `metaopt train --from {self.path}`."
+                )
+            rows = (self.path / folder.METRICS).exists()
             cut_back(self.path / folder.METRICS, 0)
-            return None, ["no checkpoint was reached; beginning anew"]
+            return None, ["no checkpoint was reached; beginning anew"] if rows else []
         state, record, remarks = restored
         step = int(state.meta_step)
         if remarks:

@@ -35,7 +35,7 @@ from metaopt.runs.config import load_experiment
 from metaopt.runs.faults import NotWritten, disk_trouble, in_one_line
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.json_config import to_json
-from metaopt.runs.loggers import JsonLines, Progress, read_rows, say, train_rows
+from metaopt.runs.loggers import JsonLines, Progress, make_console, read_rows, say, train_rows
 from metaopt.runs.pretrained import read_optimizer
 from metaopt.runs.report import write_report
 from metaopt.runs.train import resume, train
@@ -566,3 +566,26 @@ def test_a_lost_process_is_told_as_before(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(processes, "joined", lambda: True)
     with pytest.raises(processes.LostProcess, match="another process of this job was lost"), in_one_line(tmp_path):
         raise RuntimeError("gloo: connection reset by peer")
+
+
+def test_a_run_whose_checkpoints_were_deleted_is_not_begun_anew_over_its_optimizer(
+    finished: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    shutil.rmtree(run / "checkpoints")
+    before = (run / "optimizer.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match="--from"):
+        resume(run)
+    assert ((run / "optimizer.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()) == before
+
+
+def test_a_reader_that_is_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, write = os.pipe()
+    with open(write, "w") as output:
+        monkeypatch.setattr("sys.stdout", output)
+        console = make_console()
+        os.close(read)
+        for _ in range(3):
+            say(console, "nobody reads this")  # rich alone would raise SystemExit(1)
+        assert console.quiet
