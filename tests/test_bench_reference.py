@@ -49,7 +49,7 @@ def experiment(model: dict[str, Any], task: Choice) -> Experiment:
 def gradients(described: Experiment, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """The framework's and the reference's, at a φ with nothing special, as vectors."""
     trainer, plain = Trainer(described), PlainTrainer(described)
-    flat, unravel = ravel_pytree(trainer.optimizer.init(jax.random.key(0)))
+    flat, unravel = ravel_pytree(jax.jit(trainer.optimizer.init)(jax.random.key(0)))
     noise = jax.random.normal(jax.random.key(1), flat.shape)
     meta_params = jax.tree.map(lambda leaf: leaf.astype(dtype), unravel((flat + 0.1 * noise).astype(flat.dtype)))
     key = jax.random.key(3)
@@ -58,7 +58,7 @@ def gradients(described: Experiment, dtype: jnp.dtype) -> tuple[jax.Array, jax.A
     return ravel_pytree(ours)[0], ravel_pytree(theirs)[0]
 
 
-CASES = {"BP": (BP, QUADRATIC), "RL": (RL, QUADRATIC), "BP, digits": (BP, DIGITS)}
+CASES = {"RL": (RL, QUADRATIC), "BP, digits": (BP, DIGITS)}  # BP on the quadratic: in x64, and the meta-training
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -32,7 +32,7 @@ from metaopt.runs.train import resume, train
 
 EXPERIMENT = Experiment(
     tasks=(choice("quadratic", dim=3),),
-    optimizer=choice("lstm", hidden_size=4, num_layers=1, noise="per_step"),
+    optimizer=choice("lstm", hidden_size=4, num_layers=1, features="gradient", noise="per_step"),
     estimator=choice("reparameterised"),
     num_meta_steps=6,
     num_tasks=4,
@@ -43,7 +43,13 @@ EXPERIMENT = Experiment(
     evaluation=Evaluation(num_tasks=2, horizons=(6,), baselines=()),
     log=Log(every=2),
 )
-ENDLESS = dataclasses.replace(EXPERIMENT, num_meta_steps=10**6, validation=Validation(every=0))
+ENDLESS = dataclasses.replace(  # it is only begun and ended
+    EXPERIMENT,
+    optimizer=choice("adam"),
+    estimator=choice("truncated_backprop"),
+    num_meta_steps=10**6,
+    validation=Validation(every=0),
+)
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from metaopt.optimizers import blocks, lstm, rnnprop
-from metaopt.tasks import TASKS
 from metaopt.unroll import bind_tasks, reset, unroll
+from tests.toys import bowl
 
 OPTIMIZERS = {
-    "all": lstm(hidden_size=4),
-    "scale_free": lstm(hidden_size=4, features="scale_free"),
-    "rnnprop": rnnprop(),
+    "all": lstm(hidden_size=4, num_layers=1),
+    "scale_free": lstm(hidden_size=4, num_layers=1, features="scale_free"),
+    "rnnprop": rnnprop(hidden_size=4),
 }
 
 
 def value_and_gradient(optimizer, second_order):
-    family = TASKS["quadratic"](dim=9)
-    phi = optimizer.init(jax.random.key(0))
+    family = bowl(9)
+    phi = jax.jit(optimizer.init)(jax.random.key(0))
 
     def loss(phi):
         tx = bind_tasks(optimizer, phi)
@@ -31,8 +31,10 @@ def value_and_gradient(optimizer, second_order):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(phi)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize(
+    ("name", "second_order"),
+    [("all", False), ("scale_free", False), ("rnnprop", False), ("all", True), ("rnnprop", True)],
+)
 def test_an_unroll_and_its_gradient_are_the_same_in_blocks(monkeypatch, name, second_order):
     assert blocks.count_blocks(27) == (1, 27)
     whole = value_and_gradient(OPTIMIZERS[name], second_order)
