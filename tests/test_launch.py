@@ -32,7 +32,7 @@ from metaopt.runs.train import resume, train
 
 EXPERIMENT = Experiment(
     tasks=(choice("quadratic", dim=3),),
-    optimizer=choice("lstm", hidden_size=4, num_layers=1, features="gradient", noise="per_step"),
+    optimizer=choice("lstm", hidden_size=4, num_layers=1, noise="per_step"),
     estimator=choice("reparameterised"),
     num_meta_steps=6,
     num_tasks=4,

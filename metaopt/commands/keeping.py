@@ -12,6 +12,8 @@ usage: metaopt runs [FOLDER ...] [--where FIELD=VALUE ...] [--experiment NAME] [
 
 Lists the run folders below FOLDER, by default runs, with state, meta-steps and the best validation. FIELD is a field of
 the configuration such as seed, optimizer or optimizer.hidden_size; besides = there are !=, <, >, <= and >= (in quotes).
+STATE is running, finished, interrupted, cancelled, diverged, failed, lost (its process ended without a word), unknown
+or unreadable (its config.json is broken).
 `compare` shows the fields in which two configurations differ. `delete` asks first, unless --yes is given; it takes run
 folders only, never one that is being trained. A folder called compare, rename or delete is listed as ./compare.
 """
@@ -31,13 +33,17 @@ def runs(arguments: list[str]) -> None:
 def _list(arguments: list[str]) -> None:
     from rich.console import Console
 
+    from metaopt.experiment import UserError
     from metaopt.runs import arguments as reader
-    from metaopt.runs import manage
+    from metaopt.runs import filters, manage
 
     parsed = reader.parse(reader.RunsArguments, arguments, prog="metaopt runs")
+    if "--where" in arguments and not parsed.where:
+        raise UserError("--where has no value; write --where FIELD=VALUE, such as optimizer.hidden_size=20.")
     console = Console(soft_wrap=True)
     places = [Path(place) for place in parsed.folders or ("runs",)]
     if not parsed.folders and not places[0].is_dir():
+        manage.list_runs((), where=parsed.where, experiment=parsed.experiment, state=parsed.state)  # a mistake is told
         manage.say(console, "there is no folder runs here; `metaopt train` makes one, or name a folder of runs.")
         return
     found = manage.list_runs(places, where=parsed.where, experiment=parsed.experiment, state=parsed.state)
@@ -46,7 +52,7 @@ def _list(arguments: list[str]) -> None:
         words = " that fulfils the filters" if filtered else ""
         manage.say(console, f"no run below {', '.join(map(str, places))}{words}.")
         return
-    manage.print_runs(found, console, [name for name, _, _ in manage.catalogue.where(parsed.where)])
+    manage.print_runs(found, console, [name for name, _, _ in filters.where(parsed.where)])
 
 
 def _compare(arguments: list[str]) -> None:

@@ -7,9 +7,9 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from metaopt.experiment import Choice, Experiment, UserError, suggest
 from metaopt.runs.json_config import to_json
@@ -70,6 +70,10 @@ def split_values(text: str) -> list[str]:
 def _add(grid: Grid, name: str, values: list[str], where: str) -> None:
     name = name.strip().removeprefix("--").replace("-", "_")
     known = _leaves()
+    choice, _, option = name.rpartition(".")
+    if choice in _choices():
+        form = f"{choice}=" + ";".join(f":{option}={value}" for value in values)
+        raise UserError(f"--sweep {where}: options are swept as values of `{choice}`; write --sweep '{form}'.")
     if name not in known:
         raise UserError(f"--sweep {where}: field {suggest(name, known)}")
     if name in grid:
@@ -88,16 +92,35 @@ def _add(grid: Grid, name: str, values: list[str], where: str) -> None:
     grid[name] = values
 
 
-@functools.cache
+def refuse_given_twice(grid: Grid, words: Sequence[str]) -> None:
+    """Raises UserError where a field is swept and given as a flag too, unless its values build on the flag's."""
+    flags = [word.partition("=")[0][2:].replace("-", "_") for word in words if word.startswith("--")]
+    for name in flags:
+        if name in grid and not any(word.startswith(":") for value in grid[name] for word in value.split()):
+            flag = name.replace("_", "-")
+            raise UserError(f"`{name}` is swept, and --{flag} is given as well; leave one of the two out.")
+
+
 def _leaves() -> dict[str, bool]:
     """Every field with dots -> whether it takes several words."""
+    return {name: get_origin(hint) is tuple for name, hint in _hints().items()}
 
-    def under(kind: Any, prefix: str) -> Iterator[tuple[str, bool]]:
+
+def _choices() -> set[str]:
+    """The fields that are a choice with options, or several."""
+    return {name for name, hint in _hints().items() if hint is Choice or Choice in get_args(hint)}
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    """Every field with dots -> its type."""
+
+    def under(kind: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         for name, hint in get_type_hints(kind).items():
             if dataclasses.is_dataclass(hint) and hint is not Choice:
                 yield from under(hint, f"{prefix}{name}.")
             else:
-                yield f"{prefix}{name}", get_origin(hint) is tuple
+                yield f"{prefix}{name}", hint
 
     return dict(under(Experiment, ""))
 

@@ -23,7 +23,10 @@ def start(options: SweepOptions) -> None:
 
     name, base = load_experiment(options.experiment)
     base, out = parse_experiment(list(options.fields), prog=f"metaopt launch {options.experiment}", base=base)
+    if out is not None:
+        folder.check_free(Path(out))
     fields, seeds = grid.read_grid(options.sweeps, options.seeds)
+    grid.refuse_given_twice(fields, options.fields)
     points = grid.expand(base, fields, seeds)
     workers = options.workers
     if options.where == "local":

@@ -1,23 +1,24 @@
-"""Run folders as they lie on the disk: found, summed up, filtered. Reads JSON alone, so that it needs no jax."""
+"""Run folders as they lie on the disk: found and summed up. Reads JSON alone, so that it needs no jax."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
-import operator as op
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metaopt.experiment import UserError, suggest
+from metaopt.experiment import UserError
 from metaopt.runs import folder
 from metaopt.runs.state import STATES, read_state
 
 Fields = dict[str, Any]  # dotted name -> value, as `fields_of` gives them
-RUN_STATES = (*STATES, "lost", "unknown")
+UNREADABLE = "unreadable"  # its config.json is broken
+RUN_STATES = (*STATES, "cancelled", "lost", "unknown", UNREADABLE)
+# Beside a config.json that could be another program's, one of these tells that it is a run's.
+OWN_FILES = (folder.ENVIRONMENT, folder.STATE, folder.METRICS, folder.OPTIMIZER)
 
 
 class RunSummary(NamedTuple):
@@ -51,6 +52,14 @@ def is_run(path: Path) -> bool:
     return isinstance(config, dict) and {"tasks", "optimizer", "estimator"} <= set(config)
 
 
+def is_broken_run(path: Path) -> bool:
+    """Whether a folder looks like a run's but its config.json does not hold an experiment."""
+    file = path / folder.CONFIG
+    if file.is_symlink() or not file.is_file() or is_run(path):
+        return False
+    return not object_in(file) or any((path / name).is_file() for name in OWN_FILES)
+
+
 def is_folder_of_runs(path: Path) -> bool:
     """Whether a folder is no run itself but holds some, as a sweep's does."""
     return path.is_dir() and not (path / folder.CONFIG).exists() and bool(find_runs(path))
@@ -62,15 +71,26 @@ def find_runs(root: Path) -> list[Path]:
     Raises:
       UserError: there is no such folder.
     """
+    return find_all(root)[0]
+
+
+def find_all(root: Path) -> tuple[list[Path], list[Path]]:
+    """(the runs as `find_runs` has them, the folders of runs with a broken config.json).
+
+    Raises:
+      UserError: there is no such folder.
+    """
     if not root.is_dir():
         raise UserError(f"there is no folder {root}.")
-    found = []
+    found, broken = [], []
     for place, below, files in os.walk(root):
         if folder.CONFIG in files and is_run(Path(place)):
             found.append(Path(place))
             below.clear()  # what lies within a run belongs to it
+        elif folder.CONFIG in files and is_broken_run(Path(place)):
+            broken.append(Path(place))
         below[:] = [name for name in below if not name.startswith(".")]
-    return sorted(found, key=_natural)
+    return sorted(found, key=_natural), sorted(broken, key=_natural)
 
 
 def _natural(path: Path) -> list[tuple[int, float, str]]:
@@ -165,7 +185,7 @@ def summarise(path: Path, root: Path | None = None) -> RunSummary:
         name=name,
         experiment=str(environment.get("experiment") or path.resolve().parent.name),
         fields=fields_of(config),
-        state=state.state,
+        state=_state(path, state.state),
         meta_steps=meta_steps,
         planned=planned if isinstance(planned, int) else None,
         best=best,
@@ -173,6 +193,11 @@ def summarise(path: Path, root: Path | None = None) -> RunSummary:
         when=str(environment.get("started") or "")[:16].replace("T", " "),
         size=size_of(path),
     )
+
+
+def _state(path: Path, told: str) -> str:
+    done = told in ("running", "finished", "diverged")
+    return "cancelled" if not done and (path / folder.CANCELLED).exists() else told
 
 
 def object_in(path: Path) -> dict[str, Any]:
@@ -239,69 +264,13 @@ def size_of(path: Path) -> int:
     return total
 
 
-# ----- filters --------------------------------------------------------------------------------------------------------
-
-
-def where(texts: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(field, comparison, value) of each `field=value`, `field!=value`, `field<value` or `field>value`.
-
-    Raises:
-      UserError: a text that is none of these.
-    """
-    found = []
-    for text in texts:
-        match = re.fullmatch(r"([\w.-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*)", text)
-        if match is None:
-            raise UserError(f"--where {text!r} is no comparison; write field=value, such as optimizer.hidden_size=20.")
-        found.append((match[1].replace("-", "_"), match[2], match[3]))
-    return found
-
-
-def chosen(
-    runs: Sequence[RunSummary],
-    conditions: Sequence[tuple[str, str, str]] = (),
-    experiment: str | None = None,
-    state: str | None = None,
-) -> list[RunSummary]:
-    """The runs that fulfil every condition.
-
-    Raises:
-      UserError: no run has a field of that name, or there is no such state.
-    """
-    if state is not None and state not in RUN_STATES:
-        raise UserError(f"state {suggest(state, RUN_STATES)}")
-    known = {name for run in runs for name in run.fields}
-    for name, _, _ in conditions:
-        if runs and name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise UserError(f"no run has a field {name!r}{hint} Fields are those of config.json, such as tasks.dim.")
-    return [
-        run
-        for run in runs
-        if (experiment is None or run.experiment == experiment)
-        and (state is None or run.state == state)
-        and all(_fulfils(run.fields, *condition) for condition in conditions)
-    ]
-
-
-def _fulfils(fields: Fields, name: str, comparison: str, text: str) -> bool:
-    if name not in fields:
-        return comparison == "!="
-    held = value_words(fields, name)
-    try:
-        left, right = float(held), float(text)
-    except ValueError:  # words have no order
-        return {"=": held == text, "!=": held != text}.get(comparison, False)
-    compare = {"=": op.eq, "!=": op.ne, "<": op.lt, ">": op.gt, "<=": op.le, ">=": op.ge}
-    return compare[comparison](left, right)
-
-
 def each_run(places: Sequence[Path]) -> Iterator[RunSummary]:
-    """The runs in several folders, each once."""
+    """The runs in several folders, each once; those with a broken config.json too, as UNREADABLE and without fields."""
     seen = set()
     for place in places:
-        for path in find_runs(place):
+        found, broken = find_all(place)
+        for path in sorted([*found, *broken], key=_natural):
             if path.resolve() not in seen:
                 seen.add(path.resolve())
-                yield summarise(path)
+                summary = summarise(path)
+                yield summary._replace(state=UNREADABLE, fields={}, planned=None) if path in broken else summary

@@ -14,7 +14,7 @@ from metaopt.runs.arguments import EvaluateArguments, merged_all
 from metaopt.runs.environment import describe_environment
 from metaopt.runs.loggers import make_console
 from metaopt.runs.pretrained import Trained, find_optimizer
-from metaopt.runs.report import write_report
+from metaopt.runs.report import read_config, write_report
 from metaopt.runs.results import (
     Result,
     check,
@@ -35,7 +35,7 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
 
     Raises:
       UserError: no such run, task or baseline, counts below 1, runs of different training horizons, a folder that
-        cannot be written, or one whose evaluation.json is broken.
+        cannot be written, or one whose config.json or evaluation.json is broken.
     """
     console = console or make_console()
     if not arguments.runs:
@@ -61,6 +61,7 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
     single = Path(arguments.runs[0]) if len(arguments.runs) == 1 else None
     if single is not None and single.is_dir() and arguments.out is None:
         path = single
+        read_config(path)  # the report shows it at the end
         check_writable(path, "give --out")
         read_results(path)
     else:

@@ -35,12 +35,33 @@ ORDER = ("train/meta_loss", "train/last_loss", "validation/*", "health/*", "trai
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#57606a", "#e69f00")
 
 
+def _port(words: list[str]) -> int | None:
+    text = words[0]
+    if text.lower() == "none":
+        return None
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 65535):
+        raise UserError(f"{text!r} is no port; give a number from 1 to 65535.")
+    return int(text)
+
+
+Port = Annotated[
+    int | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PORT",
+        instance_from_str=_port,
+        is_instance=lambda value: value is None or isinstance(value, int),
+        str_from_instance=lambda value: [str(value).lower()],
+    ),
+]
+
+
 @dataclass(frozen=True)
 class DashboardArguments:
     """Shows runs on a local web page that follows them; Ctrl-C ends it."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # run folders, or folders of runs; none: runs
-    port: int | None = None  # None: the first free one from 7860 on
+    port: Port = None  # None: the first free one from 7860 on
 
 
 def show(arguments: DashboardArguments, say: Callable[[str], None] = print) -> None:

@@ -39,9 +39,9 @@ def export_runs(arguments: ExportArguments) -> Iterator[str]:
     """
     if arguments.to == "wandb" and arguments.out is not None:
         raise UserError("wandb's files are in the run's folder, where it looks for them; leave --out out.")
-    paths = {path: Path(root) for root in arguments.runs for path in catalogue.find_runs(Path(root))}
-    if not paths:
-        raise UserError(f"there is no run below {', '.join(arguments.runs) or 'nothing'}; name a run's folder.")
+    if not arguments.runs:
+        raise UserError(f"name at least one run's folder: `metaopt export RUN ... --to {arguments.to}`.")
+    paths = {path: root for root in map(Path, arguments.runs) for path in _runs_below(root)}
     write = {"csv": _csv, "parquet": _parquet, "tensorboard": _tensorboard, "wandb": _wandb}[arguments.to]
     for path, root in paths.items():
         rows = Follower(path / folder.METRICS).new_rows()
@@ -55,6 +55,15 @@ def export_runs(arguments: ExportArguments) -> Iterator[str]:
             yield from write(path, rows, out)
         except OSError as error:
             raise UserError(f"cannot write to {out}: {error.strerror}; give another --out.") from None
+
+
+def _runs_below(root: Path) -> list[Path]:
+    found, broken = catalogue.find_all(root)
+    for path in [] if found else broken:
+        folder.open_run(path)  # raises what is wrong with it
+    if not found:
+        raise UserError(f"there is no run below {root}; name a run's folder.")
+    return found
 
 
 def tables(path: Path, rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:

@@ -28,6 +28,10 @@ CHECKPOINTS = "checkpoints"
 OPTIMIZER = "optimizer.safetensors"  # the best φ by validation
 LATEST_OPTIMIZER = "optimizer_latest.safetensors"
 
+# Of sweeps, which are launch's.
+SWEEP = "sweep.json"  # in a sweep's folder
+CANCELLED = "cancelled.json"  # in a run folder: it is not to be trained
+
 LOCK_TRIES = 10
 
 
@@ -115,9 +119,16 @@ def new_folder(out: Path | None, default_parent: Path) -> NewFolder:
     """
     if out is None:
         return _numbered(default_parent)
+    check_free(out)
+    return _make(out, exist_ok=True)
+
+
+def check_free(out: Path) -> None:
+    """Raises UserError where a folder exists with something in it, or a file of that name does."""
     if os.path.isdir(out) and any(entry.name not in UNBORN for entry in out.iterdir() if not _is_part(entry)):
         raise _taken(out)
-    return _make(out, exist_ok=True)
+    if os.path.exists(out) and not os.path.isdir(out):
+        raise UserError(f"cannot write to the folder {out}: it is a file; give another --out.")
 
 
 UNBORN = (ENVIRONMENT,)  # what a run killed before it began leaves behind: its config.json comes last
@@ -225,6 +236,9 @@ def open_run(path: Path) -> tuple[Path, Experiment]:
         raise UserError(f"there is no run folder {path}.")
     config = path / CONFIG
     if not config.is_file():
+        if (path / SWEEP).is_file():
+            command = f"metaopt resume {shlex.quote(str(path))}"
+            raise UserError(f"{path} is a sweep: `{command}` goes on with all its runs; or name one of them.")
         runs = sorted(path.glob(f"*/{CONFIG}")) if path.is_dir() else []
         hint = f"did you mean {runs[-1].parent}?" if runs else "give the folder that `metaopt train` printed."
         raise UserError(f"{path} is not a run folder, for it has no {CONFIG}; {hint}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.experiment import UserError
-from metaopt.runs import catalogue, folder
-from metaopt.runs.catalogue import RunSummary, differing, value_words
+from metaopt.runs import catalogue, filters, folder
+from metaopt.runs.catalogue import UNREADABLE, RunSummary, differing, value_words
 
 # ----- the list -------------------------------------------------------------------------------------------------------
 
@@ -27,9 +28,9 @@ def list_runs(
     Raises:
       UserError: a folder that is not there, or a filter that cannot be read.
     """
-    conditions = catalogue.where(where)
-    catalogue.chosen((), conditions, experiment, state)
-    return catalogue.chosen(list(catalogue.each_run(places)), conditions, experiment, state)
+    conditions = filters.where(where)
+    filters.chosen((), conditions, experiment, state)
+    return filters.chosen(list(catalogue.each_run(places)), conditions, experiment, state)
 
 
 def print_runs(runs: Sequence[RunSummary], console: Any, shown: Sequence[str] = ()) -> None:
@@ -47,8 +48,7 @@ def print_runs(runs: Sequence[RunSummary], console: Any, shown: Sequence[str] = 
 def _cells(run: RunSummary, fields: Sequence[str]) -> tuple[str, ...]:
     done = f"{run.meta_steps}/{run.planned}" if run.planned else str(run.meta_steps)
     best = "" if run.best is None else f"{run.best:.4g} at {run.best_at}"
-    seed = value_words(run.fields, "seed")
-    own = [value_words(run.fields, name) for name in fields]
+    seed, *own = ["" if run.state == UNREADABLE else value_words(run.fields, name) for name in ("seed", *fields)]
     return tuple(
         map(printable, (run.name, run.experiment, seed, *own, run.state, done, best, run.when, size_words(run.size)))
     )
@@ -138,6 +138,9 @@ def delete_runs(paths: Sequence[Path], *, agreed: Callable[[str], bool]) -> list
     """
     unique = list({path.resolve(): path for path in paths}.values())
     for path in unique:
+        if (path / folder.SWEEP).is_file():
+            command = f"metaopt runs delete {shlex.quote(str(path))}/*/"
+            raise UserError(f"{path} is a sweep, and I delete runs: `{command}` deletes those of the sweep.")
         _own_folder(path)
     with contextlib.ExitStack() as held:
         for path in unique:
@@ -178,7 +181,7 @@ def _own_folder(path: Path) -> None:
 
 
 def _no_sweep(path: Path, what: str) -> None:
-    sweep = next((parent for parent in path.resolve().parents[:3] if (parent / "sweep.json").is_file()), None)
+    sweep = next((parent for parent in path.resolve().parents[:3] if (parent / folder.SWEEP).is_file()), None)
     if sweep is not None:
         raise UserError(f"{path} belongs to the sweep {sweep}, which knows it by its name; I do not {what} it.")
 

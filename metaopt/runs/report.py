@@ -31,6 +31,20 @@ from metaopt.runs.results import check_writable, read_results
 from metaopt.runs.state import RunState, read_state
 
 
+def read_config(run_dir: Path) -> dict[str, Any]:
+    """The object in a run folder's config.json, as the page needs it.
+
+    Raises:
+      UserError: the path is no run folder, or the file is broken.
+    """
+    if not (run_dir / CONFIG).is_file():
+        open_run(run_dir)  # raises, with the remedy
+    config = read_json(run_dir / CONFIG)
+    if not isinstance(config, dict):
+        raise UserError(f"{run_dir / CONFIG} does not hold an experiment; restore it from another copy of the run.")
+    return config
+
+
 def write_report(run_dir: Path, out: Path | None = None) -> Path:
     """Writes the page of a run folder from what is there; what is missing is said on it. Returns its path.
 
@@ -41,12 +55,10 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
       UserError: the path is no run folder or cannot be written, or a file in it is broken.
     """
     run_dir = Path(run_dir)
-    if not (run_dir / CONFIG).is_file():
-        open_run(run_dir)  # raises, with the remedy
+    config = read_config(run_dir)
     if out is None:
         check_writable(run_dir, "make it writable, or give --out PAGE.html")
         out = run_dir / REPORT
-    config = read_json(run_dir / CONFIG)
     environment = _optional(run_dir / ENVIRONMENT)
     rows = list(read_rows(run_dir / METRICS))
     results = read_results(run_dir)

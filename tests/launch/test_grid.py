@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from metaopt.experiment import Experiment, UserError, choice
-from metaopt.launch.grid import check, expand, read_grid, split_values
-from metaopt.launch.options import for_resuming, take_options
+from metaopt.launch.grid import check, expand, read_grid, refuse_given_twice, split_values
+from metaopt.launch.options import SweepOptions, for_resuming, take_options
+from metaopt.launch.start import start
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,8 @@ def test_files_say_the_same(tmp_path: Path, tiny: Experiment) -> None:
     [
         (("learning_rat=1",), None, "field 'learning_rat' is unknown"),
         (("meta_optimizer.learning_rat=1",), None, "did you mean 'meta_optimizer.learning_rate'?"),
+        (("optimizer.hidden_size=8,20",), None, "write --sweep 'optimizer=:hidden_size=8;:hidden_size=20'."),
+        (("evaluation.tasks.dim=2",), None, "write --sweep 'evaluation.tasks=:dim=2'."),
         (("seed=1,2", "seed=3"), None, "`seed` is swept twice"),
         (("seed=1,,2",), None, "a value of `seed` is empty; write seed=A,B,C."),
         (("seed=",), None, "a value of `seed` is empty"),
@@ -112,6 +115,25 @@ def test_a_mistake_is_one_line(sweeps: tuple[str, ...], seeds: int | None, messa
     with pytest.raises(UserError) as error:
         check(expand(tiny, *read_grid(sweeps, seeds)))
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_swept_field_is_no_flag_as_well() -> None:
+    fields, _ = read_grid(("meta_optimizer.learning_rate=1e-3,3e-3", "optimizer=:hidden_size=8;:hidden_size=20"), None)
+    refuse_given_twice(fields, ["--seed", "1", "--optimizer", "lstm"])  # which the swept options build on
+    for words in (["--meta-optimizer.learning-rate", "1"], ["--seed=1", "--meta_optimizer.learning_rate=1"]):
+        with pytest.raises(UserError, match="is swept, and --meta-optimizer.learning-rate is given as well"):
+            refuse_given_twice(fields, words)
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_folder_that_is_taken_is_refused_before_all_else(
+    dry: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for out, message in ((tmp_path, "exists and is not empty"), (tmp_path / "file", "it is a file")):
+        with pytest.raises(UserError, match=f"{message}; give another --out"):
+            start(SweepOptions("quadratic_rl", fields=("--out", str(out)), seeds=2, dry_run=dry))
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,10 @@ def test_mistakes_are_one_line(
         assert main(["dashboard"]) == 2
     said = capsys.readouterr().err
     assert "pip install 'metaopt-jax[dashboard]'" in said and said.count("\n") == 1
+    for port in ("99999999", "-1", "0", "80x"):
+        assert main(["dashboard", "--port", port]) == 2
+        said = capsys.readouterr().err
+        assert f"'{port}' is no port; give a number from 1 to 65535." in said and said.count("\n") == 1
     pytest.importorskip("trackio")
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))

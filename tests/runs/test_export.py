@@ -154,8 +154,6 @@ def test_mistakes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     for arguments, words in wrong:
         assert main(["export", *arguments]) == 2
         assert words in capsys.readouterr().err
-    with pytest.raises(UserError, match="no run below nothing"):
-        list(export_runs(ExportArguments((), "csv")))
 
 
 def test_a_follower_gives_every_whole_line_once(tmp_path: Path) -> None:
@@ -225,3 +223,17 @@ def test_rows_of_an_examination() -> None:
     assert (first["own"], first["clipped"], first["reason"]) == (True, 1.0, None)
     assert (second["own"], second["cosine"], second["reason"]) == (False, None, "no noise")
     assert first.keys() == second.keys() and doctor_rows({}) == []
+
+
+def test_what_is_no_run_is_told_with_its_cause(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for runs, message in (
+        ((), "name at least one run's folder"),
+        ((str(run), str(tmp_path / "empty")), "there is no run below .*empty"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(export_runs(ExportArguments(runs, "csv")))
+    (run / "config.json").write_text('{"tasks": [')
+    for place in (run, run.parent):
+        with pytest.raises(UserError, match="config.json is not valid JSON"):
+            list(export_runs(ExportArguments((str(place),), "csv")))

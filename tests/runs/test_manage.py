@@ -19,7 +19,9 @@ from safetensors.numpy import load_file
 from metaopt import cli
 from metaopt.commands import keeping, start
 from metaopt.experiment import Experiment, UserError, choice
-from metaopt.runs import catalogue, folder, manage
+from metaopt.launch import sweep_folder
+from metaopt.runs import catalogue, compare, folder, manage
+from metaopt.runs.arguments import EvaluateArguments
 from metaopt.runs.json_config import to_json
 from metaopt.runs.repeating import what_differs
 
@@ -69,6 +71,7 @@ def test_the_list_holds_every_run_and_nothing_else(make: Make, tmp_path: Path, c
     (tmp_path / "model" / "config.json").write_text('{"architectures": []}')  # another program's
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
+    (tmp_path / "broken" / "environment.json").write_text("{}")
     (tmp_path / "link").symlink_to(first)
     found = catalogue.find_runs(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in found] == [
@@ -77,11 +80,68 @@ def test_the_list_holds_every_run_and_nothing_else(make: Make, tmp_path: Path, c
 
     keeping.runs([str(tmp_path), str(first)])  # named twice, listed once
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ["run", "experiment", "seed"] and len(lines) == 5
+    assert header.split()[:3] == ["run", "experiment", "seed"] and len(lines) == 6
     (line,) = [line for line in lines if line.startswith(f"{first} ")]
     size = sum(file.stat().st_size for file in first.rglob("*") if file.is_file())
     words = ["demo", "7", "unknown", "3/10", "0.25", "at", "2", "2026-01-02", "03:04", *manage.size_words(size).split()]
     assert line.split()[1:] == words
+
+
+def test_a_broken_configuration_is_told(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    whole = make("whole", seed=3)
+    for name, text in (("cut", '{"tasks": ['), ("list", "[]"), ("other", '{"seed": 3}'), ("empty", "{}")):
+        (make(name) / "config.json").write_text(text)
+    broken = ["cut", "empty", "list", "other"]
+    found = manage.list_runs([tmp_path])
+    assert [(run.path.name, run.state) for run in found] == [(n, "unreadable") for n in broken] + [("whole", "unknown")]
+    assert names(manage.list_runs([tmp_path], state="unreadable")) == broken
+    assert names(manage.list_runs([tmp_path], where=["seed!=7"])) == ["whole"]
+    assert catalogue.find_runs(tmp_path) == [whole]
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.split()[:4] == [str(tmp_path / "cut"), "demo", "unreadable", "3"]
+    assert cli.main(["report", str(tmp_path / "list")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "config.json does not hold an experiment" in said
+
+
+def test_a_broken_configuration_stops_an_evaluation_before_its_work(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    monkeypatch.setattr(compare, "evaluate_all", lambda *_, **__: pytest.fail("it was begun"))
+    for text, message in (('{"tasks"', "is not valid JSON"), ("[]", "does not hold an experiment")):
+        (run / "config.json").write_text(text)
+        with pytest.raises(UserError, match=message):
+            compare.compare(EvaluateArguments((str(run),)))
+
+
+def test_a_run_that_was_cancelled(make: Make, tmp_path: Path) -> None:
+    for name, state in (("a", "interrupted"), ("b", "finished"), ("c", None)):
+        run = make(name)
+        (run / sweep_folder.CANCELLED).write_text("{}")
+        if state is not None:
+            (run / "state.json").write_text(json.dumps({"state": state}))
+    assert [run.state for run in manage.list_runs([tmp_path])] == ["cancelled", "finished", "cancelled"]
+    assert names(manage.list_runs([tmp_path], state="cancelled")) == ["a", "c"]
+
+
+def test_filters_are_checked_where_there_is_nothing_to_filter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words, message in (
+        (["--where", "seed"], "is no comparison"),
+        (["--where", "seed~3"], "is no comparison"),
+        (["--where"], "--where has no value"),
+        (["--where", "num_meta_steps<fast"], "'fast' is not a number"),
+        (["--state", "canceled"], "did you mean 'cancelled'"),
+    ):
+        assert cli.main(["runs", *words]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+    assert cli.main(["runs", "--where", "seed=3", "--state", "cancelled"]) == 0
+    assert "there is no folder runs here" in capsys.readouterr().out
 
 
 def test_filters(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -197,6 +257,11 @@ def test_rename(make: Make, tmp_path: Path) -> None:
     (tmp_path / "sweep" / "sweep.json").write_text("{}")
     with pytest.raises(UserError, match="belongs to the sweep"):
         manage.rename_run(point, "elsewhere")
+    with pytest.raises(UserError, match=r"is a sweep, .* `metaopt runs delete .*sweep/\*/` deletes"):
+        manage.delete_runs([tmp_path / "sweep"], agreed=lambda _: True)
+    with pytest.raises(UserError, match="is a sweep: `metaopt resume .*sweep` goes on"):
+        folder.open_run(tmp_path / "sweep")
+    assert folder.SWEEP == sweep_folder.SWEEP and folder.CANCELLED == sweep_folder.CANCELLED
     assert point.is_dir() and other.is_dir()
 
 
