@@ -82,7 +82,7 @@ class RunsArguments:
     folders: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # where to look; none: runs
     where: tuple[str, ...] = ()  # field=value, all of which have to hold
     experiment: str | None = None  # by name
-    state: str | None = None  # running, finished, interrupted, diverged, failed, lost or unknown
+    state: str | None = None  # running, finished, interrupted, diverged, failed, cancelled, lost, unreadable or unknown
 
 
 def parse(kind: type[Arguments], arguments: list[str], *, prog: str, default: Arguments | None = None) -> Arguments:
