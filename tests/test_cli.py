@@ -69,7 +69,7 @@ MISTAKES = [
     (["train", TINY, "--estimator", "reparametrised"], "did you mean 'reparameterised'?"),
     (
         ["train", TINY, "--horizon", "50", "--unroll-length", "20"],
-        "must be a multiple of `unroll_length` (20); try 40 or 60.",
+        "must be a multiple of `unroll_length` (20); try 40 or 60, or `unroll_length` 10.",
     ),
     (["train", TINY, "--horizon", "0"], "`horizon` (0) must be at least 1."),
     (["train", TINY, "--meta-optimizer.learning-rate", "nan"], "`meta_optimizer.learning_rate` is nan; give a finite"),

@@ -93,7 +93,7 @@ def _regression(bp_lost: float, rl_lost: float, ratio: tuple[float, float]) -> d
     return {
         "study": task, "tests": [{"task": task}], "baselines": {task: baselines},
         "arms": {"rl": arm(rl_lost, 2.0), "bp": arm(bp_lost, 1.0)},
-        "pairs": {"thesis": {task: {"1": {"ratio": 0.5, "interval": list(ratio)}, "10": {}}}},
+        "pairs": {"thesis": {task: {"area": {"ratio": 0.5, "interval": list(ratio)}}}},
     }  # fmt: skip
 
 

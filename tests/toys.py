@@ -1,11 +1,27 @@
-"""Small task families with known answers."""
+"""Small task families with known answers, and an experiment whose runs compile in no time."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
+from metaopt.experiment import Evaluation, Experiment, Log, Validation, choice
 from metaopt.types import TaskFamily
+
+# A hand-designed optimizer, whose parameters are meta-trained as an LSTM's are.
+TINY = Experiment(
+    tasks=(choice("quadratic", dim=2),),
+    optimizer=choice("momentum"),
+    estimator=choice("truncated_backprop"),
+    num_meta_steps=8,
+    num_tasks=2,
+    horizon=4,
+    checkpoint_every=4,
+    num_devices=1,
+    validation=Validation(every=4, num_tasks=2, multiples=(1, 2)),
+    evaluation=Evaluation(num_tasks=2, horizons=(4,), baselines=()),
+    log=Log(every=2),
+)
 
 
 def bowl(dim: int = 3) -> TaskFamily:

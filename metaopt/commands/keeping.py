@@ -31,40 +31,38 @@ def runs(arguments: list[str]) -> None:
 
 
 def _list(arguments: list[str]) -> None:
-    from rich.console import Console
-
     from metaopt.experiment import UserError
     from metaopt.runs import arguments as reader
     from metaopt.runs import filters, manage
+    from metaopt.runs.console import make_console, say
 
     parsed = reader.parse(reader.RunsArguments, arguments, prog="metaopt runs")
     if "--where" in arguments and not parsed.where:
         raise UserError("--where has no value; write --where FIELD=VALUE, such as optimizer.hidden_size=20.")
-    console = Console(soft_wrap=True)
+    console = make_console()
     places = [Path(place) for place in parsed.folders or ("runs",)]
     if not parsed.folders and not places[0].is_dir():
         manage.list_runs((), where=parsed.where, experiment=parsed.experiment, state=parsed.state)  # a mistake is told
-        manage.say(console, "there is no folder runs here; `metaopt train` makes one, or name a folder of runs.")
+        say(console, "there is no folder runs here; `metaopt train` makes one, or name a folder of runs.")
         return
     found = manage.list_runs(places, where=parsed.where, experiment=parsed.experiment, state=parsed.state)
     if not found:
         filtered = parsed.where or parsed.experiment or parsed.state
         words = " that fulfils the filters" if filtered else ""
-        manage.say(console, f"no run below {', '.join(map(str, places))}{words}.")
+        say(console, f"no run below {', '.join(map(str, places))}{words}.")
         return
     manage.print_runs(found, console, [name for name, _, _ in filters.where(parsed.where)])
 
 
 def _compare(arguments: list[str]) -> None:
-    from rich.console import Console
-
     from metaopt.runs import manage
+    from metaopt.runs.console import make_console, say
 
     first, second = _words(arguments, 2, "metaopt runs compare RUN RUN")
-    console = Console(soft_wrap=True)
+    console = make_console()
     rows = manage.compare_runs(Path(first), Path(second))
     if not rows:
-        manage.say(console, "the two configurations are equal.")
+        say(console, "the two configurations are equal.")
         return
     table = [("field", first, second), *rows]
     manage.print_plain([tuple(map(manage.printable, row)) for row in table], console)

@@ -49,7 +49,7 @@ def _in_sweep(reader: Reader, path: Path) -> list[Standing]:
     active = [row for row in rows if row.state in ACTIVE]
     # A launcher that begins one of them at this moment sees its mark afterwards, or we see what it has begun.
     for row in active:
-        folder.write_json(row.path / sweep_folder.CANCELLED, {"time": sweep_folder.now()})
+        folder.write_json(row.path / folder.CANCELLED, {"time": sweep_folder.now()})
     if sweep.where == "slurm":
         from metaopt.launch import slurm
 
@@ -89,7 +89,7 @@ def _end(reader: Reader, rows: list[Standing]) -> list[Standing]:
 
 def _ask_to_stop(run: Path) -> bool:
     """SIGTERM to the process that trains a run, where it is one of this host; whether there was one."""
-    job, told = sweep_folder.read_job(run), sweep_folder.read_notes(run / folder.STATE)
+    job, told = sweep_folder.read_job(run), folder.read_object(run / folder.STATE)
     held = job if sweep_folder.job_lives(job) else told if folder.is_locked(run) else {}
     if held.get("state") == "running" and held.get("host") == platform.node() and isinstance(held.get("pid"), int):
         with contextlib.suppress(ProcessLookupError, PermissionError):

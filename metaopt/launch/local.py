@@ -20,6 +20,7 @@ from metaopt.launch.machine import accelerator, plugins, shares
 from metaopt.launch.states import TO_DO, Reader, Standing
 from metaopt.launch.sweep_folder import Sweep
 from metaopt.runs import folder
+from metaopt.runs.console import make_console, say
 from metaopt.runs.interrupts import SIGNALS, Interrupted
 
 POLL_SECONDS = 0.1
@@ -57,7 +58,7 @@ def run(sweep: Sweep, workers: int, console: Any = None) -> None:
       Interrupted: a signal came; what was running is saved.
     """
     with sweep_folder.launching(sweep.path):
-        launcher = _Launcher(sweep, workers, console or tables.make_console())
+        launcher = _Launcher(sweep, workers, console or make_console(tables.WIDE))
         launcher.run()
 
 
@@ -181,7 +182,7 @@ class _Launcher:
             self._say(f"{name}: {one.state}, {figures}" + (f" ({one.note})" if one.note else ""))
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        say(self._console, text)
 
     def _finish(self) -> None:
         rows = self._reader.sweep(self._sweep)

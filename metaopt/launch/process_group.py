@@ -19,8 +19,10 @@ from typing import IO, Any
 
 from metaopt.batching import available_cores
 from metaopt.experiment import UserError
+from metaopt.launch.jobs import how_it_ended
 from metaopt.launch.machine import accelerator, plugins, shares
 from metaopt.runs import processes
+from metaopt.runs.folder import resume_command
 from metaopt.runs.interrupts import SIGNALS
 
 POLL_SECONDS = 0.1
@@ -220,10 +222,7 @@ class _Group:
 
     def _message(self, index: int, status: int) -> str:
         """What happened to a process and what to do; status 0: it went on without the others hearing of it."""
-        if status:
-            how = f"ended with exit status {status}" if status > 0 else f"ended by {signal.Signals(-status).name}"
-        else:
-            how = "did not answer any more"
+        how = how_it_ended(status) if status else "did not answer any more"
         message = f"process {index} of {self._count} {how}, and the others were stopped"
         note = self._scratch / "run"
         run = Path(note.read_text(encoding="utf-8")) if note.is_file() else None
@@ -231,7 +230,7 @@ class _Group:
             return f"{message}; nothing was saved, begin anew."
         return (
             f"{message}; {processes.saved(run)}; go on with `metaopt launch --resume {run} --processes {self._count}`, "
-            f"or in one process with `metaopt train --resume {run}`."
+            f"or in one process with `{resume_command(run)}`."
         )
 
 

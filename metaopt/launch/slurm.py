@@ -229,13 +229,13 @@ def submit(sweep: Sweep, names: list[str], at_once: int | None, *, cluster: str)
             return [executor.submit(Training(str(sweep.run(name).resolve()))) for name in names]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, ValueError) as error:
         text = " ".join(str(error).split())
-        raise UserError(f"Slurm did not take the jobs: {text}; mend it in {sweep.path / sweep_folder.SWEEP} "
+        raise UserError(f"Slurm did not take the jobs: {text}; mend it in {sweep.path / folder.SWEEP} "
                         f"(`slurm`) and go on with `metaopt resume {sweep.path}`.") from None  # fmt: skip
 
 
 def job_ids(sweep: Sweep) -> dict[str, str]:
     """Run -> the id of the job it was last submitted as."""
-    return {str(name): str(job) for name, job in sweep_folder.read_notes(sweep.path / SLURM_JOBS).items()}
+    return {str(name): str(job) for name, job in folder.read_object(sweep.path / SLURM_JOBS).items()}
 
 
 def queued() -> set[str]:

@@ -10,6 +10,7 @@ from metaopt.launch.options import SweepOptions, for_resuming
 from metaopt.launch.states import TO_DO, Reader
 from metaopt.launch.sweep_folder import Sweep
 from metaopt.runs import folder
+from metaopt.runs.console import make_console
 
 
 def start(options: SweepOptions) -> None:
@@ -36,7 +37,7 @@ def start(options: SweepOptions) -> None:
 
         slurm.check(options.slurm)
     grid.check(points)
-    console = tables.make_console()
+    console = make_console(tables.WIDE)
     title = f"{name}: {len(points)} run{'s' * (len(points) > 1)}, " + (
         f"{min(workers or 1, len(points))} at once" if options.where == "local" else "on Slurm"
     )
@@ -83,7 +84,7 @@ def resume(arguments: list[str]) -> None:
     rows = Reader().sweep(sweep)
     to_do = [row for row in rows if row.state in TO_DO]
     for row in to_do:
-        (row.path / sweep_folder.CANCELLED).unlink(missing_ok=True)
+        (row.path / folder.CANCELLED).unlink(missing_ok=True)
     if not to_do:
         print(f"nothing is left to do: {tables.counts(rows)}")
         error = local.unfinished(rows, "")
@@ -92,7 +93,7 @@ def resume(arguments: list[str]) -> None:
         return
     workers = options.workers or sweep.workers
     if sweep.where == "local":
-        counts = [sweep_folder.read_notes(row.path / folder.CONFIG).get("num_devices") for row in to_do]
+        counts = [folder.read_object(row.path / folder.CONFIG).get("num_devices") for row in to_do]
         workers = local.choose_workers(workers, max(count if isinstance(count, int) else 1 for count in counts))
     elif options.detach:
         raise UserError("--detach is for sweeps on this machine: Slurm's jobs are detached.")

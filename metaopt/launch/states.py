@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from metaopt.launch import sweep_folder
 from metaopt.launch.jobs import how_it_ended
 from metaopt.runs import folder
+from metaopt.runs.following import parse_row
 from metaopt.runs.state import RunState, read_state
 
 # waiting: not begun. lost: its process ended without a word. The others as in state.json.
@@ -69,7 +69,7 @@ class Reader:
 
     def sweep(self, sweep: sweep_folder.Sweep) -> list[Standing]:
         """All runs of a sweep, in its order."""
-        jobs = sweep_folder.read_notes(sweep.path / sweep_folder.SLURM_JOBS)
+        jobs = folder.read_object(sweep.path / sweep_folder.SLURM_JOBS)
         standings = [self.run(sweep.run(name), name) for name in sweep.runs]
         return [
             one._replace(note=f"Slurm's job {jobs[one.name]}" + (f", {one.note}" if one.note else ""))
@@ -81,7 +81,7 @@ class Reader:
     def _config(self, path: Path) -> tuple[int | None, int, bool]:
         """(num_meta_steps, log.every, whether it validates)."""
         if path not in self._configs:
-            held = sweep_folder.read_notes(path / folder.CONFIG)
+            held = folder.read_object(path / folder.CONFIG)
 
             def number(record: str, name: str) -> int | None:
                 inside = held.get(record) if record else held
@@ -162,13 +162,13 @@ def read_progress(file: Path, every: int, validates: bool = True) -> Progress:
         if (training and (validations or not validates)) or length >= min(size, MOST_BYTES):
             break
         length *= 4
-    rows = [row for row in map(_parse, training[-every:]) if row is not None]
-    validation = next((row for row in map(_parse, validations) if row is not None), {})
+    rows = [row for row in map(parse_row, training[-every:]) if row is not None]
+    validation = next((row for row in map(parse_row, validations) if row is not None), {})
     if not rows:
         return Progress(validation=_medians(validation))
     losses = [_number(row.get("meta_loss")) for row in rows]
     seconds = _number(rows[-1].get("time/meta_step"))
-    recent = [_parse(line) for line in training[-LOOK_BACK:][:every]]
+    recent = [parse_row(line) for line in training[-LOOK_BACK:][:every]]
     began = recent[0] is not None and recent[0]["meta_step"] == 1
     earlier = recent[-1 if began else 0] or rows[0]  # the first chunk holds the time of compiling
     steps = rows[-1]["meta_step"] - earlier["meta_step"]
@@ -180,14 +180,6 @@ def read_progress(file: Path, every: int, validates: bool = True) -> Progress:
         pace=span / steps if steps > 0 and span > 0 else seconds if seconds > 0 else None,
         validation=_medians(validation),
     )
-
-
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("meta_step"), int) else None
 
 
 def _number(value: Any) -> float:

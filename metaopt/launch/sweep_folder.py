@@ -13,11 +13,9 @@ from typing import Any, NamedTuple
 from metaopt.experiment import UserError
 from metaopt.launch.grid import Grid, Point
 from metaopt.runs import folder
-from metaopt.runs.json_config import to_json
+from metaopt.runs.folder import CANCELLED, SWEEP
 
-SWEEP = "sweep.json"
 JOB = "job.json"  # in a run folder: the process that trains it, and how that ended; written by its parent
-CANCELLED = "cancelled.json"  # in a run folder: it is not to be trained; written by `metaopt cancel`
 LOG = "log.txt"  # in a run folder: what its process has to say
 SLURM_JOBS = "slurm.json"  # in a sweep's folder: run -> job id
 LAUNCHER_LOG = "launcher.log"  # in a sweep's folder, of a detached launcher
@@ -61,7 +59,7 @@ def create(
         for point in points:
             run = made.path / point.run
             run.mkdir()
-            folder.write_json(run / folder.CONFIG, to_json(point.experiment))
+            folder.write_config(run, point.experiment)
             folder.write_json(run / folder.ENVIRONMENT, {"experiment": name})
         held = {
             "version": 1,
@@ -122,16 +120,7 @@ def note_job(run: Path, **held: Any) -> None:
 
 def read_job(run: Path) -> dict[str, Any]:
     """What job.json holds; nothing where it is missing or broken."""
-    return read_notes(run / JOB)
-
-
-def read_notes(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; an empty one where it is missing or broken."""
-    try:
-        held = folder.read_json(path)
-    except UserError:
-        return {}
-    return held if isinstance(held, dict) else {}
+    return folder.read_object(run / JOB)
 
 
 def is_cancelled(run: Path) -> bool:

@@ -25,13 +25,6 @@ LONGEST_NOTE = 160  # characters
 WIDE = 200  # columns where there is no terminal, so that no line is broken
 
 
-def make_console() -> Any:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDE)
-
-
 def standings(rows: Sequence[Standing], title: str | None = None) -> Any:
     """Runs with state, meta-step, meta-loss, validation at each multiple of the horizon, rate, time left; then why."""
     from rich.console import Group

@@ -12,6 +12,7 @@ from metaopt.launch import sweep_folder, tables
 from metaopt.launch.states import Reader, Standing
 from metaopt.launch.sweep_folder import Sweep
 from metaopt.runs import folder
+from metaopt.runs.console import make_console
 
 HELP = """\
 usage: metaopt status [SWEEP_OR_RUN ...] [--once]
@@ -47,7 +48,7 @@ def status(arguments: list[str]) -> None:
     watched = find(paths or list(everything(Path("runs"))))
     if not paths and not (watched.sweeps or watched.runs):
         raise UserError("there are no runs under runs/ here; name a run folder or a sweep's.")
-    console, reader = tables.make_console(), Reader()
+    console, reader = make_console(tables.WIDE), Reader()
     if not console.is_terminal or options:
         console.print(_shown(reader, watched)[0])
         return
@@ -77,7 +78,7 @@ def find(paths: list[Path]) -> Watched:
         if not path.is_dir():
             raise UserError(f"there is no folder {path}.")
         if not (path / folder.CONFIG).is_file():
-            inside = sorted(path.glob(f"*/{folder.CONFIG}")) + sorted(path.glob(f"*/{sweep_folder.SWEEP}"))
+            inside = sorted(path.glob(f"*/{folder.CONFIG}")) + sorted(path.glob(f"*/{folder.SWEEP}"))
             hint = f"; did you mean {inside[-1].parent}?" if inside else "."
             raise UserError(f"{path} is neither a run folder nor a sweep's{hint}")
     return Watched(sweeps, runs)
@@ -85,7 +86,7 @@ def find(paths: list[Path]) -> Watched:
 
 def everything(parent: Path) -> Iterator[Path]:
     """All runs and sweeps that `metaopt train` and `metaopt launch` put in a folder by themselves."""
-    for name in (folder.CONFIG, sweep_folder.SWEEP):
+    for name in (folder.CONFIG, folder.SWEEP):
         yield from sorted(file.parent for file in parent.glob(f"*/*/{name}"))
 
 

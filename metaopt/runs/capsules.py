@@ -56,6 +56,11 @@ class Setting(NamedTuple):
     meta_step: int | None
     about: dict[str, Any]  # for people
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """Arguments of `unroll`."""
+        return {name: getattr(self, name) for name in ("length", "explore", "objective_batch", "differentiable")}
+
 
 class Capsule(NamedTuple):
     """What a file holds."""
@@ -81,10 +86,7 @@ def run_again(setting: Setting, batch: Batch, family: TaskFamily | None = None) 
         _compiled()(
             build_optimizer(setting.experiment.optimizer),
             *jax.tree.map(jnp.asarray, (batch.meta_params, family, batch.keys, batch.start)),
-            length=setting.length,
-            explore=setting.explore,
-            objective_batch=setting.objective_batch,
-            differentiable=setting.differentiable,
+            **setting.how,
         )
     )
 

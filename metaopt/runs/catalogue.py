@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from metaopt.experiment import UserError
 from metaopt.runs import folder
+from metaopt.runs.following import parse_row
 from metaopt.runs.state import STATES, read_state
 
 Fields = dict[str, Any]  # dotted name -> value, as `fields_of` gives them
@@ -57,7 +57,7 @@ def is_broken_run(path: Path) -> bool:
     file = path / folder.CONFIG
     if file.is_symlink() or not file.is_file() or is_run(path):
         return False
-    return not object_in(file) or any((path / name).is_file() for name in OWN_FILES)
+    return not folder.read_object(file) or any((path / name).is_file() for name in OWN_FILES)
 
 
 def is_folder_of_runs(path: Path) -> bool:
@@ -172,8 +172,8 @@ def summarise(path: Path, root: Path | None = None) -> RunSummary:
     Args:
       root: the list's folder, below which names are counted from; None: the path as it is.
     """
-    config = object_in(path / folder.CONFIG)
-    environment = object_in(path / folder.ENVIRONMENT)
+    config = folder.read_object(path / folder.CONFIG)
+    environment = folder.read_object(path / folder.ENVIRONMENT)
     rows, meta_steps = validation_rows(path)
     found = [(score, row["meta_step"]) for row in rows if (score := score_of(row)) is not None]
     best, best_at = min(found, default=(None, None))
@@ -200,15 +200,6 @@ def _state(path: Path, told: str) -> str:
     return "cancelled" if not done and (path / folder.CANCELLED).exists() else told
 
 
-def object_in(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where it is missing or broken."""
-    try:
-        held = folder.read_json(path)
-    except UserError:
-        return {}
-    return held if isinstance(held, dict) else {}
-
-
 def validation_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     """(the validations in a run's metrics.jsonl, the meta-step of its last complete row)."""
     rows, last = [], b""
@@ -218,21 +209,13 @@ def validation_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
                 if not line.endswith(b"\n"):
                     break  # cut off by a crash, or being written
                 # A run has a hundred rows of training for each validation: only these are read.
-                if b'"validation' in line and (row := _row(line)):
+                if b'"validation' in line and (row := parse_row(line)):
                     rows.append(row)
                 last = line if line.startswith(b"{") else last
     except OSError:
         return [], 0
-    final = _row(last)
+    final = parse_row(last)
     return rows, final["meta_step"] if final else 0
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("meta_step"), int) else None
 
 
 def score_of(row: Mapping[str, Any]) -> float | None:

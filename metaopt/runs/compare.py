@@ -11,8 +11,8 @@ from metaopt.analysis import pictures
 from metaopt.experiment import UserError
 from metaopt.runs import folder
 from metaopt.runs.arguments import EvaluateArguments, merged_all
+from metaopt.runs.console import make_console, say
 from metaopt.runs.environment import describe_environment
-from metaopt.runs.loggers import make_console
 from metaopt.runs.pretrained import Trained, find_optimizer
 from metaopt.runs.report import read_config, write_report
 from metaopt.runs.results import (
@@ -67,7 +67,7 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
     else:
         made = folder.new_folder(None if arguments.out is None else Path(arguments.out), Path("evaluations"))
         path = made.path
-    console.print(f"results: {path}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"results: {path}")
     try:
         results = evaluate_all(
             path,
@@ -80,7 +80,7 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
             num_devices=arguments.num_devices,
             trained={name: one.card.get("meta_step") for name, one in trained.items()},
             experiments={name: one.experiment for name, one in trained.items()},
-            progress=lambda line: console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True),
+            progress=lambda line: say(console, f"  {line}"),
         )
     except BaseException:
         if made is not None and not (path / folder.EVALUATION).exists():
@@ -96,7 +96,7 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
             pictures.save_png(pictures.evaluation_figure(result), part)
     print_results(console, results)
     last = f"report: {write_report(path)}" if made is None else f"results: {path / folder.EVALUATION}"
-    console.print(f"\n{last}", highlight=False, markup=False, soft_wrap=True)
+    say(console, f"\n{last}")
     return path
 
 

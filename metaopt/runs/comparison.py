@@ -92,7 +92,7 @@ def compare_all(paths: Sequence[Path], title: str, root: Path) -> Comparison:
 
 
 def _read(summary: RunSummary, label: str, group: int, style: Style) -> ComparedRun:
-    environment = catalogue.object_in(summary.path / folder.ENVIRONMENT)
+    environment = folder.read_object(summary.path / folder.ENVIRONMENT)
     rows = list(read_rows(summary.path / folder.METRICS))
     trouble = None
     try:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaopt.runs.folder import CONFIG, ENVIRONMENT, EVALUATION, OPTIMIZER
+
 Table = list[dict[str, Any]]  # rows, whose keys are the columns
 
 
@@ -92,16 +94,16 @@ def pictures(
 
 def artifact_files(path: Path) -> list[Path]:
     """The optimizer and what tells of it; none where there is no optimizer yet."""
-    if not (path / "optimizer.safetensors").is_file():
+    if not (path / OPTIMIZER).is_file():
         return []
-    names = ("optimizer.safetensors", "config.json", "environment.json", "evaluation.json")
+    names = (OPTIMIZER, CONFIG, ENVIRONMENT, EVALUATION)
     return [path / name for name in names if (path / name).is_file()]
 
 
 def card_of(path: Path) -> dict[str, Any]:
     """The card and the experiment in the header of a run's optimizer.safetensors; empty where it cannot be read."""
     try:
-        with open(path / "optimizer.safetensors", "rb") as file:
+        with open(path / OPTIMIZER, "rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
         about = json.loads(header["__metadata__"]["metaopt"])
         return {**about["card"], "experiment": about["experiment"]}

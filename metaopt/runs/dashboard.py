@@ -7,7 +7,6 @@ own and removed at the end, for the run folders are the truth.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import io
 import os
 import shutil
@@ -24,7 +23,7 @@ import tyro
 from metaopt.experiment import UserError
 from metaopt.runs import catalogue, folder
 from metaopt.runs.contents import pictures, result_rows
-from metaopt.runs.following import Follower, grouped, read_json
+from metaopt.runs.following import Follower, begun, grouped, time_of
 
 REMEDY = "pip install 'metaopt-jax[dashboard]'"
 EVERY = 2.0  # seconds between two looks at the folders
@@ -179,7 +178,7 @@ class Board:
         if follower.restarted:  # resumed from a checkpoint before its last rows
             self._storage.delete_run(self._project, name)
             self._evaluated.pop(path, None)
-        begin = _began(path)
+        begin = begun(path)
         for first in range(0, len(rows), ROWS_AT_ONCE):
             part = rows[first : first + ROWS_AT_ONCE]
             self._storage.bulk_log(
@@ -187,7 +186,7 @@ class Board:
                 run=name,
                 metrics_list=[{**grouped(row), "meta_step": row["meta_step"]} for row in part],
                 steps=[row["meta_step"] for row in part],
-                timestamps=[_at(begin, row) for row in part],
+                timestamps=[time_of(row, begin).isoformat() for row in part],
                 config=_config(path) if first == 0 else None,
             )
             self._last[path] = max(row["meta_step"] for row in part)
@@ -204,7 +203,7 @@ class Board:
         self._evaluated[path] = written
         import trackio
 
-        results = (read_json(path / folder.EVALUATION) or {}).get("results") or []
+        results = folder.read_object(path / folder.EVALUATION).get("results") or []
         step = self._last[path]
         media: dict[str, Any] = {}
         rows = result_rows(results)
@@ -235,22 +234,8 @@ def _unique(name: str, taken: Any) -> str:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    fields = catalogue.fields_of(read_json(path / folder.CONFIG) or {})
+    fields = catalogue.fields_of(folder.read_object(path / folder.CONFIG))
     return {name: catalogue.value_words(fields, name) for name in fields}
-
-
-def _began(path: Path) -> datetime.datetime:
-    """When a run began, as its environment.json says."""
-    try:
-        began = datetime.datetime.fromisoformat((read_json(path / folder.ENVIRONMENT) or {})["started"])
-    except (KeyError, TypeError, ValueError):
-        return datetime.datetime.fromtimestamp(0, datetime.UTC)
-    return began if began.tzinfo else began.replace(tzinfo=datetime.UTC)
-
-
-def _at(began: datetime.datetime, row: dict[str, Any]) -> str:
-    elapsed = row.get("time/elapsed")
-    return (began + datetime.timedelta(seconds=elapsed if isinstance(elapsed, (int, float)) else 0)).isoformat()
 
 
 def _words(value: Any) -> str:

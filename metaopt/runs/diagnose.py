@@ -21,9 +21,9 @@ from metaopt.runs import folder
 from metaopt.runs.arguments import DoctorArguments
 from metaopt.runs.capsules import TASKS_KEPT, read_capsule, replay
 from metaopt.runs.config import load_experiment, validate
+from metaopt.runs.console import make_console, say
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.last_steps import first_cause, look_closely
-from metaopt.runs.loggers import make_console
 from metaopt.runs.pretrained import find_optimizer, pretrained
 from metaopt.runs.report import write_report
 from metaopt.runs.results import check_writable
@@ -56,7 +56,7 @@ def examine(arguments: DoctorArguments, console: Any = None) -> Path:
         made = folder.new_folder(None if arguments.out is None else Path(arguments.out), Path("doctor") / name)
         path = made.path
     phi = "a fresh φ" if meta_step is None else f"φ of meta-step {meta_step}"
-    _say(console, f"examining {phi} of {name}")
+    say(console, f"examining {phi} of {name}")
     try:
         with _Bar(console) as bar, _stopped_in_words():
             result = diagnose(
@@ -74,14 +74,14 @@ def examine(arguments: DoctorArguments, console: Any = None) -> Path:
     result = {"name": name, **result}
     folder.write_json(path / folder.DOCTOR, result)
     for line in text_lines(result):
-        _say(console, line)
+        say(console, line)
     if made is None:
-        _say(console, f"\nreport: {write_report(path)}")
+        say(console, f"\nreport: {write_report(path)}")
     else:
         for stem, figure in doctor_figures(result).items():
             with folder.replacing(path / f"{stem}.png") as part:
                 save_png(figure, part)
-        _say(console, f"\nresults: {path / folder.DOCTOR}")
+        say(console, f"\nresults: {path / folder.DOCTOR}")
     return path
 
 
@@ -121,7 +121,7 @@ class _Bar:
         if self._bar is None:
             left = (time.monotonic() - self._begun) / done * (parts - done) if done else 0.0
             rest = f"  (about {_minutes(left)} left)" if left >= 10 else ""
-            _say(self._console, f"  {done + 1}/{parts}  {what}{rest}")
+            say(self._console, f"  {done + 1}/{parts}  {what}{rest}")
         else:
             self._bar.update(self._task, completed=done, total=parts, description=what)
 
@@ -264,10 +264,6 @@ def _wrapped(text: str) -> Iterator[str]:
     yield from wrap(text, 96, subsequent_indent="   ", break_on_hyphens=False, break_long_words=False)
 
 
-def _say(console: Any, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
 # ----- replay ---------------------------------------------------------------------------------------------------------
 
 
@@ -282,18 +278,18 @@ def show_again(path: Path, console: Any = None) -> bool:
     setting = capsule.setting
     at = "" if setting.meta_step is None else f", φ of meta-step {setting.meta_step}"
     noise = "with step noise" if setting.explore else "without step noise"
-    _say(console, f"{setting.kind} on {setting.task}{at}, {len(capsule.batch.keys)} tasks a batch, {noise}")
+    say(console, f"{setting.kind} on {setting.task}{at}, {len(capsule.batch.keys)} tasks a batch, {noise}")
     for name, value in setting.about.items():
-        _say(console, f"  {name.replace('_', ' ')}: {value}")
+        say(console, f"  {name.replace('_', ' ')}: {value}")
     found, closely = replay(capsule), look_closely(setting, capsule.batch)
     tasks = [task for task, _ in capsule.died]
     most = f", the first {TASKS_KEPT} of those that blew up" if len(tasks) == TASKS_KEPT else ""
-    _say(console, f"shown: task {', '.join(map(str, tasks))} of {len(capsule.batch.keys)} in the batch{most}")
+    say(console, f"shown: task {', '.join(map(str, tasks))} of {len(capsule.batch.keys)} in the batch{most}")
     last = max(step for _, step in capsule.died)
     # Rows of the kept trace, and of the whole: a window may begin in the middle of a run.
     begun = np.zeros(len(capsule.batch.keys), int) if capsule.batch.start is None else capsule.batch.start[1].step
     for column, (task, step) in enumerate(capsule.died):
-        _say(console, f"\ntask {task} blew up at step {step}; f(θ_0) = {capsule.initial_loss[column]:.6g}")
+        say(console, f"\ntask {task} blew up at step {step}; f(θ_0) = {capsule.initial_loss[column]:.6g}")
         rows: list[Sequence[str]] = [("step", "loss", "gradient norm", "step length")]
         row = len(found.loss) - 1 - (last - step)
         for index in range(max(0, row + 1 - SHOWN_STEPS), row + 1):
@@ -304,12 +300,12 @@ def show_again(path: Path, console: Any = None) -> bool:
                 value, norm = closely.loss[whole, task], closely.update_norm[whole, task]
             rows.append((f"{at:,}", _loss(value), f"{closely.gradient_norm[whole, task]:.4g}", _loss(norm)))
         for line in _aligned(rows):
-            _say(console, line)
-        _say(console, _cause(first_cause(closely, task), int(begun[task]), setting.kind))
+            say(console, line)
+        say(console, _cause(first_cause(closely, task), int(begun[task]), setting.kind))
     if found.same:
-        _say(console, "\nthe same bits as when it was kept")
+        say(console, "\nthe same bits as when it was kept")
     else:
-        _say(console, "\nthe bits DIFFER from those kept: another machine, jax or version of metaopt rounds otherwise")
+        say(console, "\nthe bits DIFFER from those kept: another machine, jax or version of metaopt rounds otherwise")
     return found.same
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import datetime
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ import tyro
 from metaopt.experiment import UserError
 from metaopt.runs import catalogue, folder
 from metaopt.runs.contents import curve_rows, result_rows
-from metaopt.runs.following import Follower, Row, grouped, read_json
+from metaopt.runs.following import Follower, Row, begun, grouped, time_of
 
 REMEDY = "pip install 'metaopt-jax[export]'"
 
@@ -68,7 +67,7 @@ def _runs_below(root: Path) -> list[Path]:
 
 def tables(path: Path, rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     """File name -> rows: `metrics` as in metrics.jsonl; `evaluation` and `curves` where there is an evaluation."""
-    results = (read_json(path / folder.EVALUATION) or {}).get("results") or []
+    results = folder.read_object(path / folder.EVALUATION).get("results") or []
     found = {"metrics": list(rows), "evaluation": result_rows(results), "curves": curve_rows(results)}
     return {name: table for name, table in found.items() if table}
 
@@ -138,30 +137,22 @@ def _tensorboard(path: Path, rows: Sequence[Row], out: Path) -> Iterator[str]:
     target = out / "tensorboard"
     if target.exists():
         shutil.rmtree(target)  # files of an earlier export would be shown as well
-    began = _seconds(path)
+    began = begun(path)
     logging.getLogger("tensorboardX").setLevel(logging.ERROR)  # it would warn of every infinite loss
     with contextlib.closing(tensorboardX.SummaryWriter(str(target), write_to_disk=True)) as writer:
         for row in rows:
-            elapsed = row.get("time/elapsed")
-            when = began + (elapsed if isinstance(elapsed, (int, float)) else 0.0)
+            when = time_of(row, began).timestamp()
             for name, value in grouped(row).items():
                 writer.add_scalar(name, value, row["meta_step"], walltime=when)
         for row in tables(path, rows).get("curves", []):
             for name in ("mean", "median"):
                 if row.get(name) is not None:
                     tag = f"evaluation/{row['task']}/{row['horizon']}/{row['optimizer']}/{name}"
-                    writer.add_scalar(tag, row[name], row["step"], walltime=began)
-        fields = catalogue.fields_of(read_json(path / folder.CONFIG) or {})
+                    writer.add_scalar(tag, row[name], row["step"], walltime=began.timestamp())
+        fields = catalogue.fields_of(folder.read_object(path / folder.CONFIG))
         lines = [f"| {name} | {catalogue.value_words(fields, name)} |" for name in fields]
-        writer.add_text("config", "\n".join(["| field | value |", "| --- | --- |", *lines]), walltime=began)
+        writer.add_text("config", "\n".join(["| field | value |", "| --- | --- |", *lines]), walltime=began.timestamp())
     yield str(target)
-
-
-def _seconds(path: Path) -> float:
-    try:
-        return datetime.datetime.fromisoformat((read_json(path / folder.ENVIRONMENT) or {})["started"]).timestamp()
-    except (KeyError, TypeError, ValueError):
-        return 0.0
 
 
 # ----- wandb ----------------------------------------------------------------------------------------------------------

@@ -87,6 +87,15 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON: {error}.") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, for those who only look; an empty one where it is missing or broken."""
+    try:
+        held = read_json(path)
+    except UserError:
+        return {}
+    return held if isinstance(held, dict) else {}
+
+
 # ----- a new folder ---------------------------------------------------------------------------------------------------
 
 

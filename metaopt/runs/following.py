@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from metaopt.runs.folder import ENVIRONMENT, read_object
 
 Row = dict[str, Any]
 
@@ -38,7 +41,7 @@ class Follower:
             return []
         whole = content[: content.rfind(b"\n") + 1]
         self._position += len(whole)
-        rows = (_parse(line) for line in whole.splitlines())
+        rows = (parse_row(line) for line in whole.splitlines())
         return [row for row in rows if row is not None]
 
     def _begin_anew(self, descriptor: int) -> None:
@@ -49,10 +52,11 @@ class Follower:
             self._file, self._position = file, 0
 
 
-def _parse(line: bytes) -> Row | None:
+def parse_row(line: bytes | str) -> Row | None:
+    """The row in a line of metrics.jsonl; None where there is none, as in a line that is cut off."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return row if isinstance(row, dict) and isinstance(row.get("meta_step"), int) else None
 
@@ -121,9 +125,19 @@ class Thinner:
         return [(self._step, {name: sum(part) / len(part) for name, part in parts.items()})]
 
 
-def read_json(path: Path) -> Any:
-    """A JSON file's content; None where there is none that can be read."""
+# ----- when -----------------------------------------------------------------------------------------------------------
+
+
+def begun(path: Path) -> datetime.datetime:
+    """When a run began, as its environment.json says; 1970 where it does not."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        began = datetime.datetime.fromisoformat(read_object(path / ENVIRONMENT)["started"])
+    except (KeyError, TypeError, ValueError):
+        return datetime.datetime.fromtimestamp(0, datetime.UTC)
+    return began if began.tzinfo else began.replace(tzinfo=datetime.UTC)
+
+
+def time_of(row: Mapping[str, Any], began: datetime.datetime) -> datetime.datetime:
+    """When a row was logged, counting a run's seconds of work alone."""
+    elapsed = row.get("time/elapsed")
+    return began + datetime.timedelta(seconds=elapsed if isinstance(elapsed, (int, float)) else 0)

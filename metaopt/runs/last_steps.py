@@ -33,14 +33,7 @@ class Steps(NamedTuple):
 
 def look_closely(setting: Setting, batch: Batch) -> Steps:
     """Runs a capsule's batch once more, one inner step after the other."""
-    run = functools.partial(
-        _run,
-        build_optimizer(setting.experiment.optimizer),
-        length=setting.length,
-        explore=setting.explore,
-        objective_batch=setting.objective_batch,
-        differentiable=setting.differentiable,
-    )
+    run = functools.partial(_run, build_optimizer(setting.experiment.optimizer), **setting.how)
     arguments = jax.tree.map(jnp.asarray, (batch.meta_params, build_family_of(setting), batch.keys, batch.start))
     return jax.device_get(jax.jit(run, compiler_options=compiler_options())(*arguments))
 

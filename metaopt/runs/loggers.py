@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from metaopt.evaluation.statistics import jsonable
+from metaopt.runs.console import say
 from metaopt.runs.folder import replacing
+from metaopt.runs.following import parse_row
 
 Row = dict[str, Any]  # "kind": "train" | "validation", "meta_step", and values by name
 
@@ -66,12 +67,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _parse(line: str) -> Row | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    complete = line.endswith("\n") and isinstance(row, dict) and isinstance(row.get("meta_step"), int)
-    return row if complete else None
+    return parse_row(line) if line.endswith("\n") else None
 
 
 def cut_back(path: Path, meta_step: int, *, validation_due: bool = False) -> int:
@@ -160,30 +156,6 @@ class Progress:
             with contextlib.suppress(OSError):
                 self._bar.stop()
             self._bar = None
-
-
-def say(console: Any, text: str) -> None:
-    """One line as it is. Where nobody reads any more, as after a terminal was closed, the work goes on in silence."""
-    try:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-    except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        with contextlib.suppress(OSError, ValueError):  # what is no file has no number
-            os.dup2(nowhere, console.file.fileno())
-        os.close(nowhere)
-
-
-def make_console() -> Any:
-    """rich's console for results: unwrapped lines where it is not a terminal."""
-    from rich.console import Console
-
-    class Unread(Console):
-        def on_broken_pipe(self) -> None:
-            # rich ends the program here; a run goes on without a reader, as it does without a terminal.
-            self.quiet = True
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-    return Unread(soft_wrap=True)
 
 
 def _train_text(rows: list[Row], each: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from metaopt.experiment import UserError
 from metaopt.runs import catalogue, filters, folder
 from metaopt.runs.catalogue import UNREADABLE, RunSummary, differing, value_words
+from metaopt.runs.console import say
 
 # ----- the list -------------------------------------------------------------------------------------------------------
 
@@ -66,10 +67,6 @@ def print_plain(rows: Sequence[Sequence[str]], console: Any, right: Sequence[str
 def printable(text: str) -> str:
     """Without what would move a terminal's cursor or break the line."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def say(console: Any, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def size_words(size: int) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from metaopt.experiment import UserError
-from metaopt.runs.folder import last_checkpoint
+from metaopt.runs.folder import last_checkpoint, resume_command
 
 # How `metaopt launch` tells its processes who they are.
 COORDINATOR = "METAOPT_COORDINATOR"
@@ -202,7 +202,7 @@ def lost(error: BaseException) -> bool:
 def lost_message(error: BaseException, path: Path) -> str:
     return (
         f"another process of this job was lost ({_first_line(error)}); {saved(path)}; "
-        f"go on with `metaopt train --resume {path}`."
+        f"go on with `{resume_command(path)}`."
     )
 
 

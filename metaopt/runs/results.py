@@ -10,6 +10,7 @@ from typing import Any
 from metaopt.evaluation import BASELINES, evaluate_run_on
 from metaopt.experiment import Choice, Experiment, UserError, build_family, build_optimizer, parse_choice, suggest
 from metaopt.runs.capsule_keeper import keep_failures
+from metaopt.runs.console import say
 from metaopt.runs.folder import EVALUATION, read_json, replacing, write_json
 from metaopt.types import MetaParams, Optimizer
 
@@ -175,7 +176,7 @@ def print_results(console: Any, results: Sequence[Result]) -> None:
         shown = [i for i in range(len(HEADER)) if any(row[i] for row in rows)]
         console.print()
         if not console.is_terminal:
-            console.print(_plain_table(title, [HEADER, *rows], shown), highlight=False, markup=False, soft_wrap=True)
+            say(console, _plain_table(title, [HEADER, *rows], shown))
             continue
         table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
         for i in shown:

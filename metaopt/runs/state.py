@@ -30,11 +30,7 @@ class RunState(NamedTuple):
 
 def read_state(path: Path) -> RunState:
     """The state of a run folder. Never raises: whatever is missing or broken is None."""
-    try:
-        held = json.loads((path / folder.STATE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        held = {}
-    held = held if isinstance(held, dict) else {}
+    held = folder.read_object(path / folder.STATE)
 
     def entry(name: str, kind: type) -> Any:
         value = held.get(name)

@@ -17,10 +17,11 @@ from metaopt.runs import folder, processes
 from metaopt.runs.capsule_keeper import CapsuleKeeper
 from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.runs.config import validate
+from metaopt.runs.console import make_console, say
 from metaopt.runs.environment import describe_data, describe_environment
 from metaopt.runs.faults import NotWritten, in_one_line
 from metaopt.runs.interrupts import Interrupted, SignalGuard
-from metaopt.runs.loggers import Logger, Progress, make_console, say
+from metaopt.runs.loggers import Logger, Progress
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.report import write_report
 from metaopt.runs.results import check, check_writable, evaluate_all, plan_of, print_results

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.runs.contents import artifact_files, card_of, curve_rows, doctor_rows, pictures, result_rows
-from metaopt.runs.following import HEALTH, Follower, Thinner, numbers, read_json
+from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, EVALUATION, METRICS, SWEEP, read_object
+from metaopt.runs.following import HEALTH, Follower, Thinner, numbers
 from metaopt.runs.uploads import Uploader
 
 POLL = 1.0  # seconds between two looks at metrics.jsonl
@@ -165,8 +166,8 @@ def _log_run(path: Path, options: Mapping[str, Any], uploader: Uploader) -> None
         _say(f"wandb: no key; after `wandb login` upload with `wandb sync {folder}`")
     # From its first row on also where the run was resumed: offline runs cannot be resumed, so that each part of a run
     # is whole, has the run's id, and takes the place of the part before when it is uploaded.
-    meta_steps = (read_json(path / "config.json") or {}).get("num_meta_steps") or 1
-    follower, thinner = Follower(path / "metrics.jsonl"), Thinner(-(-meta_steps // MOST_ROWS))
+    meta_steps = read_object(path / CONFIG).get("num_meta_steps") or 1
+    follower, thinner = Follower(path / METRICS), Thinner(-(-meta_steps // MOST_ROWS))
     totals: dict[str, float] = {}
     last = False
     while not last:
@@ -177,7 +178,7 @@ def _log_run(path: Path, options: Mapping[str, Any], uploader: Uploader) -> None
                     totals[name] = totals.get(name, 0.0) + value
             for step, values in thinner.add(row):
                 run.log({**values, "meta_step": step})
-        if (path / "evaluation.json").exists():
+        if (path / EVALUATION).exists():
             import metaopt.analysis.pictures  # noqa: F401  # takes a while, and the end should not
         uploader.look()
     for step, values in thinner.rest():
@@ -193,7 +194,7 @@ def _start(path: Path, pid: int | None) -> Any:
     os.environ.setdefault("WANDB_DATA_DIR", str(path / "wandb"))
     import wandb
 
-    config, environment = read_json(path / "config.json") or {}, read_json(path / "environment.json") or {}
+    config, environment = read_object(path / CONFIG), read_object(path / ENVIRONMENT)
     experiment = environment.get("experiment") or path.parent.name
     group, job_type = place_of(path, experiment)
     run = wandb.init(
@@ -237,7 +238,7 @@ def server_with_key() -> str | None:
 
 def place_of(path: Path, experiment: str) -> tuple[str, str]:
     """(group, job type): a sweep's runs are together under its name, others under that of their experiment."""
-    sweep = (path.parent / "sweep.json").is_file()
+    sweep = (path.parent / SWEEP).is_file()
     group = os.environ.get("WANDB_RUN_GROUP") or (path.parent.name if sweep else experiment)
     return group, os.environ.get("WANDB_JOB_TYPE") or ("sweep" if sweep else "train")
 
@@ -251,7 +252,7 @@ def _log_end(run: Any, path: Path) -> None:
     """Evaluation and examination as tables and pictures, the optimizer with its card as an artifact."""
     import wandb
 
-    evaluation, doctor = read_json(path / "evaluation.json") or {}, read_json(path / "doctor.json") or {}
+    evaluation, doctor = read_object(path / EVALUATION), read_object(path / DOCTOR)
     results: Sequence[Mapping[str, Any]] = evaluation.get("results") or []
     tables = {
         "evaluation/results": result_rows(results),

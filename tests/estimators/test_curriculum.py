@@ -98,11 +98,11 @@ def test_staggered_chunks_are_spread_over_their_first_horizons():
     [
         (("fixed", (10,), None, 100, 100), "one window is the whole `horizon`"),
         (("log_uniform", (), None, 100, 100), "set `unroll_length`"),
-        (("fixed", (), None, 100, 10), "takes `curriculum.horizons` below `horizon` .100."),
+        (("fixed", (), None, 100, 10), "set `curriculum.horizons` to multiples of `unroll_length` .10."),
         (("fixed", (50, 20), None, 100, 10), "rising multiples of `unroll_length` .10. up to `horizon` .100."),
         (("validation", (15,), None, 100, 10), "`curriculum.horizons` .15. must be rising multiples"),
         (("validation", (20, 200), None, 100, 10), "up to `horizon` .100."),
-        (("fixed", (20,), 10, 100, 10), "no `shortest`"),
+        (("fixed", (20,), 10, 100, 10), "`curriculum.shortest` is for log_uniform"),
         (("log_uniform", (20,), None, 100, 10), "log_uniform has `curriculum.shortest`"),
         (("log_uniform", (), 15, 100, 10), "`curriculum.shortest` .15. must be one of the multiples"),
         (("none", (20,), None, 100, 10), "no kind"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
@@ -11,9 +12,10 @@ import jax
 import pytest
 
 import metaopt
-from metaopt.experiment import Evaluation, Experiment, Log, Validation, choice
+from metaopt.experiment import Experiment
 from metaopt.launch import grid, jobs, sweep_folder
 from metaopt.launch.sweep_folder import Sweep
+from tests.toys import TINY
 
 # Seed 0 finishes, 1 fails, 2 goes on until SIGTERM, 3 is killed, 4 diverges; begun again, all finish but 4.
 PRETENDER = """
@@ -55,20 +57,8 @@ with folder.locked(run):
 
 @pytest.fixture(scope="session")
 def tiny() -> Experiment:
-    """An experiment whose runs compile in no time."""
-    return Experiment(
-        tasks=(choice("quadratic", dim=2),),
-        optimizer=choice("momentum"),
-        estimator=choice("truncated_backprop"),
-        num_meta_steps=4,
-        num_tasks=2,
-        horizon=4,
-        checkpoint_every=2,
-        num_devices=1,
-        validation=Validation(every=2, num_tasks=2, multiples=(1, 2)),
-        evaluation=Evaluation(num_tasks=2, horizons=(4,), baselines=()),
-        log=Log(every=2),
-    )
+    validation = dataclasses.replace(TINY.validation, every=2)
+    return dataclasses.replace(TINY, num_meta_steps=4, checkpoint_every=2, validation=validation)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from metaopt.experiment import Experiment, UserError
 from metaopt.launch import grid, slurm, sweep_folder
 from metaopt.launch.states import Reader
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs.folder import is_locked, last_checkpoint
+from metaopt.runs.folder import is_locked, last_checkpoint, read_object
 
 pytest.importorskip("submitit")
 Make = Callable[..., Sweep]
@@ -73,7 +73,7 @@ def test_a_sweep_is_submitted_as_an_array_and_cancelled(
     assert cli.main(["resume", str(sweep.path)]) == 0
     assert "1 submitted as Slurm's job 17, 2 queued already; watch it with" in capsys.readouterr().out
     assert "array" not in (commands / "script").read_text()
-    assert sweep_folder.read_notes(sweep.path / "slurm.json") == {
+    assert read_object(sweep.path / "slurm.json") == {
         "1-seed-0": "17_0",
         "2-seed-1": "17",
         "3-seed-2": "17_2",

@@ -1,7 +1,4 @@
-"""One tiny experiment and one finished run of it, shared by the tests of this folder.
-
-Its optimizer is a hand-designed one, whose parameters are meta-trained as an LSTM's are and which compiles in no time.
-"""
+"""One finished run of the tiny experiment, shared by the tests of this folder."""
 
 from __future__ import annotations
 
@@ -13,8 +10,9 @@ from typing import Any
 import jax
 import pytest
 
-from metaopt.experiment import Evaluation, Experiment, Log, Validation, choice
+from metaopt.experiment import Experiment
 from metaopt.runs.train import train
+from tests.toys import TINY
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -26,19 +24,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def tiny() -> Experiment:
-    return Experiment(
-        tasks=(choice("quadratic", dim=2),),
-        optimizer=choice("momentum"),
-        estimator=choice("truncated_backprop"),
-        num_meta_steps=8,
-        num_tasks=2,
-        horizon=4,
-        checkpoint_every=4,
-        num_devices=1,
-        validation=Validation(every=4, num_tasks=2, multiples=(1, 2)),
-        evaluation=Evaluation(num_tasks=2, horizons=(4,), baselines=()),
-        log=Log(every=2),
-    )
+    return TINY
 
 
 @pytest.fixture(scope="session")

@@ -32,10 +32,11 @@ from metaopt.runs import train as train_module
 from metaopt.runs.capsules import read_capsule
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.config import load_experiment
+from metaopt.runs.console import make_console, say
 from metaopt.runs.faults import NotWritten, disk_trouble, in_one_line
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.json_config import to_json
-from metaopt.runs.loggers import JsonLines, Progress, make_console, read_rows, say, train_rows
+from metaopt.runs.loggers import JsonLines, Progress, read_rows, train_rows
 from metaopt.runs.pretrained import read_optimizer
 from metaopt.runs.report import write_report
 from metaopt.runs.train import resume, train
@@ -502,14 +503,19 @@ def test_no_rate_of_a_clock_that_stands_still() -> None:
 
 
 def test_a_terminal_that_is_gone_ends_nothing() -> None:
+    tried: list[str] = []
+
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
+            tried.append(text)
             raise OSError(5, "Input/output error")
 
     say(Console(file=Gone()), "hello")
+    assert tried == ["hello\n"]
     progress = Progress(Console(file=Gone(), force_terminal=False), total=2)
     progress.log(train_rows({"meta_step": np.arange(1, 3), "meta_loss": np.ones(2)}, began=0.0, ended=1.0))
     progress.close()
+    assert len(tried) == 2 and tried[1].startswith("meta-step 2/2")
 
 
 def test_hang_ups_save_unless_nohup_was_asked_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import random
@@ -15,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from metaopt.experiment import Curriculum, Evaluation, Experiment, Log, MetaOptimizer, Validation, choice
+from metaopt.experiment import Curriculum, MetaOptimizer
 from metaopt.runs.folder import write_json
 from metaopt.runs.json_config import to_json
 from metaopt.runs.state import read_state
 from tests.runs.forked import AT_FILE_EVENT, Child, Forks
+from tests.toys import TINY
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 
@@ -29,21 +31,13 @@ PHI = ("optimizer.safetensors", "optimizer_latest.safetensors", "evaluation.json
 FILE_EVENTS = 600  # of a whole run, about
 
 # Inner runs go on between meta-steps, the horizon by validation, φ is averaged: all that a state can hold.
-EXPERIMENT = Experiment(
-    tasks=(choice("quadratic", dim=2),),
-    optimizer=choice("momentum"),
-    estimator=choice("truncated_backprop"),
+EXPERIMENT = dataclasses.replace(
+    TINY,
     num_meta_steps=24,
-    num_tasks=2,
-    horizon=4,
     unroll_length=2,
-    checkpoint_every=4,
-    num_devices=1,
     meta_optimizer=MetaOptimizer(ema=0.5, clip_adaptive=2.0),
     curriculum=Curriculum(kind="validation", horizons=(2,), patience=2),
-    validation=Validation(every=6, num_tasks=2, multiples=(1, 2)),
-    evaluation=Evaluation(num_tasks=2, horizons=(4,), baselines=()),
-    log=Log(every=2),
+    validation=dataclasses.replace(TINY.validation, every=6),
 )
 
 

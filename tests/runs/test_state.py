@@ -80,7 +80,7 @@ def test_a_look_does_not_keep_a_run_from_beginning(tmp_path: Path, monkeypatch: 
     fcntl.flock(look, fcntl.LOCK_SH)
     monkeypatch.setattr("time.sleep", lambda seconds: fcntl.flock(look, fcntl.LOCK_UN))
     with folder.locked(tmp_path):
-        pass
+        assert folder.is_locked(tmp_path)
     os.close(look)
 
 
