@@ -46,10 +46,7 @@ def collect(study: Study, work: Path) -> dict[str, Any] | None:
         return None
     pairs = {
         name.removeprefix("bp").removeprefix("/") or "thesis": {
-            str(test.task): {
-                str(multiple): _compare(raw[name][str(test.task)], raw[twin][str(test.task)], multiple)
-                for multiple in test.multiples
-            }
+            str(test.task): _pair(study, raw[name][str(test.task)], raw[twin][str(test.task)], test)
             for test in study.tests
         }
         for name in arms
@@ -111,12 +108,12 @@ def _baselines(study: Study, test: Test, work: Path) -> dict[str, Raw] | None:
     return {name: np.load(path) for name, path in paths.items()}
 
 
-def _stack(runs: list[Raw], name: str) -> np.ndarray | None:
-    return np.stack([run[name] for run in runs]) if name in runs[0] else None
-
-
 def _need(runs: list[Raw], name: str) -> np.ndarray:
     return np.stack([run[name] for run in runs])
+
+
+def _stack(runs: list[Raw], name: str) -> np.ndarray | None:
+    return _need(runs, name) if name in runs[0] else None
 
 
 def _compare(runs: list[Raw], others: list[Raw], multiple: int) -> dict[str, Any]:
@@ -126,9 +123,31 @@ def _compare(runs: list[Raw], others: list[Raw], multiple: int) -> dict[str, Any
     return figures.compare(loss, failed, other, other_failed)
 
 
-def _describe(runs: list[Raw], multiple: int) -> dict[str, Any]:
+def _pair(study: Study, runs: list[Raw], others: list[Raw], test: Test) -> dict[str, Any]:
+    """The ratio at every multiple, and "area": that of the mean losses along the training horizon."""
+    number = min(len(runs), len(others))
+    own, other = (_area(study, part[:number]) for part in (runs, others))
+    lost, other_lost = (_need(part[:number], "failed_1").astype(bool) for part in (runs, others))
+    found = {str(multiple): _compare(runs, others, multiple) for multiple in test.multiples}
+    if own is None or other is None:
+        return found
+    return {**found, "area": figures.compare(own, lost, other, other_lost)}
+
+
+def _area(study: Study, runs: list[Raw]) -> np.ndarray | None:
+    """[seeds, tasks] the mean loss along the training horizon: of ten steps, for records are not equally fine.
+
+    None where one of these is not among the points that were kept.
+    """
+    wanted = [study.horizon * part // 10 for part in range(1, 11)]
+    there = np.isin(runs[0]["steps"], wanted)
+    return _need(runs, "curve")[..., there].mean(axis=-1) if there.sum() == len(wanted) else None
+
+
+def _describe(study: Study, runs: list[Raw], multiple: int) -> dict[str, Any]:
     rises, improves = (_stack(runs, f"{word}_{multiple}") for word in ("rises", "improves"))
-    loss, failed, area = (_need(runs, f"{name}_{multiple}") for name in ("loss", "failed", "area"))
+    loss, failed = (_need(runs, f"{name}_{multiple}") for name in ("loss", "failed"))
+    area = _area(study, runs) if multiple == 1 else None
     return figures.describe(loss, failed.astype(bool), rises, improves, area)
 
 
@@ -161,7 +180,7 @@ def _arm(
             best = best_tuned(baselines[task], multiple)
             theirs = [baselines[task][best]] * len(runs)
             described[str(multiple)] = {
-                **_describe(runs, multiple),
+                **_describe(study, runs, multiple),
                 "to_best_tuned": {"baseline": best, **_compare(runs, theirs, multiple)},
             }
         failed = _need(runs, f"failed_{max(test.multiples)}").astype(bool)
@@ -218,7 +237,7 @@ def _describe_baselines(study: Study, found: Mapping[str, Raw]) -> dict[str, Any
     for name, run in found.items():
         described[name] = {
             "record": json.loads(str(run["record"])),
-            "at": {str(multiple): _describe([run], int(multiple)) for multiple in run["multiples"]},
+            "at": {str(multiple): _describe(study, [run], int(multiple)) for multiple in run["multiples"]},
             "test_accuracy": _mean_accuracy([run]),
             "curve": _curve(study, [run], run[f"failed_{max(run['multiples'])}"][None].astype(bool)),
         }

@@ -51,7 +51,7 @@ def compare(values: np.ndarray, failed: np.ndarray, other: np.ndarray, other_fai
 
 
 def describe(
-    loss: np.ndarray, failed: np.ndarray, rises: np.ndarray | None, improves: np.ndarray | None, area: np.ndarray
+    loss: np.ndarray, failed: np.ndarray, rises: np.ndarray | None, improves: np.ndarray | None, area: np.ndarray | None
 ) -> dict[str, Any]:
     """One optimizer at one horizon; the words as shares of all runs."""
     mean, between = interval(loss, None, ~failed)
@@ -62,7 +62,7 @@ def describe(
         "median": float(np.median(flat)),
         "q25": float(quantile(flat, 0.25)),
         "q75": float(quantile(flat, 0.75)),
-        "area": float(area[~failed].mean()) if (~failed).any() else None,  # mean loss along the run
+        "area": None if area is None or failed.all() else float(area[~failed].mean()),  # mean loss along the run
         "failed": float(failed.mean()),
         "rises": None if rises is None else float(rises.mean()),
         "failed_or_rises": float((failed if rises is None else failed | rises.astype(bool)).mean()),

@@ -14,21 +14,18 @@ from typing import Any
 
 import jax
 import numpy as np
+from thesis_arms import RESULTS, STUDIES
+from thesis_work import PHI, work_folder
 
 from metaopt.analysis.gradient_quality import Samples, sample_gradients
 from metaopt.commands.start import configure_jax
 from metaopt.estimators import ESTIMATORS
 from metaopt.evaluation.statistics import jsonable
-from metaopt.experiment import build as build_choice
-from metaopt.experiment import build_families, build_optimizer, choice
+from metaopt.experiment import build, build_families, build_optimizer, choice
 from metaopt.objectives import OBJECTIVES
 from metaopt.runs.environment import describe_environment
 from metaopt.runs.folder import write_json
 from metaopt.runs.pretrained import read_optimizer
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from thesis_arms import RESULTS, STUDIES  # noqa: E402
-from thesis_work import PHI, work_folder  # noqa: E402
 
 ARM = "rl/noise=per_coordinate"
 DRAWS = 200
@@ -69,7 +66,7 @@ def rows(study: str, work: Path) -> list[dict[str, Any]]:
     for phi, meta_params in phis.items():
         first: float | None = None
         for name, picked in ESTIMATES.items():
-            estimator = build_choice(
+            estimator = build(
                 picked,
                 ESTIMATORS,
                 "estimator",

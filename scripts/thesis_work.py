@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from thesis_arms import STUDIES, Arm, Study, Test
 
 from metaopt.commands.start import configure_jax
 from metaopt.evaluation import statistics
@@ -34,9 +35,6 @@ from metaopt.runs.folder import replacing, write_json
 from metaopt.runs.pretrained import read_optimizer, save_optimizer
 from metaopt.training import Diverged, Trainer, TrainState, meta_train
 from metaopt.types import TaskFamily
-
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-from thesis_arms import STUDIES, Arm, Study, Test  # noqa: E402
 
 STOPPED = 75  # exit status of a part that was told to stop before its end
 CURVE_POINTS = 160
@@ -158,7 +156,6 @@ def save(path: Path, curves: Curves, study: Study, test: Test, **more: Any) -> N
         upto = steps <= multiple * study.horizon
         part, some = loss[:, upto], steps[upto]
         kept[f"loss_{multiple}"] = part[:, -1]
-        kept[f"area_{multiple}"] = part.mean(axis=1)
         kept[f"failed_{multiple}"] = statistics.failed(peak[:, upto])
         if multiple > 1:
             kept[f"rises_{multiple}"] = statistics.rises(part, some, study.horizon)
