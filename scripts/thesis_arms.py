@@ -111,6 +111,8 @@ def one_at_a_time(
     yield Arm(f"{model}/s=printed", vary(base, printed), seeds, "all features, s without the root")
     yield Arm(f"{model}/alpha=per_coordinate", vary(base, {"alpha": "per_coordinate"}), seeds, "α a coordinate")
     yield Arm(f"{model}/d=rms", vary(base, {"normalisation": "rms"}), seeds, "d over its RMS")
+    both = {"features": "scale_free", "normalisation": "rms"}
+    yield Arm(f"{model}/features=scale_free,d=rms", vary(base, both), seeds, "features: scale_free, d over its RMS")
     if model == "rl":
         noisy = vary(base, {"noise": "per_coordinate"})
         yield Arm("rl/noise=per_coordinate", noisy, seeds, "noise a coordinate", NOISE_AT_TEST)
@@ -186,6 +188,9 @@ def _studies() -> dict[str, Study]:
               for name, base in (("rl", one[0]), ("bp", one[1]))),
             *(Arm(f"rl/d={how}", vary(one[0], {"normalisation": how, "alpha_bias": -5.0}), 3, f"d over {words}")
               for how, words in (("rms", "its RMS"), ("tensor_rms", "each tensor's RMS"))),
+            Arm("rl/features=scale_free,d=rms",
+                vary(one[0], {"features": "scale_free", "normalisation": "rms", "alpha_bias": -5.0}), 3,
+                "features: scale_free, d over its RMS"),
         ),
         tuple(Test(task, 8, all_of_it) for task in few),
         num_tuning_tasks=16,
