@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from metaopt.launch.grid import Point
@@ -30,26 +30,53 @@ def standings(rows: Sequence[Standing], title: str | None = None) -> Any:
     from rich.console import Group
     from rich.text import Text
 
-    multiples = sorted({m for row in rows for m in row.progress.validation}, key=_multiple)
-    running = any(row.state == "running" for row in rows)
-    table = _table()
-    table.add_column("run", overflow="fold", min_width=12)  # in a narrow terminal only names give way
-    table.add_column("state", no_wrap=True)
-    for heading in ("meta-step", "loss", *(f"val {m}" for m in multiples), *(["steps/s", "left"] * running)):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        runs = row.state == "running"
-        state = (row.note or row.state) if runs else row.state  # a running one is compiling, evaluating ...
-        now = [number(row.progress.rate), clock(row.seconds_left)] if runs and row.note != "evaluating" else ["", ""]
-        cells = [
-            f"{row.meta_step}/{row.num_meta_steps if row.num_meta_steps is not None else '?'}",
-            number(row.progress.meta_loss),
-            *(number(row.progress.validation.get(m)) for m in multiples),
-            *(now * running),
-        ]
-        table.add_row(Text(row.name), Text(state, style=COLOURS.get(row.state, "")), *map(Text, cells))
     noted = [row for row in rows if row.note and row.state != "running"]
-    return Group(*_titles(title), table, *(Text(f"{row.name}: {_shortened(row.note)}") for row in noted))
+    return Group(*_titles(title), _Fitting(rows), *(Text(f"{row.name}: {_shortened(row.note)}") for row in noted))
+
+
+class _Fitting:
+    """A table of runs that leaves columns out, those that are missed least first, where a terminal is narrow."""
+
+    def __init__(self, rows: Sequence[Standing]) -> None:
+        multiples = sorted({m for row in rows for m in row.progress.validation}, key=_multiple)
+        self._rows, self._running = rows, any(row.state == "running" for row in rows)
+        self._multiples = multiples
+        losses = ["loss", *(f"val {m}" for m in multiples)]  # the last: what the best φ is chosen by
+        self._columns = ["meta-step", *losses, *(["steps/s", "left"] * self._running)]
+        self._spare = [*(["steps/s"] * self._running), *losses[:-1], *(["left"] * self._running), "meta-step"]
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.measure import Measurement
+
+        shown, spare = list(self._columns), list(self._spare)
+        table = self._table(shown)
+        while spare and Measurement.get(console, options.update(width=10**4), table).minimum > options.max_width:
+            shown.remove(spare.pop(0))
+            table = self._table(shown)
+        yield table
+
+    def _table(self, shown: Sequence[str]) -> Any:
+        from rich.text import Text
+
+        table = _table()
+        table.add_column("run", overflow="fold", min_width=12)  # in a narrow terminal names give way first
+        table.add_column("state", no_wrap=True)
+        for heading in shown:
+            table.add_column(heading, justify="right", no_wrap=True)
+        for row in self._rows:
+            runs = row.state == "running"
+            state = (row.note or row.state) if runs else row.state  # a running one is compiling, evaluating ...
+            goes = runs and row.note != "evaluating"
+            values = {
+                "meta-step": f"{row.meta_step}/{row.num_meta_steps if row.num_meta_steps is not None else '?'}",
+                "loss": number(row.progress.meta_loss),
+                "steps/s": number(row.progress.rate) if goes else "",
+                "left": clock(row.seconds_left) if goes else "",
+                **{f"val {m}": number(row.progress.validation.get(m)) for m in self._multiples},
+            }
+            cells = (Text(values[name]) for name in shown)
+            table.add_row(Text(row.name), Text(state, style=COLOURS.get(row.state, "")), *cells)
+        return table
 
 
 def points(points: Sequence[Point], title: str) -> Any:

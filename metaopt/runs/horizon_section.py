@@ -78,18 +78,26 @@ def _float(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def tasks_of(runs: Sequence[Evaluated]) -> list[str]:
-    """The task families on which some run was evaluated at several horizons."""
-    tasks = dict.fromkeys(str(result["task"]) for run in runs for result in run.results)
-    return [task for task in tasks if any(len(points_of(run.results, task)) > 1 for run in runs)]
-
-
 def horizon_section(runs: Sequence[Evaluated]) -> str:
-    """A picture with a panel for each task family, and its numbers; "" where nothing was evaluated at two horizons."""
-    tasks = tasks_of(runs)
-    if not tasks:
-        return ""
+    """A picture with a panel for each task family evaluated at two horizons or more, and its numbers.
+
+    Of several runs evaluated at one horizon each there are the numbers alone; "" where there is nothing to compare.
+    """
+    tasks = dict.fromkeys(str(result["task"]) for run in runs for result in run.results)
     points = {task: [points_of(run.results, task) for run in runs] for task in tasks}
+    several = [task for task, found in points.items() if any(len(own) > 1 for own in found)]
+    if several:
+        points = {task: points[task] for task in several}
+        return _section("Horizon generalisation", _picture(runs, points) + _table(runs, points))
+    return _section("Evaluation", _table(runs, points)) if len(runs) > 1 and any(map(any, points.values())) else ""
+
+
+def _section(title: str, content: str) -> str:
+    return f'<section id="horizons"><h2>{title}</h2>{content}</section>'
+
+
+def _picture(runs: Sequence[Evaluated], points: Mapping[str, Sequence[Sequence[Point]]]) -> str:
+    tasks = list(points)
     drawn = tasks[:6]
     panels = [_panel(task, runs, points[task]) for task in drawn]
     label = "Final loss against multiples of the training horizon; the data stand in the table below."
@@ -112,12 +120,7 @@ def horizon_section(runs: Sequence[Evaluated]) -> str:
     if len({point.num_tasks for task in tasks for found in points[task] for point in found}) > 1:
         caption += " Not all were evaluated on equally many tasks: see the table."
     key = legend({**styles, **({"baseline": BASELINE} if rivals else {})})
-    return (
-        '<section id="horizons"><h2>Horizon generalisation</h2>'
-        + figure(drawings, key, caption, half=len(panels) == 1)
-        + _table(runs, points)
-        + "</section>"
-    )
+    return figure(drawings, key, caption, half=len(panels) == 1)
 
 
 def _panel(task: str, runs: Sequence[Evaluated], points: Sequence[Sequence[Point]]) -> Panel:
@@ -174,4 +177,4 @@ def _table(runs: Sequence[Evaluated], points: Mapping[str, Sequence[Sequence[Poi
     if len(runs) == 1:
         rows = [row[1:] for row in rows]
         columns = columns[1:]
-    return data_table(columns, rows, kind="results", label="Horizon generalisation")
+    return data_table(columns, rows, kind="results", label="Evaluation")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import platform
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from metaopt import cli
 from metaopt.launch import tables
-from metaopt.launch.states import Reader, read_progress
+from metaopt.launch.states import Progress, Reader, Standing, read_progress
 from metaopt.launch.sweep_folder import Sweep
 from metaopt.runs.folder import write_json
 
@@ -182,3 +184,16 @@ def test_mistakes(
 def test_times_and_numbers_are_short() -> None:
     assert [tables.clock(seconds) for seconds in (None, 7.4, 61, 3723)] == ["", "0:07", "1:01", "1:02:03"]
     assert [tables.number(value) for value in (None, 0.00123456, float("inf"))] == ["", "0.00123", "inf"]
+
+
+def test_a_narrow_terminal_loses_columns_and_breaks_no_line() -> None:
+    progress = Progress(500, 0.123, 12.3, 0.08, {"1x": 0.0123, "10x": 0.00345})
+    rows = [Standing(f"seed={seed}", Path(), "running", 500, 2000, progress, "") for seed in (1, 2)]
+    headings = {}
+    for width in (100, 60, 40):
+        console = Console(width=width, file=io.StringIO())
+        console.print(tables.standings(rows))
+        written = console.file.getvalue().splitlines()
+        assert len(written) == 3 and max(map(len, written)) <= width
+        headings[width] = written[0].split("  ")[-1].strip(), "steps/s" in written[0], "val 10x" in written[0]
+    assert headings == {100: ("left", True, True), 60: ("left", False, True), 40: ("val 10x", False, True)}

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from metaopt.analysis.comparison_pictures import run_style
 from metaopt.experiment import Experiment, UserError, choice
 from metaopt.runs import report_parts
+from metaopt.runs.horizon_section import Evaluated, horizon_section
 from metaopt.runs.json_config import to_json
 from metaopt.runs.report import write_report
 from metaopt.runs.state import write_state
@@ -223,6 +225,15 @@ def test_horizons_stand_beside_one_another(full: Path) -> None:
     (full / "evaluation.json").write_text(json.dumps(held))
     page = Page(write_report(full).read_text(encoding="utf-8"))
     assert "1× 5 16 0.75" in page.text and "10× 50 16 0.25" in page.text
+
+
+def test_runs_evaluated_at_one_horizon_have_a_table(full: Path) -> None:
+    (far,) = json.loads((full / "evaluation.json").read_text())["results"]
+    runs = [Evaluated(name, run_style(0, name), [far]) for name in ("one", "two")]
+    section = horizon_section(runs)
+    assert "<h2>Evaluation</h2>" in section and "<svg" not in section
+    assert all(f"{name}</th>" in section for name in ("one", "two"))
+    assert horizon_section(runs[:1]) == ""
 
 
 def test_what_is_missing_is_said(run: Path) -> None:
