@@ -229,9 +229,9 @@ def test_horizons_stand_beside_one_another(full: Path) -> None:
 
 def test_runs_evaluated_at_one_horizon_have_a_table(full: Path) -> None:
     (far,) = json.loads((full / "evaluation.json").read_text())["results"]
-    runs = [Evaluated(name, run_style(0, name), [far]) for name in ("one", "two")]
+    runs = [Evaluated(name, run_style(0, name), [{**far, "horizon": 5}]) for name in ("one", "two")]
     section = horizon_section(runs)
-    assert "<h2>Evaluation</h2>" in section and "<svg" not in section
+    assert "<h2>Evaluation</h2>" in section and "<figure" not in section
     assert all(f"{name}</th>" in section for name in ("one", "two"))
     assert horizon_section(runs[:1]) == ""
 
