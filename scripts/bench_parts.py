@@ -29,8 +29,6 @@ from plain_reference import PlainTrainer
 
 import metaopt
 from metaopt.batching import compiler_options
-from metaopt.estimators.pairs import COLUMNS_SHARED
-from metaopt.estimators.windows import at_least
 from metaopt.experiment import Experiment, Log, choice
 from metaopt.runs.pretrained import save_optimizer
 from metaopt.training import Trainer
@@ -85,43 +83,48 @@ def meta_step(options: Options) -> Iterator[Row]:
 
 # ----- evolution strategies -------------------------------------------------------------------------------------------
 
-# Of the quadratic: with 10, eight tasks share a perturbation by default and half fill a tile (80 columns), else 64 do.
-EVOLUTION_DIMS = (10, 16, 64)
 EVOLUTION_COLUMNS = 640
+# Dimensions of the quadratic; with 10, sixteen tasks share a perturbation by default (160 columns), else 64 columns do.
+EVOLUTION_DIMS = (10, 16, 64)
+# Estimator, steps of a window, windows of a horizon.
+EVOLUTION = (
+    ("evolution_strategies", HORIZON, 1),
+    ("persistent_evolution_strategies", HORIZON, 2),
+    ("persistent_evolution_strategies", HORIZON // 2, 2),
+)
 
 
 def evolution(options: Options) -> Iterator[Row]:
-    """ES and PES (windows of half the horizon), every unroll that they execute counted, beside the forward bound."""
+    """ES and PES, every unroll that they execute counted, beside the forward bound."""
     meter = BoundMeter(EVOLUTION_COLUMNS)
     steps = 2 if options.quick else 6
-    programs: dict[tuple[str, int], Callable[[], object]] = {}
-    executed: dict[tuple[str, int], int] = {}  # coordinate-steps a call
-    for name, windows in (("evolution_strategies", 1), ("persistent_evolution_strategies", 2)):
+    programs: dict[tuple[str, int, int], Callable[[], object]] = {}
+    for name, window, windows in EVOLUTION:
         for dim in EVOLUTION_DIMS:
             described = experiment(
                 "RL",
                 EVOLUTION_COLUMNS // dim,
                 choice("quadratic", dim=dim),
                 estimator=choice(name),
-                unroll_length=HORIZON // windows if windows > 1 else None,
-                log=Log(every=steps * windows),
+                horizon=window * windows,
+                unroll_length=window if windows > 1 else None,
+                log=Log(every=steps * HORIZON // window),
             )
-            programs[name, dim] = _framework(described)
-            executed[name, dim] = steps * 2 * described.num_tasks * dim * HORIZON
+            programs[name, window, dim] = _framework(described)
     for program in programs.values():
         seconds(program)
-    speeds: dict[tuple[str, int], list[float]] = {name: [] for name in programs}
-    bounds: dict[tuple[str, int], list[float]] = {name: [] for name in programs}
+    speeds: dict[tuple[str, int, int], list[float]] = {name: [] for name in programs}
+    bounds: dict[tuple[str, int, int], list[float]] = {name: [] for name in programs}
     for _ in range(options.repeats):
         for name, program in programs.items():
             elapsed, bound = meter.around(program)
-            speeds[name].append(executed[name] / elapsed / 1e6)
+            executed = steps * 2 * (EVOLUTION_COLUMNS // name[2]) * name[2] * HORIZON
+            speeds[name].append(executed / elapsed / 1e6)
             bounds[name].append(bound.forward)
-    for (name, dim), values in speeds.items():
-        shared = at_least(-(-COLUMNS_SHARED // dim), EVOLUTION_COLUMNS // dim) * dim
-        settings = {"estimator": name, "dim": dim, "columns a perturbation": shared}
+    for (name, window, dim), values in speeds.items():
+        settings = {"estimator": name, "D": dim, "window": window}
         figure = "executed unrolls against the forward bound"
-        yield measured("evolution", figure, settings, "Mcs/s", values, bounds=bounds[name, dim])
+        yield measured("evolution", figure, settings, "Mcs/s", values, bounds=bounds[name, window, dim])
 
 
 def _framework(described: Experiment) -> Callable[[], object]:
