@@ -8,6 +8,6 @@ from .digits_rl import EXPERIMENT as DIGITS_RL
 
 EXPERIMENT = dataclasses.replace(
     DIGITS_RL,
-    optimizer=choice("lstm", step_rule="recursive", features="all"),
+    optimizer=choice("lstm", step_rule="recursive", features="all", noise="none"),
     estimator=choice("truncated_backprop"),
 )

@@ -8,6 +8,6 @@ from .networks_rl import EXPERIMENT as NETWORKS_RL
 
 EXPERIMENT = dataclasses.replace(
     NETWORKS_RL,
-    optimizer=choice("lstm", step_rule="recursive", features="all"),
+    optimizer=choice("lstm", step_rule="recursive", features="all", noise="none"),
     estimator=choice("truncated_backprop"),
 )

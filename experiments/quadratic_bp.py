@@ -4,7 +4,7 @@ from metaopt.experiment import Evaluation, Experiment, choice
 
 EXPERIMENT = Experiment(
     tasks=(choice("quadratic", dim=10),),
-    optimizer=choice("lstm", step_rule="recursive", features="all"),
+    optimizer=choice("lstm", step_rule="recursive", features="all", noise="none"),
     estimator=choice("truncated_backprop"),
     num_meta_steps=2000,
     num_tasks=16,

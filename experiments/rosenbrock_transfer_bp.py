@@ -8,6 +8,6 @@ from .quadratic_bp import EXPERIMENT as QUADRATIC
 
 EXPERIMENT = dataclasses.replace(
     QUADRATIC,
-    optimizer=choice("lstm", step_rule="recursive", features="gradient"),
+    optimizer=choice("lstm", step_rule="recursive", features="gradient", noise="none"),
     evaluation=Evaluation(tasks=(choice("quadratic"), choice("rosenbrock")), horizons=(1000,)),
 )

@@ -257,8 +257,8 @@ def _pieces(columns: int, options: dict[str, Any]) -> dict[tuple[str, int], Piec
 def learned(model: str, hidden: int = HIDDEN) -> Choice:
     """The optimizer of the `BP` or the `RL` model."""
     if model == "BP":
-        return choice("lstm", hidden_size=hidden, step_rule="recursive")
-    return choice("lstm", hidden_size=hidden, noise="per_step")
+        return choice("lstm", hidden_size=hidden, features="all", step_rule="recursive", noise="none")
+    return choice("lstm", hidden_size=hidden, features="all", noise="per_step")
 
 
 def experiment(model: str, num_tasks: int, task: Choice | None = None, **fields: Any) -> Experiment:

@@ -42,7 +42,7 @@ def _digits() -> Experiment:
         "RL",
         4,
         choice("classifier"),
-        optimizer=choice("lstm", noise="per_step", alpha_bias=-2.0),
+        optimizer=choice("lstm", features="all", noise="per_step", alpha_bias=-2.0),
         meta_optimizer=MetaOptimizer(learning_rate=3e-3),
         horizon=50,
         log=Log(every=5),

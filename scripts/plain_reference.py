@@ -20,7 +20,7 @@ from metaopt.experiment import Experiment, build_families
 from metaopt.types import Families, Key, MetaParams, TaskFamily
 
 # What the reference has; every other option of the optimizer must stay at its default.
-OPTIONS = {"step_rule", "hidden_size", "noise", "alpha_bias"}
+OPTIONS = {"step_rule", "hidden_size", "features", "noise", "alpha_bias"}
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-8
 
 
@@ -120,9 +120,14 @@ class PlainTrainer:
         whole = experiment.unroll_length in (None, experiment.horizon)
         if len(experiment.tasks) != 1 or experiment.optimizer.name != "lstm" or set(options) - OPTIONS or not whole:
             raise ValueError(f"the plain reference has one family, lstm with {sorted(OPTIONS)} and full unrolls.")
+        if options.get("features") != "all":
+            raise ValueError("the plain reference has all features; set features=all.")
         self.experiment = experiment
         self.families: Families = build_families(experiment)
-        recursive, noise = options.get("step_rule", "direct") == "recursive", options.get("noise", "none") == "per_step"
+        recursive, noise = (
+            options.get("step_rule", "direct") == "recursive",
+            options.get("noise", "per_step") == "per_step",
+        )
         settings = {"hidden_size": options.get("hidden_size", 20), "recursive": recursive, "noise": noise}
 
         def meta_loss(meta_params: MetaParams, family: TaskFamily, keys: Key) -> jax.Array:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from thesis_arms import RESULTS, STUDIES, THESIS
+from thesis_choices import ALIKE, DEFAULTS, FEW, MULTIPLE, chosen, table, weigh
 from thesis_claims import OURS, Claim, judge, number, share
 from thesis_claims import THESIS as ONE
 from thesis_collect import collect
@@ -123,6 +124,7 @@ def _page(records: Mapping[str, Record]) -> Iterator[str]:
     for name in STUDIES:
         if name in records:
             yield from _ablation(records[name])
+    yield from _choices(records)
     if "variance" in records:
         yield from _variance(records["variance"])
     yield "## What it cost\n"
@@ -184,6 +186,20 @@ def _networks(record: Record) -> Iterator[str]:
         words = f"{_cell(tuned[best]['at']['10'])} {best.partition('@')[0]}"
         yield f"| {task} | " + " | ".join(cells) + f" | {words} |"
     yield ""
+
+
+def _choices(records: Mapping[str, Record]) -> Iterator[str]:
+    weighed = weigh(records)
+    yield "## What each choice did, and the defaults that follow\n"
+    yield f"Every two arms that differ in one choice alone, on every test, at {MULTIPLE} times the training horizon."
+    yield f"**Better**: the share that failed is lower by more than {100 * FEW:.0f} points, or else the mean loss by"
+    yield f"more than {100 * (1 - ALIKE):.0f}%. Pairs share meta-seeds and tasks: these are counts, not a test.\n"
+    yield from table(weighed)
+    found = chosen(weighed)
+    yield "\nA default of the framework's `lstm` gives way to a value that was better at least twice as often as worse:"
+    yield ", ".join(f"`{name}={found[name]}`" for name in DEFAULTS) + "."
+    yield "What a meta-step costs is for an experiment to choose (`num_tasks`, `unroll_length`), and so is the model's"
+    yield "step rule. The thesis's experiments name all of theirs.\n"
 
 
 def _variance(record: Record) -> Iterator[str]:

@@ -21,11 +21,11 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
 from plain_reference import PlainTrainer  # noqa: E402  # pyright: ignore
 
 BP: dict[str, Any] = {
-    "optimizer": choice("lstm", hidden_size=5, step_rule="recursive"),
+    "optimizer": choice("lstm", hidden_size=5, features="all", step_rule="recursive", noise="none"),
     "estimator": choice("truncated_backprop"),
 }
 RL: dict[str, Any] = {
-    "optimizer": choice("lstm", hidden_size=5, noise="per_step"),
+    "optimizer": choice("lstm", hidden_size=5, features="all", noise="per_step"),
     "estimator": choice("reparameterised"),
 }
 QUADRATIC = choice("quadratic", dim=6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pytest
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 sys.path.insert(0, str(SCRIPTS))
+import thesis_choices as choices  # noqa: E402
 import thesis_claims as claims  # noqa: E402
 import thesis_statistics as figures  # noqa: E402
 from thesis_arms import STUDIES, figure  # noqa: E402
+from thesis_write import read_results  # noqa: E402
 
+from metaopt.optimizers.lstm import lstm  # noqa: E402
 from metaopt.runs.config import validate  # noqa: E402
 
 
@@ -117,3 +121,33 @@ def test_the_page_says_what_the_records_say() -> None:
         pytest.skip("no results are committed")
     page = (thesis_write.THESIS / "README.md").read_text()
     assert page == "\n".join(thesis_write._page(records)).rstrip() + "\n"
+
+
+def test_the_defaults_are_those_that_the_ablation_chose() -> None:
+    found = choices.chosen(choices.weigh(read_results()))
+    defaults = {name: parameter.default for name, parameter in inspect.signature(lstm).parameters.items()}
+    assert {name: found[name] for name in choices.DEFAULTS} == {name: defaults[name] for name in choices.DEFAULTS}
+
+
+def test_choices_are_weighed_where_nothing_else_differs() -> None:
+    def arm(mean: float, failed: float, **options: str) -> dict[str, Any]:
+        config = {
+            "optimizer": {"options": options},
+            "estimator": {"options": {}},
+            "unroll_length": None,
+            "num_tasks": 1,
+        }
+        return {"config": config, "use": {}, "tests": {"a": {"at": {"10": {"mean": mean, "failed": failed}}}}}
+
+    arms = {
+        "base": arm(1.0, 0.0),
+        "lower": arm(0.5, 0.0, features="gradient"),
+        "near": arm(0.95, 0.04, alpha="per_coordinate"),
+        "fails": arm(0.1, 0.5, normalisation="rms"),
+        "both": arm(0.1, 0.0, features="scale_free", s_form="printed"),
+    }
+    found = {(one.choice, one.other): one for one in choices.weigh({"study": {"arms": arms}})}
+    assert set(found) == {("features", "gradient"), ("alpha", "per_coordinate"), ("normalisation", "rms")}
+    assert found["features", "gradient"].better == ["lower on a"]
+    assert found["alpha", "per_coordinate"].alike and found["normalisation", "rms"].worse
+    assert choices.chosen(list(found.values()))["features"] == "gradient"

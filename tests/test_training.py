@@ -210,7 +210,7 @@ def test_none_is_a_word_where_the_option_has_it_and_nothing_where_it_has_not():
         (dict(optimizer=choice("lstm", hidden_size="big")), "not of type int"),
         (dict(optimizer=choice("lstm", hidden_size=2.5)), "not of type int"),
         (dict(optimizer=choice("lstm", beta1=float("nan"))), "finite"),
-        (dict(optimizer=choice("lstm")), "noise=per_step"),
+        (dict(optimizer=choice("lstm", noise="none")), "noise=per_step"),
         (dict(optimizer=choice("lstm", features="some")), "gradient"),
         (dict(unroll_length=4), r"`horizon` \(6\) must be a multiple of `unroll_length` \(4\); try 4 or 8"),
         (dict(objective="means"), "did you mean 'mean'"),

@@ -8,6 +8,6 @@ from .figure3_rl import EXPERIMENT as RL
 
 EXPERIMENT = dataclasses.replace(
     RL,
-    optimizer=choice("lstm", step_rule="recursive", features="gradient"),
+    optimizer=choice("lstm", step_rule="recursive", features="gradient", noise="none"),
     estimator=choice("truncated_backprop"),
 )

@@ -8,6 +8,6 @@ from .figure5_rl import EXPERIMENT as RL
 
 EXPERIMENT = dataclasses.replace(
     RL,
-    optimizer=choice("lstm", step_rule="recursive", features="all"),
+    optimizer=choice("lstm", step_rule="recursive", features="all", noise="none"),
     estimator=choice("truncated_backprop"),
 )

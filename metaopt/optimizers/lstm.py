@@ -14,11 +14,11 @@ from metaopt.types import Optimizer
 def lstm(
     *,
     step_rule: Literal["direct", "recursive"] = "direct",
-    features: FeatureSet = "all",
+    features: FeatureSet = "scale_free",
     s_form: SForm = "adam",
     alpha: Alpha = "shared",
     normalisation: Normalisation = "norm",
-    noise: Noise = "none",
+    noise: Noise = "per_step",
     noise_in_use: NoiseInUse = "one",
     initial_alpha: InitialAlpha = "drawn",
     alpha_bias: float | None = None,
@@ -30,13 +30,16 @@ def lstm(
 ) -> Optimizer:
     """A coordinatewise LSTM whose step is α_t ξ_t d_t/‖d_t‖.
 
+    The defaults are what transferred best to other tasks and longer horizons (experiments/thesis/README.md).
+
     Args:
       step_rule: `recursive`, α_t = α_{t-1} γ_t (the BP model), or `direct`, α_t an output (the RL model).
       features: `gradient` (∇ alone), `all` (ten) or `scale_free` (six).
       s_form: whether Adam's ratio s has the square root (`adam`) or not (`printed` in the thesis).
       alpha: one step length a task (`shared`: the log averaged over coordinates) or `per_coordinate`.
       normalisation: what d is divided by: its `norm`, its `rms`, or each leaf's own RMS (`tensor_rms`).
-      noise: ξ_t ~ Gamma(2, 1) `per_step`, `per_coordinate` or `none`; drawn when the estimator explores.
+      noise: ξ_t ~ Gamma(2, 1) `per_step`, `per_coordinate` or `none`; drawn in meta-training when the estimator
+        explores, as all but `truncated_backprop` do.
       noise_in_use: what stands for ξ_t in use: `one` (its mode), `two` (its mean), or it stays `on`.
       initial_alpha: log α_0 ~ U[-6, -2] (`drawn`) or -4 (`median`); only for `recursive`.
       alpha_bias: where the log α (default -3) or log γ (default 0) head starts.

@@ -206,7 +206,7 @@ def read_capsule(path: Path) -> Capsule:
         with safe_open(path, framework="numpy") as file:
             about = json.loads((file.metadata() or {})["metaopt"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-        experiment = from_json(about["experiment"], str(path))
+        experiment = from_json(about["experiment"], str(path), unversioned=1)
         values = {name: about[name] for name in Setting._fields}
         values |= {"experiment": experiment, "task": Choice(**about["task"])}
         setting = Setting(**values)

@@ -15,7 +15,7 @@ from typing import Any
 
 import metaopt
 from metaopt.experiment import Experiment, UserError
-from metaopt.runs.json_config import VERSION, from_json, to_json
+from metaopt.runs.json_config import from_json, to_json
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -217,7 +217,7 @@ def create_run(
 
 def write_config(path: Path, experiment: Experiment) -> None:
     """config.json, with the version of its format."""
-    write_json(path / CONFIG, {"version": VERSION, **to_json(experiment)})
+    write_json(path / CONFIG, to_json(experiment))
 
 
 def safe_name(text: str) -> str:
@@ -252,7 +252,7 @@ def open_run(path: Path) -> tuple[Path, Experiment]:
         hint = f"did you mean {runs[-1].parent}?" if runs else "give the folder that `metaopt train` printed."
         raise UserError(f"{path} is not a run folder, for it has no {CONFIG}; {hint}")
     try:
-        return path, from_json(read_json(config), str(config))
+        return path, from_json(read_json(config), str(config), unversioned=1)
     except UserError as error:
         versions: Any = None
         with contextlib.suppress(UserError):

@@ -15,32 +15,46 @@ from cattrs.gen import make_dict_structure_fn
 import metaopt
 from metaopt.experiment import Choice, Experiment, UserError, parse_choice, suggest
 
-VERSION = 1  # of the format of config.json; files without one are of the first
+VERSION = 2  # of the format; what metaopt itself wrote without one is of the first
+# What `lstm` did where version 1 named no option; its defaults have changed since.
+LSTM_1 = {"features": "all", "noise": "none"}
 
 
 def to_json(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as plain JSON values; `from_json` gives it back."""
-    return _plain(experiment)
+    """The experiment as plain JSON values, with the version of their format; `from_json` gives it back."""
+    return {"version": VERSION, **_plain(experiment)}
 
 
-def from_json(values: Any, where: str = "the configuration") -> Experiment:
-    """The experiment that plain JSON values describe.
+def from_json(values: Any, where: str = "the configuration", *, unversioned: int = VERSION) -> Experiment:
+    """The experiment that plain JSON values describe. Those of an older version mean what they meant then.
+
+    Args:
+      unversioned: the version of values that name none: the current one where a user wrote them, 1 in metaopt's files.
 
     Raises:
-      UserError: another version, an unknown, missing, ill-typed or non-finite field; one line that begins with `where`.
+      UserError: a newer version, an unknown, missing, ill-typed or non-finite field; one line that begins with `where`.
     """
-    if isinstance(values, Mapping) and "version" in values:
-        version = values["version"]
-        if version != VERSION or isinstance(version, bool):
-            raise UserError(
-                f"{where} is of format version {version!r}, and metaopt {metaopt.__version__} reads {VERSION}; "
-                "use the version of metaopt that wrote it."
-            )
+    version = unversioned
+    if isinstance(values, Mapping):
+        version = values.get("version", unversioned)
         values = {name: value for name, value in values.items() if name != "version"}
+    if version not in (1, VERSION) or not isinstance(version, int) or isinstance(version, bool):
+        raise UserError(
+            f"{where} is of format version {version!r}, and metaopt {metaopt.__version__} reads {VERSION}; "
+            "use the version of metaopt that wrote it."
+        )
     try:
-        return _converter().structure(values, Experiment)
+        experiment = _converter().structure(values, Experiment)
     except (BaseValidationError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{where}: {_first_line(error)}") from None
+    return experiment if version == VERSION else _from_version_1(experiment)
+
+
+def _from_version_1(experiment: Experiment) -> Experiment:
+    picked = experiment.optimizer
+    if picked.name != "lstm":
+        return experiment
+    return dataclasses.replace(experiment, optimizer=Choice(picked.name, {**LSTM_1, **picked.options}))
 
 
 def _plain(value: Any) -> Any:

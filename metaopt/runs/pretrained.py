@@ -59,7 +59,7 @@ def read_optimizer(path: Path) -> Trained:
                 f"{path} is of format version {about['version']!r}, and metaopt {metaopt.__version__} reads {VERSION}; "
                 "use the version of metaopt that wrote it."
             )
-        experiment, card = from_json(about["experiment"], str(path)), dict(about["card"])
+        experiment, card = from_json(about["experiment"], str(path), unversioned=1), dict(about["card"])
         optimizer = build_optimizer(experiment.optimizer)
     except UserError:
         raise

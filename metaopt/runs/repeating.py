@@ -17,7 +17,9 @@ def what_differs(path: Path, experiment: Experiment) -> str:
     """One line: fields, versions, code, data and devices that are not those of a run, or that they are all the same."""
     recorded = folder.read_json(path / folder.CONFIG)
     # Through the reader and back, so that a field that an older version did not know has its default.
-    configs = [catalogue.fields_of(to_json(each)) for each in (from_json(recorded, str(path)), experiment)]
+    configs = [
+        catalogue.fields_of(to_json(each)) for each in (from_json(recorded, str(path), unversioned=1), experiment)
+    ]
     found = [
         f"{name} {value_words(configs[0], name)} -> {value_words(configs[1], name)}" for name in differing(configs)
     ]

@@ -276,13 +276,13 @@ def test_the_optimizer_without_a_density_cannot_be_scored(options):
 
 
 REFUSED = [
-    ("score_function", lstm(**SMALL), {}, "the optimizer draws none"),
+    ("score_function", lstm(noise="none", **SMALL), {}, "the optimizer draws none"),
     ("score_function", lstm(noise="per_step", **SMALL), {}, "one draw a step lies on a ray"),
     ("score_function", sgd(), {}, "take --optimizer lstm:noise=per_coordinate"),
     ("score_function", NOISY, dict(num_tasks=1), "needs at least 2 tasks"),
     ("score_function", NOISY, dict(baseline="leave_one_out", rollouts=1), "`rollouts`"),
     ("score_function", NOISY, dict(baseline="moving_average", decay=1.0), "`decay`"),
-    ("reparameterised", lstm(**SMALL), {}, "noise=per_step"),
+    ("reparameterised", lstm(noise="none", **SMALL), {}, "noise=per_step"),
     ("reparameterised", NOISY, dict(objective_batch="none"), "carries no gradient"),
     ("truncated_backprop", NOISY, dict(unroll_length=3), "multiple of `unroll_length`"),
     ("truncated_backprop", NOISY, dict(staggered=True), "several windows"),

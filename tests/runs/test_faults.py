@@ -224,15 +224,20 @@ def test_html_in_names_stays_text(finished: Path, tmp_path: Path) -> None:
 def test_configs_have_a_version_and_older_ones_are_read(finished: Path, tmp_path: Path, tiny: Experiment) -> None:
     path = copied(finished, tmp_path)
     config = json.loads((path / "config.json").read_text())
-    assert config.pop("version") == 1 and config == json.loads(json.dumps(to_json(tiny)))
-    folder.write_json(path / "config.json", config)
-    assert folder.open_run(path)[1] == tiny
+    assert config["version"] == 2 and config == json.loads(json.dumps(to_json(tiny)))
+    picked = tiny.optimizer
+    for version in ({"version": 1}, {}):  # what `lstm` did in the first version where it was given no option
+        del config["version"]
+        config |= version
+        folder.write_json(path / "config.json", config)
+        options = {"features": "all", "noise": "none", **picked.options}
+        assert folder.open_run(path)[1] == dataclasses.replace(tiny, optimizer=choice("lstm", **options))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "is of format version 2, and metaopt .* reads 1; use the version of metaopt that wrote it"),
+        ({"version": 3}, "is of format version 3, and metaopt .* reads 2; use the version of metaopt that wrote it"),
         ({"version": "new"}, "is of format version 'new'"),
         ({"meta_learning_rate": 0.1}, "'meta_learning_rate' is unknown.*written by metaopt 0.0.1; this is"),
         ({"horizon": None}, "`horizon` is None"),

@@ -70,7 +70,7 @@ def test_a_loaded_optimizer_drops_into_an_optax_loop(finished: Path) -> None:
 
 
 def test_noise_needs_a_key_and_an_optimizer_that_has_some(tmp_path: Path) -> None:
-    saved(tmp_path / "quiet.safetensors", experiment())
+    saved(tmp_path / "quiet.safetensors", experiment(noise="none"))
     with pytest.raises(UserError, match="without step noise"):
         metaopt.load(tmp_path / "quiet.safetensors", noise=True)
     saved(tmp_path / "noisy.safetensors", experiment(noise="per_step"))
