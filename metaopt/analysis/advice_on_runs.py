@@ -27,7 +27,7 @@ def base_name(picked: Any) -> str:
 def can_be_scale_free(result: Mapping[str, Any]) -> bool:
     """Whether features=scale_free is there to be taken."""
     optimizer = str(result["optimizer"])
-    return base_name(optimizer) == "lstm" and "features=scale_free" not in optimizer
+    return base_name(optimizer) == "lstm" and any(f"features={name}" in optimizer for name in ("all", "gradient"))
 
 
 def plain(value: float) -> str:

@@ -54,7 +54,8 @@ def _from_version_1(experiment: Experiment) -> Experiment:
     picked = experiment.optimizer
     if picked.name != "lstm":
         return experiment
-    return dataclasses.replace(experiment, optimizer=Choice(picked.name, {**LSTM_1, **picked.options}))
+    options = {**picked.options, **{name: value for name, value in LSTM_1.items() if name not in picked.options}}
+    return dataclasses.replace(experiment, optimizer=Choice(picked.name, options))
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from metaopt.runs.listing import print_entry, print_listing
 def test_an_entry_shows_its_options_with_defaults_and_values(capsys):
     print_entry("lstm")
     text = capsys.readouterr().out
-    assert "features=all  gradient | all | scale_free" in text
+    assert "features=scale_free  gradient | all | scale_free" in text
     assert "alpha_bias=none  number | none" in text
     print_entry("reparameterised")
     text = capsys.readouterr().out
