@@ -225,13 +225,19 @@ def test_configs_have_a_version_and_older_ones_are_read(finished: Path, tmp_path
     path = copied(finished, tmp_path)
     config = json.loads((path / "config.json").read_text())
     assert config["version"] == 2 and config == json.loads(json.dumps(to_json(tiny)))
-    picked = tiny.optimizer
-    for version in ({"version": 1}, {}):  # what `lstm` did in the first version where it was given no option
-        del config["version"]
-        config |= version
-        folder.write_json(path / "config.json", config)
-        options = {"features": "all", "noise": "none", **picked.options}
-        assert folder.open_run(path)[1] == dataclasses.replace(tiny, optimizer=choice("lstm", **options))
+    del config["version"]
+    folder.write_json(path / "config.json", config)
+    assert folder.open_run(path)[1] == tiny
+
+
+@pytest.mark.parametrize("version", [{"version": 1}, {}])
+def test_an_optimizer_of_the_first_version_is_what_it_was(version: dict[str, int], tmp_path: Path) -> None:
+    config = {"tasks": ["quadratic"], "optimizer": "lstm:noise=per_step,hidden_size=3", "estimator": "reparameterised"}
+    folder.write_json(tmp_path / "config.json", {**version, **config})
+    picked = folder.open_run(tmp_path)[1].optimizer
+    assert picked == choice("lstm", noise="per_step", hidden_size=3, features="all")
+    folder.write_json(tmp_path / "config.json", {"version": 2, **config})
+    assert "features" not in folder.open_run(tmp_path)[1].optimizer.options
 
 
 @pytest.mark.parametrize(
