@@ -12,7 +12,7 @@ from typing import Any
 
 Record = Mapping[str, Any]
 
-MULTIPLE = "10"  # of the training horizon
+MULTIPLE, FURTHER = "10", "100"  # of the training horizon: the one that decides, and one to know
 FEW = 0.05  # failed shares that differ by no more are alike
 ALIKE = 0.9  # a lower mean is lower only below this multiple of the other
 # Choice -> the value that others are compared with, first; where a configuration names none, it has this one.
@@ -44,13 +44,9 @@ class Weighed:
     worse: list[str] = field(default_factory=list)
     alike: list[str] = field(default_factory=list)
 
-    @property
-    def number(self) -> int:
-        return len(self.better) + len(self.worse) + len(self.alike)
-
 
 def settings(arm: Record) -> dict[str, Any]:
-    """What an arm chose, defaults filled in."""
+    """What an arm chose, defaults filled in; those that have changed, `features` and `noise`, every arm names."""
     config = arm["config"]
     given = {
         **config["optimizer"]["options"],
@@ -59,6 +55,7 @@ def settings(arm: Record) -> dict[str, Any]:
         **arm["use"],
     }
     found = {name: given.get(name, values[0]) for name, values in CHOICES.items()}
+    found |= {name: given[name] for name in ("features", "noise")}
     if found["noise"] == "none":
         found["noise_in_use"] = None
     if found["step_rule"] == "direct":
@@ -66,8 +63,8 @@ def settings(arm: Record) -> dict[str, Any]:
     return found
 
 
-def weigh(records: Mapping[str, Record]) -> list[Weighed]:
-    """Every choice's values against each other, in the order of `CHOICES`."""
+def weigh(records: Mapping[str, Record], multiple: str = MULTIPLE) -> list[Weighed]:
+    """Every choice's values against each other at a multiple of the horizon, in the order of `CHOICES`."""
     found: dict[tuple[str, Any, Any], Weighed] = {}
     for record in records.values():
         if "arms" not in record:
@@ -80,7 +77,7 @@ def weigh(records: Mapping[str, Record]) -> list[Weighed]:
             values = sorted((chosen[one][differs], chosen[two][differs]), key=CHOICES[differs].index)
             first, second = (one, two) if chosen[one][differs] == values[0] else (two, one)
             entry = found.setdefault((differs, *values), Weighed(differs, *values))
-            for task, words in _compared(record["arms"][first], record["arms"][second]):
+            for task, words in _compared(record["arms"][first], record["arms"][second], multiple):
                 getattr(entry, words).append(f"{second} on {task}")
     order = list(CHOICES)
     return sorted(found.values(), key=lambda one: order.index(one.choice))
@@ -97,23 +94,33 @@ def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
     return differs[0] if len(differs) == 1 else None
 
 
-def _compared(reference: Record, other: Record) -> Iterator[tuple[str, str]]:
+def _compared(reference: Record, other: Record, multiple: str) -> Iterator[tuple[str, str]]:
+    seeds = min(reference["seeds"], other["seeds"])
     for task, test in other["tests"].items():
-        yield task, _verdict(reference["tests"][task]["at"][MULTIPLE], test["at"][MULTIPLE])
+        if multiple in test["at"]:
+            yield task, _verdict(*(_pooled(one["at"][multiple], seeds) for one in (reference["tests"][task], test)))
 
 
-def _verdict(reference: Record, other: Record) -> str:
-    difference = other["failed"] - reference["failed"]
+def _pooled(at: Record, seeds: int) -> tuple[float, float | None]:
+    """(share failed, mean loss of the others) over the first meta-seeds, those that both arms have."""
+    failed = at["per_seed"]["failed"][:seeds]
+    means = [(mean, 1 - lost) for mean, lost in zip(at["per_seed"]["mean"][:seeds], failed, strict=True) if lost < 1]
+    good = sum(share for _, share in means)
+    return sum(failed) / seeds, sum(mean * share for mean, share in means) / good if means else None
+
+
+def _verdict(reference: tuple[float, float | None], other: tuple[float, float | None]) -> str:
+    difference = other[0] - reference[0]
     if abs(difference) > FEW:
         return "worse" if difference > 0 else "better"
-    a, b = reference["mean"], other["mean"]
+    a, b = reference[1], other[1]
     if a is None or b is None or min(a, b) >= ALIKE * max(a, b):
         return "alike"
     return "better" if b < a else "worse"
 
 
 def chosen(weighed: Sequence[Weighed]) -> dict[str, Any]:
-    """Each choice's value: the first of `CHOICES`, unless another is better than it at least twice as often as worse.
+    """Each choice's value: the first of `CHOICES`, unless another is better than it more than twice as often as worse.
 
     Of several such the one that the same rule prefers to the others, else the first.
     """
@@ -129,13 +136,19 @@ def chosen(weighed: Sequence[Weighed]) -> dict[str, Any]:
     return found
 
 
-def table(weighed: Sequence[Weighed]) -> Iterator[str]:
-    """A Markdown table."""
-    yield "| choice | value | against | pairs × tests | better | worse | alike |"
-    yield "| --- | --- | --- | --- | --- | --- | --- |"
+def table(weighed: Sequence[Weighed], further: Sequence[Weighed]) -> Iterator[str]:
+    """A Markdown table: the counts that decide, beside them those at the further multiple."""
+    beyond = {(one.choice, one.reference, one.other): one for one in further}
+    yield f"| choice | value | against | better at {MULTIPLE}× | worse | alike | better at {FURTHER}× | worse | alike |"
+    yield "| --- " * 9 + "|"
     for one in weighed:
-        counts = f"{len(one.better)} | {len(one.worse)} | {len(one.alike)}"
-        yield f"| `{one.choice}` | {_word(one.other)} | {_word(one.reference)} | {one.number} | {counts} |"
+        far = beyond.get((one.choice, one.reference, one.other))
+        counts = _counts(one) + (["", "", ""] if far is None else _counts(far))
+        yield f"| `{one.choice}` | {_word(one.other)} | {_word(one.reference)} | " + " | ".join(counts) + " |"
+
+
+def _counts(one: Weighed) -> list[str]:
+    return [str(len(words)) for words in (one.better, one.worse, one.alike)]
 
 
 def _word(value: Any) -> str:

@@ -130,18 +130,20 @@ def test_the_defaults_are_those_that_the_ablation_chose() -> None:
 
 
 def test_choices_are_weighed_where_nothing_else_differs() -> None:
-    def arm(mean: float, failed: float, **options: str) -> dict[str, Any]:
+    def arm(mean: float, failed: float, seeds: int = 3, **options: str) -> dict[str, Any]:
+        options = {"features": "all", "noise": "none", **options}
         config = {
             "optimizer": {"options": options},
             "estimator": {"options": {}},
             "unroll_length": None,
             "num_tasks": 1,
         }
-        return {"config": config, "use": {}, "tests": {"a": {"at": {"10": {"mean": mean, "failed": failed}}}}}
+        at = {"10": {"per_seed": {"mean": [mean, mean, 100.0][:seeds], "failed": [failed, failed, 0.0][:seeds]}}}
+        return {"config": config, "use": {}, "seeds": seeds, "tests": {"a": {"at": at}}}
 
     arms = {
         "base": arm(1.0, 0.0),
-        "lower": arm(0.5, 0.0, features="gradient"),
+        "lower": arm(0.5, 0.0, seeds=2, features="gradient"),  # against the base's first two seeds
         "near": arm(0.95, 0.04, alpha="per_coordinate"),
         "fails": arm(0.1, 0.5, normalisation="rms"),
         "both": arm(0.1, 0.0, features="scale_free", s_form="printed"),
@@ -151,3 +153,6 @@ def test_choices_are_weighed_where_nothing_else_differs() -> None:
     assert found["features", "gradient"].better == ["lower on a"]
     assert found["alpha", "per_coordinate"].alike and found["normalisation", "rms"].worse
     assert choices.chosen(list(found.values()))["features"] == "gradient"
+    found["features", "gradient"].worse.append("elsewhere")  # better once for each time worse
+    found["features", "gradient"].better.append("there")
+    assert choices.chosen(list(found.values()))["features"] == "all"

@@ -32,8 +32,8 @@ def evolution_strategies(
     Args:
       sigma: σ, the standard deviation of the perturbation of every number in φ.
       tasks_per_perturbation: tasks that share one ε, rounded up to a divisor of a family's tasks; None: as few as
-        have 64 columns (tasks times coordinates), below which reading φ costs more than using it, or twice as many
-        where that makes them a multiple of 32; at most half. A device holds whole groups.
+        have 64 columns (tasks times coordinates), below which reading φ costs more than using it, and at most half.
+        A device holds whole groups.
       explore: draw the optimizer's step noise, where it has any.
 
     Raises:

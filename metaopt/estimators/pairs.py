@@ -16,9 +16,8 @@ from metaopt.unroll import ObjectiveBatch, bind_tasks, unroll
 
 # A task's key splits into four streams (see `reset`); the first task's fold of this number draws its group's ε.
 PERTURBATION = 4
-# Columns (tasks times coordinates) that a perturbation needs to fill the vector units, and of a full tile in XLA's
-# products on CPUs: 80 columns take as long as 128.
-COLUMNS_SHARED, TILE = 64, 32
+# Columns (tasks times coordinates) that a perturbation needs to fill the vector units.
+COLUMNS_SHARED = 64
 # What the two sides of a pair have each for themselves; the rest (step, keys, f(θ_0)) they share.
 SIDES = UnrollState(params=0, opt_state=0, oracle_state=0, step=None, key=None, alive=0, initial_loss=None)  # type: ignore
 
@@ -51,12 +50,10 @@ class PairSettings(NamedTuple):
     def group_size(self, dim: int, tasks: int) -> int:
         """Tasks of a family's `tasks` that share a perturbation: the smallest divisor with enough columns, or as asked.
 
-        Twice that where it fills whole tiles. All of them only where that is asked for: a second perturbation halves
-        the variance, and a second device needs a group too.
+        All of them only where that is asked for: a second perturbation halves the variance, and a second device needs
+        a group too.
         """
         size = at_least(self.tasks_per_perturbation or -(-COLUMNS_SHARED // dim), tasks)
-        if self.tasks_per_perturbation is None and size * dim % TILE and 2 * size * dim % TILE == 0:
-            size = 2 * size if tasks % (4 * size) == 0 else size
         if self.halved and tasks < 2:
             raise ValueError("needs at least 2 tasks of each family, for two perturbations; raise `num_tasks`.")
         split = tasks > 1 and (self.halved or self.tasks_per_perturbation is None)

@@ -21,6 +21,7 @@ COLOURS = {
     "cancelled": "yellow",
 }
 ORDER = ("finished", "running", "waiting", "interrupted", "cancelled", "diverged", "failed", "lost")
+NAME_WIDTH = 12  # characters; longer names are folded before columns are left out
 LONGEST_NOTE = 160  # characters
 WIDE = 200  # columns where there is no terminal, so that no line is broken
 
@@ -49,17 +50,16 @@ class _Fitting:
         from rich.measure import Measurement
 
         shown, spare = list(self._columns), list(self._spare)
-        table = self._table(shown)
-        while spare and Measurement.get(console, options.update(width=10**4), table).minimum > options.max_width:
+        wide = options.update(width=10**4)
+        while spare and Measurement.get(console, wide, self._table(shown, NAME_WIDTH)).minimum > options.max_width:
             shown.remove(spare.pop(0))
-            table = self._table(shown)
-        yield table
+        yield self._table(shown)
 
-    def _table(self, shown: Sequence[str]) -> Any:
+    def _table(self, shown: Sequence[str], name_width: int | None = None) -> Any:
         from rich.text import Text
 
         table = _table()
-        table.add_column("run", overflow="fold", min_width=12)  # in a narrow terminal names give way first
+        table.add_column("run", overflow="fold", min_width=NAME_WIDTH)  # in a narrow terminal names give way first
         table.add_column("state", no_wrap=True)
         for heading in shown:
             table.add_column(heading, justify="right", no_wrap=True)
@@ -75,7 +75,7 @@ class _Fitting:
                 **{f"val {m}": number(row.progress.validation.get(m)) for m in self._multiples},
             }
             cells = (Text(values[name]) for name in shown)
-            table.add_row(Text(row.name), Text(state, style=COLOURS.get(row.state, "")), *cells)
+            table.add_row(Text(row.name[:name_width]), Text(state, style=COLOURS.get(row.state, "")), *cells)
         return table
 
 

@@ -30,7 +30,8 @@ def lstm(
 ) -> Optimizer:
     """A coordinatewise LSTM whose step is α_t ξ_t d_t/‖d_t‖.
 
-    The defaults are what transferred best to other tasks and longer horizons (experiments/thesis/README.md).
+    Features and noise are by default what did better at ten times the training horizon in the ablation of
+    experiments/thesis/README.md; the other options kept the thesis's values.
 
     Args:
       step_rule: `recursive`, α_t = α_{t-1} γ_t (the BP model), or `direct`, α_t an output (the RL model).

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from metaopt.experiment import UserError
 from metaopt.runs import folder
 from metaopt.runs.following import parse_row
+from metaopt.runs.json_config import upgraded
 from metaopt.runs.state import STATES, read_state
 
 Fields = dict[str, Any]  # dotted name -> value, as `fields_of` gives them
@@ -107,6 +108,7 @@ def fields_of(config: Any) -> Fields:
 
     `{"optimizer": {"name": "lstm", "options": {"hidden_size": 20}}}` becomes `optimizer = "lstm"` and
     `optimizer.hidden_size = 20`. A list of one choice counts as the choice; a longer one is a tuple of their texts.
+    What an older version meant stands as the current one would write it.
     """
     found: Fields = {}
 
@@ -125,7 +127,7 @@ def fields_of(config: Any) -> Fields:
         else:
             found[name] = value
 
-    walk(config, "")
+    walk(upgraded(config), "")
     return found
 
 

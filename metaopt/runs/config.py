@@ -15,7 +15,7 @@ import metaopt
 from metaopt.estimators.windows import check_windows
 from metaopt.experiment import Curriculum, Experiment, UserError, suggest
 from metaopt.runs.folder import CONFIG, experiment_name, read_json
-from metaopt.runs.json_config import from_json, to_json
+from metaopt.runs.json_config import VERSION, from_json, to_json
 
 # ----- checks across fields -------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ def load_experiment(name_or_path: str) -> tuple[str, Experiment]:
 
 def read_config(path: Path) -> Experiment:
     """The experiment in a .json file, checked."""
-    return from_json(read_json(path), str(path))
+    return from_json(read_json(path), str(path), unversioned=1 if path.name == CONFIG else VERSION)
 
 
 def _run_file(path: Path) -> Experiment:

@@ -34,28 +34,32 @@ def from_json(values: Any, where: str = "the configuration", *, unversioned: int
     Raises:
       UserError: a newer version, an unknown, missing, ill-typed or non-finite field; one line that begins with `where`.
     """
-    version = unversioned
-    if isinstance(values, Mapping):
-        version = values.get("version", unversioned)
-        values = {name: value for name, value in values.items() if name != "version"}
+    version = values.get("version", unversioned) if isinstance(values, Mapping) else unversioned
     if version not in (1, VERSION) or not isinstance(version, int) or isinstance(version, bool):
         raise UserError(
             f"{where} is of format version {version!r}, and metaopt {metaopt.__version__} reads {VERSION}; "
             "use the version of metaopt that wrote it."
         )
     try:
-        experiment = _converter().structure(values, Experiment)
+        return _converter().structure(upgraded(values, version), Experiment)
     except (BaseValidationError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{where}: {_first_line(error)}") from None
-    return experiment if version == VERSION else _from_version_1(experiment)
 
 
-def _from_version_1(experiment: Experiment) -> Experiment:
-    picked = experiment.optimizer
-    if picked.name != "lstm":
-        return experiment
-    options = {**picked.options, **{name: value for name, value in LSTM_1.items() if name not in picked.options}}
-    return dataclasses.replace(experiment, optimizer=Choice(picked.name, options))
+def upgraded(values: Any, unversioned: int = 1) -> Any:
+    """Plain values as the current version writes them, without the version; what is no experiment stays as it is."""
+    if not isinstance(values, Mapping):
+        return values
+    version = values.get("version", unversioned)
+    values = {name: value for name, value in values.items() if name != "version"}
+    picked = values.get("optimizer")
+    if version != 1 or not isinstance(picked, Mapping) or picked.get("name") != "lstm":
+        return values
+    options = picked.get("options", {})
+    if not isinstance(options, Mapping):
+        return values
+    old = {name: value for name, value in LSTM_1.items() if name not in options}
+    return {**values, "optimizer": {**picked, "options": {**options, **old}}}
 
 
 def _plain(value: Any) -> Any:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.flax import save_file
 
 import metaopt
+from metaopt.analysis.doctor_plan import explores
 from metaopt.experiment import Experiment, UserError, build_optimizer, suggest
 from metaopt.runs.folder import CONFIG, OPTIMIZER, replacing, resume_command
 from metaopt.runs.json_config import from_json, to_json
@@ -136,7 +137,7 @@ def load(name_or_path: str | Path, *, noise: bool = False) -> optax.GradientTran
     tx = trained.optimizer.bind(trained.meta_params)
     if not noise:
         return tx
-    if not trained.optimizer.explores:
+    if not explores(trained.experiment, trained.optimizer):
         raise UserError(f"{trained.experiment.optimizer} was trained without step noise; leave `noise` out.")
 
     def update(updates: Any, state: Any, params: Any = None, *, key: Any = None, **extra: Any) -> Any:

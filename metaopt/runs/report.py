@@ -13,6 +13,7 @@ from metaopt.experiment import UserError
 from metaopt.runs.doctor_section import doctor_section
 from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, METRICS, REPORT, open_run, read_json
 from metaopt.runs.horizon_section import horizon_section, one_run
+from metaopt.runs.json_config import upgraded
 from metaopt.runs.loggers import read_rows
 from metaopt.runs.report_page import page, write_page
 from metaopt.runs.report_parts import (
@@ -70,7 +71,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         *(_evaluation(result, index) for index, result in enumerate(results)),
         doctor_section(_optional(run_dir / DOCTOR)),
         _meta_training(rows, train_rows),
-        _configuration(config),
+        _configuration(upgraded(config)),
         _environment(environment),
     ]
     try:

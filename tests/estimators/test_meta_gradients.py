@@ -64,11 +64,11 @@ def random_like(tree, seed):
 
 
 OPTIONS = {
-    "recursive": dict(step_rule="recursive", num_layers=2),
-    "gradient alone": dict(step_rule="recursive", features="gradient"),
-    "direct with noise": dict(noise="per_step"),
+    "recursive": dict(step_rule="recursive", features="all", noise="none", num_layers=2),
+    "gradient alone": dict(step_rule="recursive", features="gradient", noise="none"),
+    "direct with noise": dict(features="all", noise="per_step"),
     "recursive with noise per coordinate": dict(step_rule="recursive", noise="per_coordinate", alpha="per_coordinate"),
-    "printed s, rms": dict(s_form="printed", normalisation="rms", noise="per_step"),
+    "printed s, rms": dict(features="all", s_form="printed", normalisation="rms", noise="per_step"),
     "scale free, tensor rms": dict(features="scale_free", normalisation="tensor_rms", noise="per_step"),
 }
 
@@ -349,7 +349,7 @@ def test_dead_tasks_are_counted_and_left_out():
 
 def test_reparameterised_without_noise_is_refused():
     with pytest.raises(ValueError, match="noise=per_step"):
-        reparameterised(lstm(), OBJECTIVES["mean"], num_tasks=1, horizon=T, unroll_length=T)
+        reparameterised(lstm(noise="none"), OBJECTIVES["mean"], num_tasks=1, horizon=T, unroll_length=T)
 
 
 def test_chunk_sizes_and_meshes():

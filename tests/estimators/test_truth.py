@@ -29,7 +29,7 @@ from tests.toys import one_bowl
 
 T, WINDOW = 6, 2
 SMOOTHING = 0.3
-NETWORK = dict(hidden_size=2, num_layers=1, features="gradient", alpha_bias=-1.0)
+NETWORK = dict(hidden_size=2, num_layers=1, features="gradient", noise="none", alpha_bias=-1.0)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -12,7 +12,7 @@ from metaopt.unroll import bind_tasks, reset, unroll
 from tests.toys import bowl
 
 OPTIMIZERS = {
-    "all": lstm(hidden_size=4, num_layers=1),
+    "all": lstm(hidden_size=4, num_layers=1, features="all"),
     "scale_free": lstm(hidden_size=4, num_layers=1, features="scale_free"),
     "rnnprop": rnnprop(hidden_size=4),
 }

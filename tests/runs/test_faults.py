@@ -30,6 +30,7 @@ from metaopt.experiment import Experiment, UserError, Validation, choice
 from metaopt.runs import folder, processes
 from metaopt.runs import train as train_module
 from metaopt.runs.capsules import read_capsule
+from metaopt.runs.catalogue import fields_of
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.config import load_experiment
 from metaopt.runs.console import make_console, say
@@ -232,10 +233,17 @@ def test_configs_have_a_version_and_older_ones_are_read(finished: Path, tmp_path
 
 @pytest.mark.parametrize("version", [{"version": 1}, {}])
 def test_an_optimizer_of_the_first_version_is_what_it_was(version: dict[str, int], tmp_path: Path) -> None:
-    config = {"tasks": ["quadratic"], "optimizer": "lstm:noise=per_step,hidden_size=3", "estimator": "reparameterised"}
+    picked = {"name": "lstm", "options": {"noise": "per_step", "hidden_size": 3}}
+    config = {"tasks": ["quadratic"], "optimizer": picked, "estimator": "reparameterised"}
     folder.write_json(tmp_path / "config.json", {**version, **config})
-    picked = folder.open_run(tmp_path)[1].optimizer
-    assert picked == choice("lstm", noise="per_step", hidden_size=3, features="all")
+    meant = choice("lstm", noise="per_step", hidden_size=3, features="all")
+    for experiment in (
+        folder.open_run(tmp_path)[1],
+        *(load_experiment(str(tmp_path / name))[1] for name in ("", "config.json")),
+    ):
+        assert experiment.optimizer == meant
+    fields = fields_of(folder.read_json(tmp_path / "config.json"))
+    assert fields["optimizer.features"] == "all" and "version" not in fields
     folder.write_json(tmp_path / "config.json", {"version": 2, **config})
     assert "features" not in folder.open_run(tmp_path)[1].optimizer.options
 
