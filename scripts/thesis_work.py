@@ -188,6 +188,7 @@ def evaluate_arm(study: Study, arm: Arm, seeds: int, work: Path, clock: Clock) -
                 curves = measure((optimizer, meta_params), study, test, study.horizon * max(test.multiples))
                 save(path, curves, study, test, core_seconds=time.process_time() - began)
                 say(f"{study.name} {arm.name} seed {seed} {use} on {test.task}: {_brief(curves)}")
+        jax.clear_caches()  # see metaopt.runs.results.evaluate_all
 
 
 def _brief(curves: Curves) -> str:
@@ -210,6 +211,7 @@ def run_baselines(study: Study, work: Path, clock: Clock) -> None:
                 horizon = study.horizon * multiple
                 tune = lambda name=name, test=test, horizon=horizon: _tuned(name, study, test, horizon)  # noqa: E731
                 _baseline(folder, f"{name}@{multiple}", study, test, horizon, clock, tune)
+        jax.clear_caches()  # see metaopt.runs.results.evaluate_all
 
 
 def fixed_name(picked: Choice) -> str:

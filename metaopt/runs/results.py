@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from metaopt.evaluation import BASELINES, evaluate_run_on
 from metaopt.experiment import Choice, Experiment, UserError, build_family, build_optimizer, parse_choice, suggest
 from metaopt.runs.capsule_keeper import keep_failures
@@ -109,6 +111,9 @@ def evaluate_all(
             )
             result |= {"meta_steps": trained}
             put_result(path, result)
+            # No other entry runs the same programs, and each takes up to a thousand of the 65,530 memory mappings that
+            # Linux allows a process: some eighty deep networks' programs, and the compiler crashes.
+            jax.clear_caches()
         assert result is not None
         results.append(result)
     return results

@@ -10,12 +10,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from rich.console import Console
 
 from metaopt.evaluation import Curves
-from metaopt.experiment import UserError, choice
+from metaopt.experiment import UserError, build_optimizer, choice
 from metaopt.runs import compare, results, validation
 from metaopt.runs.arguments import EvaluateArguments
 from metaopt.runs.report import write_report
@@ -41,6 +42,20 @@ def test_only_the_same_tasks_and_baselines_take_an_entrys_place(tmp_path: Path) 
     ):  # fmt: skip
         results.put_result(tmp_path, {**result, "number": number})
     assert [result["number"] for result in results.read_results(tmp_path)] == [6, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory mappings are counted in /proc/self/maps")
+def test_compiled_programs_do_not_pile_up(tmp_path: Path) -> None:
+    optimizer = build_optimizer(choice("sgd"))
+    how: dict[str, Any] = {"train_horizon": 2, "num_tasks": 2, "seed": 0, "baselines": (), "num_devices": 1}
+
+    def mappings(*dims: int) -> int:
+        plan = tuple((choice("quadratic", dim=dim), 2) for dim in dims)
+        results.evaluate_all(tmp_path, {"mine": (optimizer, optimizer.init(jax.random.key(0)))}, plan, **how)
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    few = mappings(2)
+    assert mappings(3, 4, 5, 6) < few + 150  # each program has about as many
 
 
 def test_a_default_that_is_written_out_makes_no_other_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
