@@ -84,7 +84,7 @@ def meta_step(options: Options) -> Iterator[Row]:
 # ----- evolution strategies -------------------------------------------------------------------------------------------
 
 EVOLUTION_COLUMNS = 640
-# Dimensions of the quadratic; with 10, sixteen tasks share a perturbation by default (160 columns), else 64 columns do.
+# Dimensions of the quadratic; with 10, eight tasks share a perturbation by default (80 columns), else 64 columns do.
 EVOLUTION_DIMS = (10, 16, 64)
 # Estimator, steps of a window, windows of a horizon.
 EVOLUTION = (
