@@ -108,7 +108,10 @@ MISTAKES = [
     (["train", "--resume", "run", "--seed", "3"], "--seed cannot change on resuming"),
     (["train", TINY, "--resume", "run"], "leave '../tiny.py' out"),
     (["evaluate"], "name at least one run folder"),
-    (["evaluate", "nowhere"], "there is no run folder or .safetensors file nowhere."),
+    (
+        ["evaluate", "nowhere"],
+        "there is no run folder or .safetensors file nowhere; as a pretrained optimizer 'nowhere' is unknown.",
+    ),
     (["evaluate", ".."], "is not a run folder"),
     (["evaluate", "x", "--num-tasks", "0"], "--num-tasks (0) must be at least 1."),
     (["evaluate", "x", "--horzon", "3"], "did you mean --horizon?"),

@@ -117,10 +117,10 @@ def find_optimizer(name_or_path: str | Path) -> Trained:
         raise UserError(f"{path} is not a run folder, for it has no {CONFIG}{hint}")
     if os.path.isfile(path):
         return read_optimizer(path)
-    known = pretrained()
-    if known:
-        raise UserError(f"pretrained optimizer {suggest(str(name_or_path), known)} A run folder will do as well.")
-    raise UserError(f"there is no run folder or .safetensors file {name_or_path}.")
+    raise UserError(
+        f"there is no run folder or .safetensors file {name_or_path}; as a pretrained optimizer "
+        f"{suggest(str(name_or_path), pretrained())}"
+    )
 
 
 def load(name_or_path: str | Path, *, noise: bool = False) -> optax.GradientTransformationExtraArgs:
