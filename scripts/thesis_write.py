@@ -67,6 +67,11 @@ def write_all(work: Path) -> list[str]:
         if record is not None:
             RESULTS.mkdir(parents=True, exist_ok=True)
             path = RESULTS / f"{study.name}.json"
+            if path.exists() and runs_in(json.loads(path.read_text())) > runs_in(record):
+                lines.append(
+                    f"kept: {path.relative_to(THESIS.parent.parent)}, which holds more; remove it to begin anew"
+                )
+                continue
             path.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
             lines.append(f"results: {path.relative_to(THESIS.parent.parent)}")
     records = read_results()
@@ -75,6 +80,11 @@ def write_all(work: Path) -> list[str]:
         (THESIS / "README.md").write_text("\n".join(_page(records)).rstrip() + "\n")
         lines.append("page: experiments/thesis/README.md")
     return lines
+
+
+def runs_in(record: Record) -> int:
+    """How many meta-training runs, and uses of their φ, a record holds."""
+    return sum(arm["seeds"] for arm in record["arms"].values())
 
 
 def read_results() -> dict[str, Record]:

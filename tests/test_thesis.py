@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ sys.path.insert(0, str(SCRIPTS))
 import thesis_choices as choices  # noqa: E402
 import thesis_claims as claims  # noqa: E402
 import thesis_statistics as figures  # noqa: E402
+import thesis_write  # noqa: E402
 from thesis_arms import STUDIES, figure  # noqa: E402
 from thesis_write import read_results  # noqa: E402
 
@@ -156,3 +158,14 @@ def test_choices_are_weighed_where_nothing_else_differs() -> None:
     found["features", "gradient"].worse.append("elsewhere")  # better once for each time worse
     found["features", "gradient"].better.append("there")
     assert choices.chosen(list(found.values()))["features"] == "all"
+
+
+def test_a_part_of_the_work_takes_no_place_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, part = ({"arms": {"rl": {"seeds": seeds}}} for seeds in (5, 1))
+    (tmp_path / "quadratic.json").write_text(json.dumps(whole))
+    monkeypatch.setattr(thesis_write, "RESULTS", tmp_path)
+    monkeypatch.setattr(thesis_write, "THESIS", tmp_path / "a" / "b")
+    monkeypatch.setattr(thesis_write, "collect", lambda study, work: part if study.name == "quadratic" else None)
+    monkeypatch.setattr(thesis_write, "read_results", dict)
+    (line,) = thesis_write.write_all(tmp_path)
+    assert line.startswith("kept: quadratic.json") and json.loads((tmp_path / "quadratic.json").read_text()) == whole
