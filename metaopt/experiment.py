@@ -301,3 +301,9 @@ def build_optimizer(picked: Choice) -> Optimizer:
 
 # The same settings give the same object, so that another φ of theirs runs through code that is already compiled.
 _BUILT_OPTIMIZERS: dict[tuple[str, str], Optimizer] = {}
+
+
+def explores(experiment: Experiment, optimizer: Optimizer) -> bool:
+    """Whether meta-training draws the optimizer's step noise."""
+    own = experiment.estimator
+    return optimizer.explores and own.name != "truncated_backprop" and bool(own.options.get("explore", True))

@@ -124,10 +124,8 @@ class PlainTrainer:
             raise ValueError("the plain reference has all features; set features=all.")
         self.experiment = experiment
         self.families: Families = build_families(experiment)
-        recursive, noise = (
-            options.get("step_rule", "direct") == "recursive",
-            options.get("noise", "per_step") == "per_step",
-        )
+        recursive = options.get("step_rule", "direct") == "recursive"
+        noise = options.get("noise", "per_step") == "per_step"
         settings = {"hidden_size": options.get("hidden_size", 20), "recursive": recursive, "noise": noise}
 
         def meta_loss(meta_params: MetaParams, family: TaskFamily, keys: Key) -> jax.Array:

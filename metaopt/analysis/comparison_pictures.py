@@ -21,6 +21,7 @@ from metaopt.analysis.pictures import (
     draw_curve,
     frame,
     maybe_log_y,
+    to_svg,
 )
 
 MOST_STYLES = 10  # more lines than this cannot be told apart: the others are grey
@@ -69,6 +70,16 @@ def panels_figure(panels: Sequence[Panel], *, narrow: bool = False) -> Figure:
     for axes in places[len(panels) :]:
         axes.remove()
     return figure
+
+
+def panels_drawings(panels: Sequence[Panel], prefix: str, description: str) -> list[str]:
+    """The panels as SVG, for a wide page and for a narrow one; `prefix` keeps the ids of a page's drawings apart."""
+    return [
+        to_svg(
+            panels_figure(panels, narrow=narrow), prefix=f"{prefix}{'n' if narrow else 'w'}", description=description
+        )
+        for narrow in (False, True)
+    ]
 
 
 def _draw(axes: Axes, panel: Panel) -> None:

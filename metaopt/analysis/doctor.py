@@ -18,7 +18,6 @@ from metaopt.analysis.doctor_plan import (
     UNBIASED,
     Reference,
     Variant,
-    explores,
     most_batches,
     option_of,
     plan,
@@ -40,7 +39,16 @@ from metaopt.analysis.jacobian_growth import growth_along
 from metaopt.analysis.pipeline import Part, Progress, work_off
 from metaopt.estimators import ESTIMATORS
 from metaopt.evaluation.statistics import jsonable
-from metaopt.experiment import Choice, Experiment, UserError, build, build_families, build_family, build_optimizer
+from metaopt.experiment import (
+    Choice,
+    Experiment,
+    UserError,
+    build,
+    build_families,
+    build_family,
+    build_optimizer,
+    explores,
+)
 from metaopt.meta_optimizer import make_clips
 from metaopt.objectives import OBJECTIVES
 from metaopt.types import Families, Key, MetaGradient, MetaParams, TaskFamily

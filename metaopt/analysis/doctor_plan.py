@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from metaopt.analysis.advice import BACKWARD
 from metaopt.analysis.gradient_quality import CLEARLY, Samples, resolved_norm
 from metaopt.estimators import ESTIMATORS
-from metaopt.experiment import Choice, Experiment
+from metaopt.experiment import Choice, Experiment, explores
 from metaopt.types import Optimizer
 
 # Work is counted in coordinate-steps (tasks times coordinates times inner steps, forward and back), of which a core
@@ -98,11 +98,6 @@ def settle(unbiased: Variant, samples: Samples, drawn: Sequence[tuple[Variant, S
                     return Reference(variant, kind, found)
                 break
     return Reference(unbiased, "unbiased", samples)
-
-
-def explores(experiment: Experiment, optimizer: Optimizer) -> bool:
-    own = experiment.estimator
-    return optimizer.explores and own.name != "truncated_backprop" and bool(own.options.get("explore", True))
 
 
 def option_of(picked: Choice, name: str) -> Any:

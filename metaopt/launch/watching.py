@@ -18,9 +18,10 @@ HELP = """\
 usage: metaopt status [SWEEP_OR_RUN ...] [--once]
 
 Where runs and sweeps stand: state, meta-steps done, meta-loss, validation at each multiple of the horizon, meta-steps a
-second, time left. Without a folder: everything under runs/. Live in a terminal, until nothing runs or Ctrl-C; once
-elsewhere or with --once. States: waiting, running, finished; interrupted (saved on a signal), cancelled, failed,
-diverged; lost: its process is gone without a word, as after kill -9 or a crash of the machine.
+second, time left; a narrow terminal leaves some out. Without a folder: everything under runs/. Live in a terminal,
+until nothing runs or Ctrl-C; once elsewhere or with --once. States: waiting, running, finished; interrupted (saved on a
+signal), cancelled, failed, diverged; lost: its process is gone without a word, as after kill -9 or a crash of the
+machine.
 """
 REDRAW_SECONDS = 1.0
 

@@ -17,12 +17,12 @@ from metaopt.estimators.curriculum import Curricular
 from metaopt.estimators.pairs import SIDES, PairSettings, perturbations
 from metaopt.evaluation import Curves, statistics
 from metaopt.evaluation.curves import task_batches
-from metaopt.experiment import Choice, Experiment
+from metaopt.experiment import Choice, Experiment, explores
 from metaopt.runs.capsules import LIMIT, Batch, Setting, capsules_in, make_capsule, write_capsule
 from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.training import Trainer, TrainState
 from metaopt.trees import FAILURE_FACTOR
-from metaopt.types import Key, MetaParams, Optimizer, TaskFamily, UnrollState
+from metaopt.types import Key, MetaParams, TaskFamily, UnrollState
 
 Say = Callable[[str], None]
 PAIRED = ("evolution_strategies", "persistent_evolution_strategies", "mixture")
@@ -106,7 +106,7 @@ def training_batches(trainer: Trainer, state: TrainState) -> Iterator[tuple[int,
             task=experiment.tasks[index],
             as_trained=True,
             length=experiment.unroll_length or experiment.horizon,
-            explore=_explores(own, trainer.optimizer),
+            explore=explores(experiment, trainer.optimizer),
             objective_batch=str(own.options.get("objective_batch", "fresh")),
             differentiable=own.name in DIFFERENTIATED,
             meta_step=meta_step + 1,
@@ -117,10 +117,6 @@ def training_batches(trainer: Trainer, state: TrainState) -> Iterator[tuple[int,
         batches = _pairs if own.name in PAIRED else _plain
         for batch in batches(trainer, trainer.families[index], jax.device_get(state.meta_params), keys, chunks):
             yield index, setting, batch
-
-
-def _explores(own: Choice, optimizer: Optimizer) -> bool:
-    return optimizer.explores and own.name != "truncated_backprop" and bool(own.options.get("explore", True))
 
 
 Chunks = list[tuple[Any, bool]] | None  # (what a chunk of tasks carries, whether it is reset now)

@@ -7,8 +7,8 @@ from html import escape
 
 import numpy as np
 
-from metaopt.analysis.comparison_pictures import Line, Panel, panels_figure
-from metaopt.analysis.pictures import Style, to_svg
+from metaopt.analysis.comparison_pictures import Line, Panel, panels_drawings
+from metaopt.analysis.pictures import Style
 from metaopt.analysis.series import binned, series, validation_series
 from metaopt.runs.comparison import ComparedRun, Comparison, points, short_names, shown_groups
 from metaopt.runs.report_parts import details_table, figure, legend, number
@@ -51,11 +51,7 @@ def axes_section(comparison: Comparison) -> str:
 
 
 def _figure(panels: Sequence[Panel], prefix: str, label: str, key: str, caption: str) -> str:
-    drawings = [
-        to_svg(panels_figure(panels, narrow=narrow), prefix=f"{prefix}{'n' if narrow else 'w'}", description=label)
-        for narrow in (False, True)
-    ]
-    return figure(drawings, key, caption, half=len(panels) == 1)
+    return figure(panels_drawings(panels, prefix, label), key, caption, half=len(panels) == 1)
 
 
 def curves_section(comparison: Comparison) -> str:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metaopt.analysis.comparison_pictures import BASELINE, OTHERS, Line, Panel, panels_figure, run_style
-from metaopt.analysis.pictures import Style, to_svg
+from metaopt.analysis.comparison_pictures import BASELINE, OTHERS, Line, Panel, panels_drawings, run_style
+from metaopt.analysis.pictures import Style
 from metaopt.analysis.series import numbers
 from metaopt.runs.report_parts import cell, data_table, figure, legend, number, range_words, share_cell, swatch
 
@@ -101,10 +101,6 @@ def _picture(runs: Sequence[Evaluated], points: Mapping[str, Sequence[Sequence[P
     drawn = tasks[:6]
     panels = [_panel(task, runs, points[task]) for task in drawn]
     label = "Final loss against multiples of the training horizon; the data stand in the table below."
-    drawings = [
-        to_svg(panels_figure(panels, narrow=narrow), prefix=f"h{'n' if narrow else 'w'}", description=label)
-        for narrow in (False, True)
-    ]
     styles = {run.style.label: run.style for run in runs if not run.style.role.startswith("baseline")}
     if len(styles) < len({run.style.label for run in runs}):
         styles["others"] = OTHERS
@@ -120,7 +116,7 @@ def _picture(runs: Sequence[Evaluated], points: Mapping[str, Sequence[Sequence[P
     if len({point.num_tasks for task in tasks for found in points[task] for point in found}) > 1:
         caption += " Not all were evaluated on equally many tasks: see the table."
     key = legend({**styles, **({"baseline": BASELINE} if rivals else {})})
-    return figure(drawings, key, caption, half=len(panels) == 1)
+    return figure(panels_drawings(panels, "h", label), key, caption, half=len(panels) == 1)
 
 
 def _panel(task: str, runs: Sequence[Evaluated], points: Sequence[Sequence[Point]]) -> Panel:

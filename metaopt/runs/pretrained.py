@@ -15,8 +15,7 @@ from safetensors import safe_open
 from safetensors.flax import save_file
 
 import metaopt
-from metaopt.analysis.doctor_plan import explores
-from metaopt.experiment import Experiment, UserError, build_optimizer, suggest
+from metaopt.experiment import Experiment, UserError, build_optimizer, explores, suggest
 from metaopt.runs.folder import CONFIG, OPTIMIZER, replacing, resume_command
 from metaopt.runs.json_config import from_json, to_json
 from metaopt.types import MetaParams, Optimizer, PyTree
