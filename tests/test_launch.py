@@ -154,9 +154,17 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(one: Path, place: Path, unev
 # ----- ends -----------------------------------------------------------------------------------------------------------
 
 
+def proc(path: str) -> bytes:
+    """A file under /proc; b"" where its process or thread has ended."""
+    try:
+        return Path("/proc", path).read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def children(pid: int) -> Iterator[int]:
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
+    for task in list(Path(f"/proc/{pid}/task").glob("*")):
+        for child in proc(f"{pid}/task/{task.name}/children").split():
             yield int(child)
             yield from children(int(child))
 
@@ -164,7 +172,7 @@ def children(pid: int) -> Iterator[int]:
 def process_of_job(launcher: subprocess.Popen[str], index: int) -> int:
     """The id of one process of the job that a launcher has started."""
     for child in children(launcher.pid):
-        if f"METAOPT_PROCESS={index}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+        if f"METAOPT_PROCESS={index}".encode() in proc(f"{child}/environ").split(b"\0"):
             return child
     raise AssertionError(f"process {index} is not there")
 
