@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metaopt.experiment import Choice, Experiment, MetaOptimizer, choice
+from metaopt.experiment import Choice, Experiment, choice
 from metaopt.runs.config import load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -163,15 +163,10 @@ def _studies() -> dict[str, Study]:
     )
     rl, bp = figure("figure7_rl"), figure("figure7_bp")
     networks = (*rl.evaluation.tasks, *figure("figure8_rl").evaluation.tasks)
-    learned = MetaOptimizer(learning_rate=3e-3, schedule="cosine", final_fraction=0.03)
     digits = Study(
         "networks_digits",
         "Figures 7 and 8: networks on 8×8 digits",
-        tuple(Arm(name, base, 3, "one function of each family a meta-step") for name, base in (("rl", rl), ("bp", bp)))
-        + tuple(
-            Arm(f"{name}/meta_rate=3e-3", vary(base, meta_optimizer=learned), 3, "meta-rate 3e-3, decaying")
-            for name, base in (("rl", rl), ("bp", bp))
-        ),
+        tuple(Arm(name, base, 3, "one function of each family a meta-step") for name, base in (("rl", rl), ("bp", bp))),
         tuple(Test(task, 16, beyond) for task in networks),
         num_tuning_tasks=16,
     )

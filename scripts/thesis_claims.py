@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 Record = Mapping[str, Any]
 FEW, MOST = 0.05, 0.5  # a share of runs that counts as "none", and one that counts as "it diverges"
 OURS, THESIS = "several functions a meta-step", "one function a meta-step, as in the thesis"
+NETWORKS = {"networks_digits": "digits", "networks_mnist_5k": "mnist_5k", "networks_cross": "digits, 2 networks"}
 NEAR = 10.0  # an optimizer transfers when its median is within this factor of the best baseline of the figure
 
 
@@ -68,7 +69,7 @@ def share(value: Any) -> str:
 def judge(records: Mapping[str, Record]) -> list[Claim]:
     """All claims; those whose study is not there yet have nothing judged."""
     quadratic, regression = records.get("quadratic"), records.get("linear_regression")
-    nets = [records[name] for name in ("networks_digits", "networks_mnist_5k") if name in records]
+    nets = [records[name] for name in NETWORKS if name in records]
     rosenbrock = [test["task"] for test in (quadratic or {"tests": []})["tests"] if "rosenbrock" in test["task"]]
     return [
         Claim(
@@ -145,7 +146,9 @@ def _settings(record: Record | None) -> Iterator[tuple[str, Record, Record]]:
     for name, arm in arms.items():
         twin = "rl" + name.removeprefix("bp")
         if name.startswith("bp") and twin in arms:
-            yield setting_of(name), arms[twin], arm
+            setting = setting_of(name)
+            alone = setting == OURS and arm["config"]["num_tasks"] == 1  # a study that has no other
+            yield THESIS if alone else setting, arms[twin], arm
 
 
 def _best(record: Record, task: str, multiple: str, which: str, tuned: bool = False) -> tuple[str, float]:
@@ -239,10 +242,6 @@ def _diverges(record: Record | None, task: str) -> Iterator[Judged]:
         yield Judged(setting, lost_bp > MOST and lost_rl <= FEW, f"BP {bp_words}; RL {rl_words}")
 
 
-def _where(record: Record) -> str:
-    return record["study"].removeprefix("networks_")
-
-
 def _fast_networks(record: Record) -> Iterator[Judged]:
     for setting, rl, bp in _settings(record):
         held, tasks = 0, [test["task"] for test in record["tests"]]
@@ -251,7 +250,8 @@ def _fast_networks(record: Record) -> Iterator[Judged]:
             fixed = _best(record, task, "1", "area")[1]
             areas = [float("inf") if at["area"] is None else float(at["area"]) for at in (mine, other)]
             held += mine["failed"] <= FEW and areas[0] < min(areas[1], fixed)
-        yield Judged(f"{_where(record)}: {setting}", held == len(tasks), f"on {held} of {len(tasks)} networks")
+        where = f"{NETWORKS[record['study']]}: {setting}"
+        yield Judged(where, held == len(tasks), f"on {held} of {len(tasks)} networks")
 
 
 def _by_network(record: Record, model: str) -> Iterator[Judged]:
@@ -265,7 +265,7 @@ def _by_network(record: Record, model: str) -> Iterator[Judged]:
             held += lost > MOST if model == "bp" else (lost <= FEW and (at["improves"] or 0.0) >= 1 - FEW)
         mean = sum(shares) / len(shares)
         yield Judged(
-            f"{_where(record)}: {setting}",
+            f"{NETWORKS[record['study']]}: {setting}",
             held == len(tasks),
             f"on {held} of {len(tasks)} networks; {share(mean)} of all runs fail or rise; "
             f"lower at step {10 * record['horizon']} than at {record['horizon']} with at most {100 * FEW:.0f}% failed, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +21,16 @@ NETWORK_FACTOR = 1.5
 GRID = 9  # learning rates that tuning tries
 
 
+class After(NamedTuple):
+    """What takes the φ of other parts, and leaves its results in the work folder under its own name."""
+
+    script: str
+    seconds: float  # core-seconds, measured
+
+
+AFTER = {"variance": After("thesis_variance.py", 240.0), "step_lengths": After("thesis_steps.py", 140.0)}
+
+
 def coordinates(task: Choice) -> int:
     """Parameters of a family's task."""
     family = build_family(task)
@@ -31,6 +41,8 @@ def coordinates(task: Choice) -> int:
 
 def seconds_left(study_name: str, arm_name: str, work: Path, seeds: int | None) -> float:
     """Core-seconds of what an arm, or a study's baselines, has not done yet; 0 where all is done."""
+    if study_name == "after":
+        return 0.0 if (work / f"{arm_name}.json").exists() else AFTER[arm_name].seconds
     study = STUDIES[study_name]
     folder = work_folder(work, study.name, arm_name)
     if arm_name == "baselines":

@@ -66,6 +66,36 @@ def networks(record: Record, batch_norm: bool, path: Path) -> None:
     save_png(figure, path)
 
 
+def step_lengths(record: Record, path: Path) -> None:
+    """Length of the steps of every meta-seed, a panel a family; in use solid, with the inputs held dotted."""
+    tasks = list(dict.fromkeys(row["task"] for row in record["rows"]))
+    figure = Figure(figsize=(2.9 * len(tasks), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+    for task, axes in zip(tasks, panels, strict=True):
+        rows = [row for row in record["rows"] if row["task"] == task]
+        for row in rows:
+            label, colour, _ = MODELS[row["model"]]
+            first = row["seed"] == 0
+            axes.plot(row["steps"], numbers(row["length"]), color=colour, linewidth=1.6, label=label if first else None)
+            held = f"{label}, inputs held" if first else None
+            axes.plot(row["steps"], numbers(row["held"]), color=colour, linewidth=1.1, linestyle=":", label=held)
+        frame(axes)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlim(1, rows[0]["steps"][-1])
+        axes.set_ylim(2e-14, 1e5)
+        axes.axvline(rows[0]["horizon"], color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.set_title(task, loc="left", fontsize=9.5, color=INK)
+        axes.set_xlabel("iteration", color=INK, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.grid(True, color=FAINT, linewidth=0.6, alpha=0.6)
+    panels[0].set_ylabel("length of a step", color=INK, fontsize=9)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_png(figure, path)
+
+
 def _draw(axes: tuple[Axes, Axes | None], record: Record, task: str, multiple: int, tuned: bool = False) -> None:
     horizon = record["horizon"]
     end = horizon * multiple

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """The variance of reparameterised and score-function meta-gradients on the same tasks and noise law; results as JSON.
 
-Per-coordinate noise, since with one draw a step the action has no density (score function refused). Run after
-`reproduce_thesis`, whose φ of the arm rl/noise=per_coordinate it takes.
+scripts/thesis_variance.py WORK, after the arm rl/noise=per_coordinate of each study. Noise is per coordinate, since
+with one draw a step the action has no density and the score function refuses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from thesis_arms import RESULTS, STUDIES
+from thesis_arms import STUDIES
 from thesis_work import PHI, work_folder
 
 from metaopt.analysis.gradient_quality import Samples, sample_gradients
@@ -27,6 +27,7 @@ from metaopt.runs.environment import describe_environment
 from metaopt.runs.folder import write_json
 from metaopt.runs.pretrained import read_optimizer
 
+NAME, STUDIES_OF = "variance", ("quadratic", "linear_regression")
 ARM = "rl/noise=per_coordinate"
 DRAWS = 200
 SECOND_ORDER = choice("reparameterised", second_order=True)
@@ -53,15 +54,17 @@ def about(samples: Samples) -> dict[str, float]:
     }
 
 
+def trained_phi(work: Path, study: str) -> Path:
+    return work_folder(work, study, ARM) / "seed-0" / PHI
+
+
 def rows(study: str, work: Path) -> list[dict[str, Any]]:
     """Every estimator on a fresh φ and on that of the last meta-step; the same keys, so the same tasks."""
     arm = next(arm for arm in STUDIES[study].arms if arm.name == ARM)
     experiment = arm.experiment
     optimizer, families = build_optimizer(experiment.optimizer), build_families(experiment)
-    phis = {"fresh": optimizer.init(jax.random.key(0))}
-    trained = work_folder(work, study, ARM) / "seed-0" / PHI
-    if trained.exists():
-        phis["meta-trained"] = read_optimizer(trained).meta_params
+    trained = read_optimizer(trained_phi(work, study)).meta_params
+    phis = {"fresh": optimizer.init(jax.random.key(0)), "meta-trained": trained}
     found: list[dict[str, Any]] = []
     for phi, meta_params in phis.items():
         first: float | None = None
@@ -89,22 +92,27 @@ def rows(study: str, work: Path) -> list[dict[str, Any]]:
     return found
 
 
-def main() -> None:
-    work = Path(sys.argv[1]) if len(sys.argv) > 1 else Path("runs/thesis")
+def main() -> int:
+    work = Path(sys.argv[1])
+    lacking = [f"{study}/{ARM}" for study in STUDIES_OF if not trained_phi(work, study).exists()]
+    if lacking:
+        print(f"thesis_variance: error: no φ of {', '.join(lacking)}; run them first.", file=sys.stderr)
+        return 2
     configure_jax(1)
-    environment = describe_environment("variance", [])
+    environment = describe_environment(NAME, [])
     record = {
-        "study": "variance",
+        "study": NAME,
         "about": (
             f"{DRAWS} meta-gradients of 16 tasks over 100 steps at one φ, per-coordinate Gamma noise, the same tasks "
             "for every estimator. `leave one out` runs four rollouts of a quarter of the tasks. Noise / signal "
             "is the trace of the covariance over the squared norm of the mean."
         ),
         "environment": {key: environment[key] for key in ("versions", "git", "device", "platform")},
-        "rows": [row for study in ("quadratic", "linear_regression") for row in rows(study, work)],
+        "rows": [row for study in STUDIES_OF for row in rows(study, work)],
     }
-    write_json(RESULTS / "variance.json", jsonable(record))
+    write_json(work / f"{NAME}.json", jsonable(record))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from thesis_choices import ALIKE, DEFAULTS, FEW, FURTHER, MULTIPLE, chosen, tabl
 from thesis_claims import OURS, Claim, judge, number, share
 from thesis_claims import THESIS as ONE
 from thesis_collect import collect
-from thesis_pictures import networks, one_task
+from thesis_cost import AFTER
+from thesis_pictures import networks, one_task, step_lengths
 
 Record = Mapping[str, Any]
 PICTURES = {
@@ -45,6 +47,18 @@ horizon. **Improves**: lower at ten times the horizon than at it. Means are over
 share that failed stands beside them. Intervals are 95% bootstrap intervals over meta-seeds and tasks. The figure's
 baselines have the thesis's rates; the tuned ones the best rate for that family and horizon, found on other tasks.
 """
+STEPS = """\
+## Why a run goes on, stops or diverges: the length of its steps
+
+Both models give the length of a step themselves: RL as an output, BP by multiplying the last one. Median over 16
+tasks in use (solid), for every meta-seed. **Held** (dotted): the network reads the inputs of the last 20 steps of its
+training horizon over and over, so that what its length then does comes from the cell's own state alone. Where BP goes
+on shrinking its length it ends at the floor, e^-30 = 9.4e-14, and stops; with a factor above 1 it runs off upwards.
+RL's length stays only where the state of the cell settles, and the meta-loss, which ends at the horizon, does not ask
+it to.
+
+![step lengths](figures/step_lengths.png)
+"""
 COMMANDS = """\
 ## Commands
 
@@ -74,6 +88,10 @@ def write_all(work: Path) -> list[str]:
                 continue
             path.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
             lines.append(f"results: {path.relative_to(THESIS.parent.parent)}")
+    for name in AFTER:
+        if (work / f"{name}.json").exists():
+            shutil.copyfile(work / f"{name}.json", RESULTS / f"{name}.json")
+            lines.append(f"results: {(RESULTS / name).relative_to(THESIS.parent.parent)}.json")
     records = read_results()
     if records:
         lines += [f"picture: {path}" for path in _draw(records)]
@@ -104,6 +122,9 @@ def _draw(records: Mapping[str, Record]) -> Iterator[str]:
                 name = f"{figure}_{study.removeprefix('networks_')}.png"
                 networks(records[study], batch_norm, folder / name)
                 yield name
+    if "step_lengths" in records:
+        step_lengths(records["step_lengths"], folder / "step_lengths.png")
+        yield "step_lengths.png"
 
 
 def _page(records: Mapping[str, Record]) -> Iterator[str]:
@@ -116,8 +137,10 @@ def _page(records: Mapping[str, Record]) -> Iterator[str]:
     yield "\n" + HOW
     yield "## Figures\n"
     yield "Dashed: the training horizon. Left as in the thesis, right with baselines tuned for the horizon.\n"
-    for path in sorted((THESIS / "figures").glob("*.png")):
+    for path in sorted((THESIS / "figures").glob("figure*.png")):
         yield f"![{path.stem.replace('_', ' ')}](figures/{path.name})\n"
+    if "step_lengths" in records:
+        yield from _step_lengths(records["step_lengths"])
     yield "## Every claim in every setting\n"
     for claim in claims:
         if not claim.judged:
@@ -219,6 +242,23 @@ A default of the framework's `lstm` gives way to a value that was better more th
 What a meta-step costs is for an experiment to choose (`num_tasks`, `unroll_length`), and so is the model's step rule.
 The thesis's experiments name all of theirs.
 """
+
+
+def _step_lengths(record: Record) -> Iterator[str]:
+    """Length at the horizon and at the end of every model and meta-seed, in use and with the inputs held."""
+    yield STEPS
+    yield "| tasks | model | length at 1×, each meta-seed | at 10× | at 10×, inputs held |"
+    yield "| --- | --- | --- | --- | --- |"
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for row in record["rows"]:
+        groups.setdefault((row["task"], row["model"]), []).append(row)
+    for (task, model), rows in groups.items():
+        near = [row["steps"].index(row["horizon"]) for row in rows]
+        columns = [[row["length"][at] for row, at in zip(rows, near, strict=True)]]
+        columns += [[row[name][-1] for row in rows] for name in ("length", "held")]
+        cells = [", ".join("dead" if value is None else number(value) for value in column) for column in columns]
+        yield f"| {task} | {model} | " + " | ".join(cells) + " |"
+    yield ""
 
 
 def _variance(record: Record) -> Iterator[str]:

@@ -6,8 +6,9 @@ import inspect
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,10 +17,13 @@ sys.path.insert(0, str(SCRIPTS))
 import thesis_choices as choices  # noqa: E402
 import thesis_claims as claims  # noqa: E402
 import thesis_statistics as figures  # noqa: E402
+import thesis_steps as steps  # noqa: E402
 import thesis_write  # noqa: E402
 from thesis_arms import STUDIES, figure  # noqa: E402
 from thesis_write import read_results  # noqa: E402
 
+from metaopt.analysis.inner_runs import network_inputs, watch  # noqa: E402
+from metaopt.experiment import build_family, choice  # noqa: E402
 from metaopt.optimizers.lstm import lstm  # noqa: E402
 from metaopt.runs.config import validate  # noqa: E402
 
@@ -91,7 +95,8 @@ def _regression(bp_lost: float, rl_lost: float, ratio: tuple[float, float]) -> d
     task = "linear_regression"
 
     def arm(lost: float, mean: float) -> dict[str, Any]:
-        return {"tests": {task: {"at": {"1": _at(mean), "10": _at(mean, rises=lost)}}}}
+        tests = {task: {"at": {"1": _at(mean), "10": _at(mean, rises=lost)}}}
+        return {"tests": tests, "config": {"num_tasks": 16}}
 
     baselines = {
         name: {"record": {"learning_rate": 1.0}, "at": {"1": _at(9.0), "10": _at(9.0)}} for name in ("a", "b@1")
@@ -113,6 +118,28 @@ def test_verdicts_follow_the_figures() -> None:
     assert verdicts(_regression(0.9, 0.0, (0.4, 0.6)))["C3"] == "**holds**"
     assert verdicts(_regression(0.9, 0.0, (0.8, 1.1)))["C3"] == "**does not hold**"
     assert verdicts(_regression(0.9, 0.0, (0.4, 0.6)))["C1"] == "not run yet"
+
+
+def test_a_study_of_one_function_a_meta_step_says_so() -> None:
+    record = _regression(0.9, 0.0, (0.4, 0.6))
+    assert [one.setting for one in claims._diverges(record, "linear_regression")] == [claims.OURS]
+    record["arms"]["bp"]["config"]["num_tasks"] = 1
+    assert [one.setting for one in claims._diverges(record, "linear_regression")] == [claims.THESIS]
+
+
+@pytest.mark.parametrize("rule", ["direct", "recursive"])
+def test_the_length_with_inputs_held_is_the_run_s_own_up_to_the_horizon(rule: Literal["direct", "recursive"]) -> None:
+    optimizer = lstm(step_rule=rule, features="all", initial_alpha="median")
+    phi = optimizer.init(jax.random.key(1))
+    picked = choice("lstm", step_rule=rule, features="all", initial_alpha="median")
+    found = watch(
+        optimizer, phi, build_family(choice("quadratic", dim=10)), jax.random.split(jax.random.key(2), 1),
+        horizon=30, explore=False, inputs=network_inputs(picked), num_coordinates=10,
+    )  # fmt: skip
+    assert found.inputs is not None
+    held = steps.held_lengths(phi, found.inputs, 30)
+    np.testing.assert_allclose(held[:30], found.update_norm[:, 0], rtol=1e-4)
+    assert len(held) == 300 and np.isfinite(held).all()
 
 
 def test_the_page_says_what_the_records_say() -> None:
