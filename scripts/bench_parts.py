@@ -234,7 +234,7 @@ QUICK_END = {"D": 10_000, "T": 100, "tasks": 100}
 MEMORY_AXIS = {"tasks": 64, "D": 10, "T": 10_000}
 MEMORY_SETTINGS: tuple[dict[str, Any], ...] = ({"chunk_size": 64}, {"chunk_size": 16}, {"memory": 0.05})
 SAFE_SHARE = 0.6  # of the free memory; what needs more is not run
-LONG_CALL = 2.0  # seconds; longer calls are run once
+LONG_CALL = 2.0  # seconds; longer calls are run once, after a first one
 
 
 def scale(options: Options) -> Iterator[Row]:
@@ -271,10 +271,9 @@ def _point(
     yield measured("scale", "temporary memory", shown, "MB", [gradient.temporary / 1e6], note=note)
     if note:
         return
-    once, bound = meter.around(gradient.run)
-    samples = [(once, bound)]
-    if once < LONG_CALL:  # the first call warmed up
-        samples = [meter.around(gradient.run) for _ in range(2 if options.quick else options.repeats)]
+    once = seconds(gradient.run)  # warms up: memory that a process touches for the first time is dear
+    repeats = 1 if once > LONG_CALL else 2 if options.quick else options.repeats
+    samples = [meter.around(gradient.run) for _ in range(repeats)]
     costs = [1e9 * elapsed / work for elapsed, _ in samples]
     ratios = [1e3 / bound.recompute / cost for cost, (_, bound) in zip(costs, samples, strict=True)]
     limit = float(np.median([1e3 / bound.recompute for _, bound in samples]))

@@ -45,10 +45,13 @@ def _busy_seconds() -> float:
 
 
 class Worker:
-    """A process of its own with so many CPU devices, one thread and one core each, that times calls when told to."""
+    """A process of its own with so many CPU devices, one thread and one core each, that times calls when told to.
 
-    def __init__(self, num_devices: int, num_tasks: int, meta_steps: int) -> None:
-        settings = {"devices": num_devices, "tasks": num_tasks, "meta_steps": meta_steps}
+    The cores are those from `core` on.
+    """
+
+    def __init__(self, num_devices: int, num_tasks: int, meta_steps: int, core: int = 0) -> None:
+        settings = {"devices": num_devices, "tasks": num_tasks, "meta_steps": meta_steps, "core": core}
         environment = {
             **os.environ,
             "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
@@ -71,12 +74,18 @@ class Worker:
             raise RuntimeError("a worker of the part `devices` ended early")
         return json.loads(line)
 
-    def time(self) -> dict[str, float]:
-        """{"seconds", "core_seconds"} of a call."""
+    def begin(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
+
+    def end(self) -> dict[str, float]:
+        """{"seconds", "core_seconds"} of the call that was begun."""
         return self._read()
+
+    def time(self) -> dict[str, float]:
+        self.begin()
+        return self.end()
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -87,7 +96,7 @@ class Worker:
 def work(settings: dict[str, int]) -> None:
     """What a worker does: builds, warms up, then one timed chunk a line of its input."""
     devices = settings["devices"]
-    os.sched_setaffinity(0, set(range(devices)))
+    os.sched_setaffinity(0, set(range(settings["core"], settings["core"] + devices)))
     use_cpu_devices(devices)
     described = experiment("BP", settings["tasks"], log=Log(every=settings["meta_steps"]), num_devices=devices)
     trainer = Trainer(described)
@@ -101,36 +110,48 @@ def work(settings: dict[str, int]) -> None:
 
 
 def devices(options: Options) -> Iterator[Row]:
-    """Two CPU devices against one, one thread and one core a device; the machine has to be otherwise idle."""
+    """Two CPU devices against one, one thread and one core a device; the machine has to be otherwise idle.
+
+    Beside them two processes with half of the tasks each, which share nothing but the machine: what two of its cores
+    can give at most.
+    """
     cores = os.cpu_count() or 1
     for num_tasks in options.tasks:
         settings = {"tasks": num_tasks, "model": "BP"}
-        figure = "speed of two CPU devices over one"
+        figures = ("speed of two CPU devices over one", "speed of two separate processes over one")
         before = Load()
         time.sleep(1.0)
         share = before.others(0.0)
         if cores < 2 or share > BUSY_SHARE:
             why = "one core only" if cores < 2 else f"{IDLE_RULE} in the second before: {share:.0%}"
-            yield Row("devices", figure, settings, "times", None, note=why)
+            for figure in figures:
+                yield Row("devices", figure, settings, "times", None, note=why)
             continue
         steps = 2 if options.quick else max(2, 1280 // num_tasks)
-        workers = []
+        workers: list[Worker] = []
         try:
             workers.extend(Worker(count, num_tasks, steps) for count in (1, 2))
-            ratios, shares = [], []
+            workers.extend(Worker(1, num_tasks // 2, steps, core) for core in (0, 1))
+            ratios: tuple[list[float], list[float]] = ([], [])
+            shares = []
             for _ in range(options.repeats):
                 load = Load()
-                one, two = (worker.time() for worker in workers)
-                shares.append(load.others(one["core_seconds"] + two["core_seconds"]))
-                ratios.append(one["seconds"] / two["seconds"])
+                one, two = (worker.time() for worker in workers[:2])
+                for worker in workers[2:]:
+                    worker.begin()
+                halves = [worker.end() for worker in workers[2:]]
+                shares.append(load.others(sum(report["core_seconds"] for report in (one, two, *halves))))
+                ratios[0].append(one["seconds"] / two["seconds"])
+                ratios[1].append(one["seconds"] / max(half["seconds"] for half in halves))
         finally:
             for worker in workers:
                 worker.close()
         share = statistics.median(shares)
-        if share > BUSY_SHARE:
-            yield Row("devices", figure, settings, "times", None, note=f"{IDLE_RULE} during it: {share:.0%}")
-        else:
-            yield measured("devices", figure, settings, "times", ratios, note=f"others used {share:.0%}")
+        for figure, values in zip(figures, ratios, strict=True):
+            if share > BUSY_SHARE:
+                yield Row("devices", figure, settings, "times", None, note=f"{IDLE_RULE} during it: {share:.0%}")
+            else:
+                yield measured("devices", figure, settings, "times", values, note=f"others used {share:.0%}")
 
 
 # ----- start ----------------------------------------------------------------------------------------------------------
