@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 from bench_measure import (
     COLUMNS,
     DIM,
+    FEATURES,
+    HIDDEN,
     HORIZON,
     BoundMeter,
     Bounds,
@@ -30,6 +33,7 @@ from plain_reference import PlainTrainer
 import metaopt
 from metaopt.batching import compiler_options
 from metaopt.experiment import Experiment, Log, choice
+from metaopt.optimizers.network import LSTM, Head, forward, fuse, init_cells, init_params
 from metaopt.runs.pretrained import save_optimizer
 from metaopt.training import Trainer
 
@@ -79,6 +83,44 @@ def meta_step(options: Options) -> Iterator[Row]:
             "meta_step", "recompute bound under XLA's default options", {"tasks": num_tasks}, "Mcs/s", limits
         )
         yield measured("meta_step", "2048^3 product", {"tasks": num_tasks}, "GFLOP/s", meter.gflops)
+
+
+# ----- the network alone ----------------------------------------------------------------------------------------------
+
+
+def network(options: Options) -> Iterator[Row]:
+    """The LSTM of the meta-step without features, task and estimator, its activations computed anew or kept."""
+    shape = LSTM(HIDDEN, 2, (Head("direction"), Head("log_alpha", constant=True, bias=-3.0)))
+    phi = init_params(shape, FEATURES, jax.random.key(0))
+    steps = 20 if options.quick else HORIZON
+    for columns in (640,) if options.quick else (96, 320, 640):
+        meter = BoundMeter(columns)
+        inputs = jax.random.normal(jax.random.key(1), (steps, FEATURES, columns))
+
+        def total(phi: Any, inputs: jax.Array, anew: bool, columns: int = columns) -> jax.Array:
+            weights = fuse(shape, phi)
+
+            def step(cells: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+                outputs, cells = forward(weights, x, cells)
+                return cells, jnp.sum(outputs)
+
+            body = jax.checkpoint(step, prevent_cse=False) if anew else step
+            return jnp.sum(jax.lax.scan(body, init_cells(shape, columns, jnp.dtype("float32")), inputs)[1])
+
+        programs = {
+            ("forward pass", "forward"): functools.partial(total, anew=False),
+            ("meta-gradient, activations computed anew", "recompute"): jax.grad(functools.partial(total, anew=True)),
+            ("meta-gradient, activations kept", "saved"): jax.grad(functools.partial(total, anew=False)),
+        }
+        for (name, kind), program in programs.items():
+            compiled = jax.jit(program, compiler_options=compiler_options()).lower(phi, inputs).compile()
+            run = functools.partial(compiled, phi, inputs)
+            seconds(run)
+            samples = [meter.around(run) for _ in range(options.repeats)]
+            speeds = [steps * columns / elapsed / 1e6 for elapsed, _ in samples]
+            bounds = [getattr(bound, kind) for _, bound in samples]
+            figure = f"the network alone, {name}, against the {kind} bound"
+            yield measured("network", figure, {"columns": columns}, "Mcs/s", speeds, bounds=bounds)
 
 
 # ----- evolution strategies -------------------------------------------------------------------------------------------

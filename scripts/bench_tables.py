@@ -14,6 +14,7 @@ MARKER = "speed"
 README_PARTS = ("meta_step", "inference", "start", "whole_run")  # the others go into docs/scaling.md
 PARTS: tuple[str, ...] = (
     "meta_step",
+    "network",
     "evolution",
     "inference",
     "scale",

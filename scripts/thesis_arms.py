@@ -59,6 +59,7 @@ class Study:
         choice("adam", learning_rate=0.01),
     )
     num_tuning_tasks: int = 400
+    phi_of: str = ""  # the study whose φ the arms of the same names take, in place of meta-training
 
     @property
     def horizon(self) -> int:
@@ -142,6 +143,17 @@ def _images(study: Study, data: str, num_tasks: int) -> Study:
     return dataclasses.replace(study, name=f"networks_{data}", title=title, arms=arms, tests=tests, num_tuning_tasks=8)
 
 
+def _other_images(study: Study, data: str, depths: tuple[int, ...]) -> Study:
+    """The same φ on networks of some depths and images of another data set."""
+    tests = tuple(
+        Test(choice(test.task.name, **{**test.task.options, "data": data}), test.num_tasks, test.multiples)
+        for test in study.tests
+        if test.task.options["hidden_layers"] in depths
+    )
+    title = f"Figures 7 and 8 on {data}, 28×28: the φ of {study.name}, which never saw these images"
+    return dataclasses.replace(study, name=f"networks_{data}", title=title, tests=tests, phi_of=study.name)
+
+
 def _studies() -> dict[str, Study]:
     all_of_it, beyond = (1, 10, 100), (1, 10)
     quadratic = _convex(
@@ -190,7 +202,8 @@ def _studies() -> dict[str, Study]:
         tuple(Test(task, 8, all_of_it) for task in few),
         num_tuning_tasks=16,
     )  # fmt: skip
-    studies = (quadratic, regression, digits, cross, _images(digits, "mnist_5k", 8))
+    images = _images(digits, "mnist_5k", 8)
+    studies = (quadratic, regression, digits, cross, images, _other_images(images, "fashion_mnist", (1, 3, 6)))
     return {study.name: study for study in studies}
 
 

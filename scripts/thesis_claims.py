@@ -8,7 +8,12 @@ from typing import Any, NamedTuple
 Record = Mapping[str, Any]
 FEW, MOST = 0.05, 0.5  # a share of runs that counts as "none", and one that counts as "it diverges"
 OURS, THESIS = "several functions a meta-step", "one function a meta-step, as in the thesis"
-NETWORKS = {"networks_digits": "digits", "networks_mnist_5k": "mnist_5k", "networks_cross": "digits, 2 networks"}
+NETWORKS = {
+    "networks_digits": "digits",
+    "networks_mnist_5k": "mnist_5k",
+    "networks_fashion_mnist": "fashion_mnist after mnist_5k",
+    "networks_cross": "digits, 2 networks",
+}
 NEAR = 10.0  # an optimizer transfers when its median is within this factor of the best baseline of the figure
 
 

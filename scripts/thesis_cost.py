@@ -54,7 +54,7 @@ def seconds_left(study_name: str, arm_name: str, work: Path, seeds: int | None) 
         inside = folder / f"seed-{seed}"
         if (inside / "diverged.json").exists():
             continue
-        if not (inside / PHI).exists():
+        if not study.phi_of and not (inside / PHI).exists():
             left += known.get("training", _training_seconds(arm))
         for test in study.tests:
             for use in ("", *arm.uses):

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -292,6 +293,13 @@ def main() -> int:
             if (folder / PHI).exists() or (folder / "diverged.json").exists():
                 continue
             clock.check()
+            if study.phi_of:
+                found = work_folder(parsed.work, study.phi_of, arm.name) / folder.name / PHI
+                if not found.exists():
+                    print(f"thesis_work: error: no φ of {study.phi_of}/{arm.name}; run it first.", file=sys.stderr)
+                    return 2
+                shutil.copyfile(found, folder / PHI)
+                continue
             trainer = trainer or Trainer(validate(dataclasses.replace(arm.experiment, num_devices=1)))
             train(trainer, seed, folder, clock)
             say(f"{study.name} {arm.name} seed {seed}: meta-trained")

@@ -116,7 +116,7 @@ def _draw(records: Mapping[str, Record]) -> Iterator[str]:
         if study in records:
             one_task(records[study], task, multiple, title, folder / name)
             yield name
-    for study in ("networks_digits", "networks_mnist_5k"):
+    for study in ("networks_digits", "networks_mnist_5k", "networks_fashion_mnist"):
         if study in records:
             for figure, batch_norm in (("figure7", False), ("figure8", True)):
                 name = f"{figure}_{study.removeprefix('networks_')}.png"

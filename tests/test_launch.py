@@ -211,6 +211,23 @@ def test_losing_a_process_ends_the_job_with_one_line_and_a_checkpoint(
     assert [row["meta_step"] for row in train_rows(path)] == list(range(1, end + 1))
 
 
+def test_a_process_that_hangs_ends_the_job_as_one_that_is_lost(place: Path) -> None:
+    path = place / "hangs"
+    with start(place, "endless.json", "--processes", "2", "--out", path.name) as launcher:
+        wait_for_checkpoint(path, launcher)
+        members = [process_of_job(launcher, i) for i in range(2)]
+        os.kill(members[0], signal.SIGSTOP)
+        _, error = launcher.communicate()  # until the heartbeats have been missed
+    assert launcher.returncode == 1
+    assert not any(Path(f"/proc/{member}").exists() for member in members)
+    assert [line for line in error.splitlines() if line.startswith("metaopt: ")] == [
+        "metaopt: error: process 0 of 2 did not answer any more, and the others were stopped; "
+        f"the last checkpoint is of meta-step {last_checkpoint(path)}; go on with "
+        f"`metaopt launch --resume {path.name} --processes 2`, or in one process with "
+        f"`metaopt train --resume {path.name}`."
+    ]
+
+
 def launcher_itself(launcher: subprocess.Popen[str]) -> int:
     (pid,) = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()  # `timeout`'s child
     return int(pid)

@@ -59,7 +59,7 @@ def test_every_arm_is_a_sound_experiment_of_its_own() -> None:
         assert len(set(names)) == len(names) and {"rl", "bp"} <= set(names)
         for arm in study.arms:
             assert validate(arm.experiment).horizon == study.horizon
-            assert arm.seeds >= 3 or study.name == "networks_mnist_5k"
+            assert arm.seeds >= 3 or study.name in ("networks_mnist_5k", "networks_fashion_mnist")
     # All eight corners of step rule × meta-gradient × noise.
     corners = {
         (
