@@ -32,6 +32,7 @@ class Claim(NamedTuple):
     text: str
     means: str
     judged: tuple[Judged, ...]
+    ran: str  # settings, meta-seeds, functions
 
     @property
     def verdict(self) -> str:
@@ -83,18 +84,21 @@ def judge(records: Mapping[str, Record]) -> list[Claim]:
             "at step 1000 it fails on no more than 5% and the interval of its mean does not lie above the best mean of "
             "the figure's baselines",
             tuple(_no_worse(quadratic, "quadratic:dim=10")),
+            _ran(quadratic),
         ),
         Claim(
             "C1, tuned",
             "The same against the baselines at their best learning rates.",
             "the interval of the ratio of means to the best tuned baseline at step 1000 does not lie above 1",
             tuple(_no_worse(quadratic, "quadratic:dim=10", tuned=True)),
+            _ran(quadratic),
         ),
         Claim(
             "C1b",
             "There, RL is worse than BP (figure 3).",
             "the interval of the ratio of means BP / RL at step 1000, on the same tasks, lies below 1",
             tuple(_paired(quadratic, "quadratic:dim=10", "10")),
+            _ran(quadratic),
         ),
         Claim(
             "C2",
@@ -102,6 +106,7 @@ def judge(records: Mapping[str, Record]) -> list[Claim]:
             "to transfer is to fail on at most 5% of the tasks and to end with a median at step 1000 within ten times "
             "that of the figure's best baseline",
             tuple(one for task in rosenbrock for one in _transfer(quadratic, task)),
+            _ran(quadratic),
         ),
         Claim(
             "C3",
@@ -109,32 +114,55 @@ def judge(records: Mapping[str, Record]) -> list[Claim]:
             "its mean loss along the 100 steps is below those of RL (interval of the paired ratio below 1) and of the "
             "figure's baselines; by step 100 itself both models are at the noise of the data",
             tuple(_fastest(regression)),
+            _ran(regression),
         ),
         Claim(
             "C4",
             "Beyond it, at 1000, BP diverges and RL does not (figure 6).",
             "more than half of BP's runs fail or rise, and at most 5% of RL's",
             tuple(_diverges(regression, "linear_regression")),
+            _ran(regression),
         ),
         Claim(
             "C5a",
             "On networks BP falls fastest up to step 50 (figures 7, 8).",
             "its mean loss along the first 50 steps is below that of RL and of the figure's baselines",
             tuple(one for record in nets for one in _fast_networks(record)),
+            _ran(*nets),
         ),
         Claim(
             "C5b",
             "Beyond it, BP diverges on networks (figures 7, 8).",
             "by step 500 more than half of its runs fail or rise",
             tuple(one for record in nets for one in _by_network(record, "bp")),
+            _ran(*nets),
         ),
         Claim(
             "C5c",
             "RL keeps falling to step 500 on networks (figures 7, 8).",
             "at most 5% of its runs fail or rise, and at least 95% are lower at step 500 than at 50",
             tuple(one for record in nets for one in _by_network(record, "rl")),
+            _ran(*nets),
         ),
     ]
+
+
+def _ran(*records: Record | None) -> str:
+    """Such as `5 settings of 3 to 5 meta-seeds, 400 functions`; a record of its own after `; `."""
+    words = []
+    for record in records:
+        if record is None:
+            continue
+        pairs = list(_settings(record))
+        seeds = [arm["seeds"] for _, rl, bp in pairs for arm in (rl, bp)]
+        tasks = max(test["num_tasks"] for test in record["tests"])
+        where = f"{NETWORKS[record['study']]}: " if record["study"] in NETWORKS else ""
+        least, most = min(seeds, default=0), max(seeds, default=0)
+        number_of = f"{least} to {most} meta-seeds" if least < most else f"{most} meta-seed{'s' * (most != 1)}"
+        settings = f"{len(pairs)} setting{'s' * (len(pairs) != 1)}"
+        functions = f"{tasks} functions" + (" a network" if where else "")
+        words.append(f"{where}{settings}, {number_of}, {functions}")
+    return "; ".join(words)
 
 
 def setting_of(arm: str) -> str:

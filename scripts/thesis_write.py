@@ -10,7 +10,7 @@ from typing import Any
 
 from thesis_arms import RESULTS, STUDIES, THESIS
 from thesis_choices import ALIKE, DEFAULTS, FEW, FURTHER, MULTIPLE, chosen, table, weigh
-from thesis_claims import OURS, Claim, judge, number, share
+from thesis_claims import OURS, Claim, between, judge, number, share
 from thesis_claims import THESIS as ONE
 from thesis_collect import collect
 from thesis_cost import AFTER
@@ -130,10 +130,10 @@ def _draw(records: Mapping[str, Record]) -> Iterator[str]:
 def _page(records: Mapping[str, Record]) -> Iterator[str]:
     claims = judge(records)
     yield HEAD
-    yield "| claim | verdict | figures |"
-    yield "| --- | --- | --- |"
+    yield "| claim | what was run | verdict | figures |"
+    yield "| --- | --- | --- | --- |"
     for claim in claims:
-        yield f"| **{claim.name}** {claim.text} | {claim.verdict} | {_first(claim)} |"
+        yield f"| **{claim.name}** {claim.text} | {claim.ran} | {claim.verdict} | {_first(claim)} |"
     yield "\n" + HOW
     yield "## Figures\n"
     yield "Dashed: the training horizon. Left as in the thesis, right with baselines tuned for the horizon.\n"
@@ -204,7 +204,8 @@ def _cell(at: Record) -> str:
 def _networks(record: Record) -> Iterator[str]:
     yield f"### {record['title']}\n"
     horizon = record["horizon"]
-    yield f"Mean loss at step {10 * horizon} (share that failed; share that rises), and the best tuned baseline.\n"
+    yield f"Mean loss at step {10 * horizon} [its interval] (share that failed; share that rises), and the best tuned"
+    yield "baseline.\n"
     names = list(record["arms"])
     yield "| network | " + " | ".join(names) + " | best tuned |"
     yield "| --- |" + " --- |" * (len(names) + 1)
@@ -213,7 +214,8 @@ def _networks(record: Record) -> Iterator[str]:
         cells = []
         for name in names:
             at = record["arms"][name]["tests"][task]["at"]["10"]
-            cells.append(f"{number(at['mean'])} ({share(at['failed'])}; {share(at['rises'])})")
+            interval = f" {between(at['interval'])}" if at["mean"] is not None else ""
+            cells.append(f"{number(at['mean'])}{interval} ({share(at['failed'])}; {share(at['rises'])})")
         tuned = {key: at for key, at in record["baselines"][task].items() if key.endswith("@10")}
         best = min(tuned, key=lambda key: _rank(tuned[key]["at"]["10"]))
         words = f"{_cell(tuned[best]['at']['10'])} {best.partition('@')[0]}"

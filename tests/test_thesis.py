@@ -96,13 +96,13 @@ def _regression(bp_lost: float, rl_lost: float, ratio: tuple[float, float]) -> d
 
     def arm(lost: float, mean: float) -> dict[str, Any]:
         tests = {task: {"at": {"1": _at(mean), "10": _at(mean, rises=lost)}}}
-        return {"tests": tests, "config": {"num_tasks": 16}}
+        return {"tests": tests, "config": {"num_tasks": 16}, "seeds": 5}
 
     baselines = {
         name: {"record": {"learning_rate": 1.0}, "at": {"1": _at(9.0), "10": _at(9.0)}} for name in ("a", "b@1")
     }
     return {
-        "study": task, "tests": [{"task": task}], "baselines": {task: baselines},
+        "study": task, "tests": [{"task": task, "num_tasks": 400}], "baselines": {task: baselines},
         "arms": {"rl": arm(rl_lost, 2.0), "bp": arm(bp_lost, 1.0)},
         "pairs": {"thesis": {task: {"area": {"ratio": 0.5, "interval": list(ratio)}}}},
     }  # fmt: skip
