@@ -112,8 +112,7 @@ def work(settings: dict[str, int]) -> None:
 def devices(options: Options) -> Iterator[Row]:
     """Two CPU devices against one, one thread and one core a device; the machine has to be otherwise idle.
 
-    Beside them two processes with half of the tasks each, which share nothing but the machine: what two of its cores
-    can give at most.
+    Beside them two processes with half of the tasks each, which share nothing but the machine.
     """
     cores = os.cpu_count() or 1
     for num_tasks in options.tasks:
@@ -122,8 +121,9 @@ def devices(options: Options) -> Iterator[Row]:
         before = Load()
         time.sleep(1.0)
         share = before.others(0.0)
-        if cores < 2 or share > BUSY_SHARE:
-            why = "one core only" if cores < 2 else f"{IDLE_RULE} in the second before: {share:.0%}"
+        if cores < 2 or num_tasks % 2 or share > BUSY_SHARE:
+            why = f"{IDLE_RULE} in the second before: {share:.0%}"
+            why = "one core only" if cores < 2 else "an odd number of tasks" if num_tasks % 2 else why
             for figure in figures:
                 yield Row("devices", figure, settings, "times", None, note=why)
             continue

@@ -134,7 +134,12 @@ def _images(study: Study, data: str, num_tasks: int) -> Study:
         return choice(task.name, **task.options, data=data) if task.name in ("classifier", "autoencoder") else task
 
     arms = tuple(
-        Arm(arm.name, vary(arm.experiment, tasks=tuple(map(on, arm.experiment.tasks)), num_tasks=1), 1, arm.factor)
+        Arm(
+            arm.name,
+            vary(arm.experiment, tasks=tuple(map(on, arm.experiment.tasks)), num_tasks=1),
+            1,
+            "one function a meta-step",
+        )
         for arm in study.arms
         if arm.name in ("rl", "bp")
     )

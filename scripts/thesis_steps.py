@@ -3,7 +3,7 @@
 
 scripts/thesis_steps.py WORK, after the arms `rl` and `bp` of every study. Each φ runs on tasks of a family, and then
 its network alone is given the inputs of the last 20 steps of the training horizon again and again: what its step
-length does then comes from the cell's own state and from nothing that it reads.
+length does then comes from its state, and from nothing new that it reads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from metaopt.commands.start import configure_jax
 from metaopt.evaluation.comparison import evaluation_keys
 from metaopt.evaluation.statistics import jsonable, thin
 from metaopt.experiment import Choice, build_family, build_optimizer, choice
-from metaopt.optimizers.step_rules import LOG_ALPHA_0, LOG_ALPHA_RANGE
+from metaopt.optimizers.step_rules import LOG_ALPHA_RANGE
 from metaopt.runs.environment import describe_environment
 from metaopt.runs.folder import write_json
 from metaopt.runs.pretrained import read_optimizer
@@ -47,37 +47,46 @@ def arm_of(study: str, model: str) -> Arm:
 
 
 def missing(work: Path) -> list[str]:
-    """Arms whose φ are not all there."""
+    """Arms of which there is no φ."""
     studies = dict.fromkeys(study for study, _ in RUNS)
     return [f"{study}/{model}" for study in studies for model in MODELS if not _phis(work, study, model)]
 
 
-def _phis(work: Path, study: str, model: str) -> list[Path]:
+def _phis(work: Path, study: str, model: str) -> dict[int, Path]:
+    """φ by meta-seed; of a seed whose meta-training diverged there is none."""
     folder = work_folder(work, study, model)
-    paths = [folder / f"seed-{seed}" / PHI for seed in range(arm_of(study, model).seeds)]
-    return paths if all(path.exists() for path in paths) else []
+    paths = {seed: folder / f"seed-{seed}" / PHI for seed in range(arm_of(study, model).seeds)}
+    return {seed: path for seed, path in paths.items() if path.exists()}
 
 
-def held_lengths(meta_params: MetaParams, seen: jax.Array, horizon: int) -> jax.Array:
-    """[BEYOND · horizon] step lengths of a network that reads its inputs [horizon, tasks, coordinates, inputs] once and
-    then the last of them over and over; the geometric mean over tasks."""
+def held_lengths(meta_params: MetaParams, seen: jax.Array, length: jax.Array) -> jax.Array:
+    """[(BEYOND - 1) · horizon, tasks] step lengths after the horizon when the network's inputs no longer change.
+
+    It reads `seen` [horizon, tasks, coordinates, inputs] once, as in the run, and then the last HELD of them over and
+    over; the length starts from that of the run at the horizon, [tasks].
+    """
     recursive = "log_gamma" in meta_params
     head = meta_params["log_gamma" if recursive else "log_alpha"]
+    horizon = len(seen)
 
-    def step(cells: Any, index: jax.Array) -> tuple[Any, jax.Array]:
-        _, cells = gate_values(meta_params, seen[index], cells)
-        return cells, jnp.mean(cells[-1][1] @ head["kernel"] + head["bias"])
+    def read(cells: Any, x: jax.Array) -> tuple[Any, jax.Array]:
+        _, cells = gate_values(meta_params, x, cells)
+        return cells, jnp.mean(cells[-1][1] @ head["kernel"] + head["bias"], axis=(1, 2))
 
-    steps = jnp.arange(BEYOND * horizon)
-    indices = jnp.where(steps < horizon, steps, horizon - HELD + (steps - horizon) % HELD)
-    _, outputs = jax.lax.scan(step, first_cells(meta_params, seen.shape[1:3]), indices)
-    if recursive:
-        outputs = sum(LOG_ALPHA_0) / 2 + jnp.cumsum(outputs)
-    return jnp.exp(jnp.clip(outputs, *LOG_ALPHA_RANGE))
+    def step(carry: tuple[Any, jax.Array], index: jax.Array) -> tuple[Any, jax.Array]:
+        cells, log_alpha = carry
+        cells, output = read(cells, seen[horizon - HELD + index % HELD])
+        log_alpha = jnp.clip(log_alpha + output if recursive else start + output - last, *LOG_ALPHA_RANGE)
+        return (cells, log_alpha), log_alpha
+
+    start = jnp.log(length)
+    cells, outputs = jax.lax.scan(read, first_cells(meta_params, seen.shape[1:3]), seen)
+    last = outputs[-1]
+    return jnp.exp(jax.lax.scan(step, (cells, start), jnp.arange((BEYOND - 1) * horizon))[1])
 
 
 def rows(work: Path, study: str, task: Choice) -> Iterator[dict[str, Any]]:
-    """One row a model and meta-seed."""
+    """One row a model and meta-seed: medians over the tasks that are alive at the training horizon."""
     family, horizon = build_family(task), STUDIES[study].horizon
     keys = jax.random.split(evaluation_keys(0)[0], NUM_TASKS)
     shown = thin(np.arange(1, BEYOND * horizon + 1), keep=(1, horizon, BEYOND * horizon), limit=POINTS)
@@ -93,21 +102,23 @@ def rows(work: Path, study: str, task: Choice) -> Iterator[dict[str, Any]]:
                 horizon=BEYOND * horizon, explore=False, inputs=inputs, num_coordinates=COORDINATES,
             )  # fmt: skip
             assert found.inputs is not None
-            return found.update_norm, found.loss, held_lengths(meta_params, found.inputs[:horizon], horizon)
+            norm = found.update_norm
+            return norm, found.loss, held_lengths(meta_params, found.inputs[:horizon], norm[horizon - 1])
 
-        for seed, path in enumerate(_phis(work, study, model)):
+        for seed, path in _phis(work, study, model).items():
             norm, loss, held = jax.device_get(run(read_optimizer(path).meta_params))
-            # A dead task takes no more steps: its length would read 0.
-            norm = np.where(norm > 0, norm, np.nan)
-            alive = np.isfinite(norm).any(axis=1)
-            median = np.full(len(norm), np.nan)
-            median[alive] = np.nanmedian(norm[alive], axis=1)
-            at = {multiple: multiple * horizon - 1 for multiple in (1, BEYOND)}
-            say(f"{task} {model} seed {seed}: length {median[at[1]]:.3g} at {horizon}, {median[at[BEYOND]]:.3g} beyond")
+            alive = norm[horizon - 1] > 0  # a dead task's steps read 0
+            used = {"length": norm, "held": np.concatenate([norm[:horizon], held]), "loss": loss}
+            medians = {
+                name: np.median(values[:, alive], axis=1) if alive.any() else np.full(len(values), np.nan)
+                for name, values in used.items()
+            }
+            near, far = (f"{medians['length'][end - 1]:.3g}" for end in (horizon, BEYOND * horizon))
+            say(f"{task} {model} seed {seed}: length {near} at step {horizon}, {far} at {BEYOND * horizon}")
             yield {
                 "study": study, "task": str(task), "model": model, "seed": seed, "horizon": horizon,
-                "steps": shown + 1, "length": _short(median[shown]), "held": _short(held[shown]),
-                "loss": _short(np.median(loss, axis=1)[shown]),
+                "tasks": len(alive), "alive": int(alive.sum()), "steps": shown + 1,
+                **{name: _short(values[shown]) for name, values in medians.items()},
             }  # fmt: skip
     jax.clear_caches()
 

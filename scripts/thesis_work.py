@@ -294,11 +294,13 @@ def main() -> int:
                 continue
             clock.check()
             if study.phi_of:
-                found = work_folder(parsed.work, study.phi_of, arm.name) / folder.name / PHI
-                if not found.exists():
+                source = work_folder(parsed.work, study.phi_of, arm.name) / folder.name
+                found = [source / name for name in (PHI, "diverged.json") if (source / name).exists()]
+                if not found:
                     print(f"thesis_work: error: no φ of {study.phi_of}/{arm.name}; run it first.", file=sys.stderr)
                     return 2
-                shutil.copyfile(found, folder / PHI)
+                with replacing(folder / found[0].name) as part_file:
+                    shutil.copyfile(found[0], part_file)
                 continue
             trainer = trainer or Trainer(validate(dataclasses.replace(arm.experiment, num_devices=1)))
             train(trainer, seed, folder, clock)

@@ -24,14 +24,15 @@ PICTURES = {
     "figure5.png": ("linear_regression", "linear_regression", 1, "Figure 5, linear regression"),
     "figure6.png": ("linear_regression", "linear_regression", 10, "Figure 6, linear regression"),
 }
+MOST_FAILED = 0.9  # of whose survivors a mean says nothing
 HEAD = """\
 # The thesis, claim by claim
 
-A thesis on learned optimizers as stochastic policies meta-trains one LSTM optimizer in two ways: by back-propagation
-with a recursive step length (the BP model), and by a reparameterised policy gradient with a direct step
-length and Gamma noise (the RL model). It claims that the RL model goes on improving at ten times its training
-horizon, where the BP model overfits. This page says what of it was found again, and on which of the choices that
-the thesis leaves open it hangs.
+A bachelor's thesis (in Russian) on learned optimizers as stochastic policies meta-trains one LSTM optimizer in two
+ways: by back-propagation with a recursive step length (the BP model), and by a reparameterised policy gradient with a
+direct step length and Gamma noise (the RL model). It claims that the RL model goes on improving at ten times its
+training horizon, where the BP model overfits. This page says what of it was found again, and on which of the choices
+that the thesis leaves open it hangs.
 
 It is written by `scripts/reproduce_thesis --write` from the JSON files in `results/`; nothing here is typed by
 hand.
@@ -39,23 +40,28 @@ hand.
 HOW = """\
 ## How to read it
 
-Every setting was meta-trained from several seeds, each for 2000 meta-steps of Adam (rate 1e-3, norm of the
-meta-gradient clipped at 1), and the last φ is evaluated: no validation picks one, since that would look beyond the
-horizon. All optimizers run on the same tasks, starts and minibatches. **Failed**: a loss that is not finite or
-above 10 f(θ_0) at any step. **Rises**: the mean of the last 5% of the curve above twice the loss at the training
-horizon. **Improves**: lower at ten times the horizon than at it. Means are over the runs that did not fail, and the
-share that failed stands beside them. Intervals are 95% bootstrap intervals over meta-seeds and tasks. The figure's
+φ are the weights of the LSTM, T the training horizon (100 steps; 50 on networks), 1×, 10× and 100× multiples of it.
+K is the window of back-propagation, d the direction that the network gives and α its step length; `features` is what
+the network reads of a gradient, s one of them, m̂/√v̂ (`printed`: without the root). `in_use` says what stands for the
+noise when φ is used. A setting is named after what differs from the thesis's.
+
+Every φ comes from 2000 meta-steps of Adam (rate 1e-3, norm of the meta-gradient clipped at 1), and the last one is
+evaluated: no validation picks one, since that would look beyond the horizon. All optimizers run on the same tasks,
+starts and minibatches. **Failed**: a loss that is not finite or above 10 f(θ_0) at any step. **Rises**: the mean of the
+last 5% of the curve above twice the loss at the training horizon. **Improves**: lower at ten times the horizon than at
+it. Means are over the runs that did not fail, the share that failed stands beside them, and where more than 90%
+failed no mean is shown. Intervals are 95% bootstrap intervals over meta-seeds and tasks; from three meta-seeds they are
+too short, so mind the single seeds where they are given, and with one meta-seed there are none. The figure's
 baselines have the thesis's rates; the tuned ones the best rate for that family and horizon, found on other tasks.
 """
 STEPS = """\
-## Why a run goes on, stops or diverges: the length of its steps
+## The length of the steps beyond the horizon
 
-Both models give the length of a step themselves: RL as an output, BP by multiplying the last one. Median over 16
-tasks in use (solid), for every meta-seed. **Held** (dotted): the network reads the inputs of the last 20 steps of its
-training horizon over and over, so that what its length then does comes from the cell's own state alone. Where BP goes
-on shrinking its length it ends at the floor, e^-30 = 9.4e-14, and stops; with a factor above 1 it runs off upwards.
-RL's length stays only where the state of the cell settles, and the meta-loss, which ends at the horizon, does not ask
-it to.
+Both models give the length of a step themselves: RL as an output, BP by multiplying the last one (with a floor of
+e^-30 = 9.4e-14). Solid: median over the tasks that are alive at the horizon, a line for every meta-seed. Dotted, from
+the horizon on: the network reads the inputs of the last 20 steps before it over and over, so that nothing new comes in
+and what the length does is the network's own doing. A run can fail at any length; a length that has gone to nothing has
+stopped, and one that grows without end fails on everything.
 
 ![step lengths](figures/step_lengths.png)
 """
@@ -89,7 +95,7 @@ def write_all(work: Path) -> list[str]:
             path.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
             lines.append(f"results: {path.relative_to(THESIS.parent.parent)}")
     for name in AFTER:
-        if (work / f"{name}.json").exists():
+        if (work / f"{name}.json").exists() and not _fewer_rows(work / f"{name}.json", RESULTS / f"{name}.json"):
             shutil.copyfile(work / f"{name}.json", RESULTS / f"{name}.json")
             lines.append(f"results: {(RESULTS / name).relative_to(THESIS.parent.parent)}.json")
     records = read_results()
@@ -98,6 +104,10 @@ def write_all(work: Path) -> list[str]:
         (THESIS / "README.md").write_text("\n".join(_page(records)).rstrip() + "\n")
         lines.append("page: experiments/thesis/README.md")
     return lines
+
+
+def _fewer_rows(new: Path, old: Path) -> bool:
+    return old.exists() and len(json.loads(new.read_text())["rows"]) < len(json.loads(old.read_text())["rows"])
 
 
 def runs_in(record: Record) -> int:
@@ -130,14 +140,17 @@ def _draw(records: Mapping[str, Record]) -> Iterator[str]:
 def _page(records: Mapping[str, Record]) -> Iterator[str]:
     claims = judge(records)
     yield HEAD
+    yield _outcome(claims)
     yield "| claim | what was run | verdict | figures |"
     yield "| --- | --- | --- | --- |"
     for claim in claims:
         yield f"| **{claim.name}** {claim.text} | {claim.ran} | {claim.verdict} | {_first(claim)} |"
     yield "\n" + HOW
     yield "## Figures\n"
-    yield "Dashed: the training horizon. Left as in the thesis, right with baselines tuned for the horizon.\n"
+    yield "Dashed: the training horizon. Left as in the thesis, right with baselines tuned for the horizon; of networks"
+    yield "medians, with baselines tuned for the horizon.\n"
     for path in sorted((THESIS / "figures").glob("figure*.png")):
+        yield f"**{_caption(path)}**\n"
         yield f"![{path.stem.replace('_', ' ')}](figures/{path.name})\n"
     if "step_lengths" in records:
         yield from _step_lengths(records["step_lengths"])
@@ -163,6 +176,30 @@ def _page(records: Mapping[str, Record]) -> Iterator[str]:
     yield "## What it cost\n"
     yield from _cost(records)
     yield COMMANDS
+
+
+def _outcome(claims: list[Claim]) -> str:
+    """How many claims hold, and which."""
+    words = {
+        "holds": "hold",
+        "holds only with": "hold only with some of the open choices",
+        "does not hold": "do not hold",
+    }
+    found = {
+        said: [claim.name for claim in claims if claim.judged and claim.verdict.strip("*").partition("**")[0] == word]
+        for word, said in words.items()
+    }
+    judged = sum(bool(claim.judged) for claim in claims)
+    parts = [f"{len(names)} {said} ({'; '.join(names)})" for said, names in found.items() if names]
+    return f"Of {judged} claims {', '.join(parts)}.\n"
+
+
+def _caption(path: Path) -> str:
+    if path.name in PICTURES:
+        return PICTURES[path.name][-1] + "."
+    figure, _, data = path.stem.partition("_")
+    normalised = "with" if figure == "figure8" else "without"
+    return f"Figure {figure.removeprefix('figure')}, networks on {data}, {normalised} batch normalisation."
 
 
 def _first(claim: Claim) -> str:
@@ -198,7 +235,7 @@ def _rank(at: Record) -> tuple[float, float]:
 
 def _cell(at: Record) -> str:
     failed = f" ({share(at['failed'])})" if at["failed"] else ""
-    return f"{number(at['mean'])}{failed}"
+    return f"{number(at['mean']) if at['failed'] <= MOST_FAILED else '–'}{failed}"
 
 
 def _networks(record: Record) -> Iterator[str]:
@@ -214,7 +251,8 @@ def _networks(record: Record) -> Iterator[str]:
         cells = []
         for name in names:
             at = record["arms"][name]["tests"][task]["at"]["10"]
-            interval = f" {between(at['interval'])}" if at["mean"] is not None else ""
+            enough = record["arms"][name]["seeds"] >= 3 and at["mean"] is not None
+            interval = f" {between(at['interval'])}" if enough else ""
             cells.append(f"{number(at['mean'])}{interval} ({share(at['failed'])}; {share(at['rises'])})")
         tuned = {key: at for key, at in record["baselines"][task].items() if key.endswith("@10")}
         best = min(tuned, key=lambda key: _rank(tuned[key]["at"]["10"]))
@@ -246,32 +284,54 @@ The thesis's experiments name all of theirs.
 """
 
 
+STOPPED, GREW = 1e-3, 10.0  # length at ten times the horizon over that at it
+
+
 def _step_lengths(record: Record) -> Iterator[str]:
-    """Length at the horizon and at the end of every model and meta-seed, in use and with the inputs held."""
+    """What became of the lengths, counted; then every model and meta-seed at the horizon and at ten times it."""
     yield STEPS
-    yield "| tasks | model | length at 1×, each meta-seed | at 10× | at 10×, inputs held |"
-    yield "| --- | --- | --- | --- | --- |"
     groups: dict[tuple[str, str], list[Record]] = {}
     for row in record["rows"]:
         groups.setdefault((row["task"], row["model"]), []).append(row)
+    for model in ("rl", "bp"):
+        words = []
+        for name, held in (("length", "in use"), ("held", "with the inputs held")):
+            ratios = [
+                row[name][-1] / row["length"][row["steps"].index(row["horizon"])]
+                for row in record["rows"]
+                if row["model"] == model and row["alive"] and row[name][-1] is not None
+            ]
+            stopped, grew = sum(ratio < STOPPED for ratio in ratios), sum(ratio > GREW for ratio in ratios)
+            words.append(
+                f"{held}, of {len(ratios)} pairs of φ and family {stopped} end below a thousandth of the length at the "
+                f"horizon and {grew} above {GREW:.0f} times it"
+            )
+        yield f"{model.upper()} model: {'; '.join(words)}.\n"
+    columns_of = (
+        "alive at 1× | length at 1×, each meta-seed | at 10× | at 10×, inputs held | median loss at 1× | at 10×"
+    )
+    yield f"| tasks | model | {columns_of} |"
+    yield "| --- |" + " --- |" * 7
     for (task, model), rows in groups.items():
         near = [row["steps"].index(row["horizon"]) for row in rows]
-        columns = [[row["length"][at] for row, at in zip(rows, near, strict=True)]]
-        columns += [[row[name][-1] for row in rows] for name in ("length", "held")]
-        cells = [", ".join("dead" if value is None else number(value) for value in column) for column in columns]
-        yield f"| {task} | {model} | " + " | ".join(cells) + " |"
+        columns = [[row[name][at] for row, at in zip(rows, near, strict=True)] for name in ("length", "loss")]
+        ends = [[row[name][-1] for row in rows] for name in ("length", "held", "loss")]
+        lists = [columns[0], ends[0], ends[1], columns[1], ends[2]]
+        cells = [", ".join("–" if value is None else number(value) for value in column) for column in lists]
+        alive = ", ".join(f"{row['alive']}/{row['tasks']}" for row in rows)
+        yield f"| {task} | {model} | {alive} | " + " | ".join(cells) + " |"
     yield ""
 
 
 def _variance(record: Record) -> Iterator[str]:
     yield "## Reparameterised against score-function gradients\n"
-    yield record["about"] + "\n"
+    yield record["about"] + " Lost: the mean cannot be told from zero in that many draws.\n"
     yield "| tasks | φ | estimator | norm of the mean | noise / signal | variance, to reparameterised |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for row in record["rows"]:
         yield (
-            f"| {row['task']} | {row['phi']} | {row['estimator']} | {number(row['norm'])} | "
-            f"{number(row['noise_to_signal'])} | {number(row['variance_ratio'])} |"
+            f"| {row['task']} | {row['phi']} | {row['estimator']} | {number(row['norm']) if row['norm'] else 'lost'} | "
+            f"{number(row['noise_to_signal']) if row['norm'] else 'lost'} | {number(row['variance_ratio'])} |"
         )
     yield ""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -237,30 +236,6 @@ def test_resuming_takes_the_number_of_devices_that_the_run_began_on(
     monkeypatch.setattr("metaopt.runs.train.resume", lambda path, **options: asked.append(options["num_devices"]))
     assert cli.main(["train", "--resume", ".", *flags]) == 0
     assert asked == [count, 3 if flags else None]
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
-def test_a_program_s_memory_is_not_fetched_anew_at_every_call() -> None:
-    code = """
-import resource
-from metaopt.commands.start import configure_jax
-configure_jax(1)
-import jax, jax.numpy as jnp
-
-@jax.jit
-def program(x):  # 100 residuals of a megabyte
-    return jax.grad(lambda x: jax.lax.scan(lambda c, _: (jnp.sin(c), None), x, None, length=100)[0].sum())(x)
-
-faults = []
-for _ in range(4):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    jax.block_until_ready(program(jnp.ones(2**18)))
-    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(faults[0], faults[-1])
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    first, last = map(int, done.stdout.split())
-    assert first > 20_000 and last < 1_000  # pages of 4 KiB
 
 
 def test_list(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import inspect
 import json
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,8 +25,6 @@ import thesis_write  # noqa: E402
 from thesis_arms import STUDIES, figure  # noqa: E402
 from thesis_write import read_results  # noqa: E402
 
-from metaopt.analysis.inner_runs import network_inputs, watch  # noqa: E402
-from metaopt.experiment import build_family, choice  # noqa: E402
 from metaopt.optimizers.lstm import lstm  # noqa: E402
 from metaopt.runs.config import validate  # noqa: E402
 
@@ -121,25 +122,40 @@ def test_verdicts_follow_the_figures() -> None:
 
 
 def test_a_study_of_one_function_a_meta_step_says_so() -> None:
-    record = _regression(0.9, 0.0, (0.4, 0.6))
-    assert [one.setting for one in claims._diverges(record, "linear_regression")] == [claims.OURS]
-    record["arms"]["bp"]["config"]["num_tasks"] = 1
-    assert [one.setting for one in claims._diverges(record, "linear_regression")] == [claims.THESIS]
+    def settings(functions: int, study: str) -> dict[str, str]:
+        record = _regression(0.0, 0.0, (0.4, 0.6)) | {"study": study, "horizon": 50}
+        record["arms"]["bp"]["config"]["num_tasks"] = functions
+        for arm in record["arms"].values():
+            for at in arm["tests"]["linear_regression"]["at"].values():
+                at["per_seed"] = {"failed": [0.0] * 5, "mean": [1.0] * 5}
+        judged = claims.judge({study: record})
+        return {claim.name: f"{claim.verdict}: {claim.judged[0].setting}" for claim in judged if claim.judged}
+
+    assert settings(16, "networks_digits")["C5c"] == f"**holds**: digits: {claims.OURS}"
+    assert settings(1, "networks_mnist_5k")["C5c"] == f"**holds**: mnist_5k: {claims.THESIS}"
+    assert settings(1, "linear_regression")["C4"] == f"**does not hold**: {claims.OURS}"
 
 
 @pytest.mark.parametrize("rule", ["direct", "recursive"])
-def test_the_length_with_inputs_held_is_the_run_s_own_up_to_the_horizon(rule: Literal["direct", "recursive"]) -> None:
-    optimizer = lstm(step_rule=rule, features="all", initial_alpha="median")
+def test_lengths_go_on_with_the_inputs_held_as_the_optimizer_s_own_would(rule: Literal["direct", "recursive"]) -> None:
+    optimizer = lstm(step_rule=rule, features="gradient", initial_alpha="median")
     phi = optimizer.init(jax.random.key(1))
-    picked = choice("lstm", step_rule=rule, features="all", initial_alpha="median")
-    found = watch(
-        optimizer, phi, build_family(choice("quadratic", dim=10)), jax.random.split(jax.random.key(2), 1),
-        horizon=30, explore=False, inputs=network_inputs(picked), num_coordinates=10,
-    )  # fmt: skip
-    assert found.inputs is not None
-    held = steps.held_lengths(phi, found.inputs, 30)
-    np.testing.assert_allclose(held[:30], found.update_norm[:, 0], rtol=1e-4)
-    assert len(held) == 300 and np.isfinite(held).all()
+    size = 0.3 if rule == "direct" else 0.03  # a recursion multiplies its factors
+    phi = jax.tree.map(lambda leaf: leaf + size * jax.random.normal(jax.random.key(2), leaf.shape), phi)
+    # With the gradient as its only input, the optimizer itself can be fed the same gradients again.
+    horizon, tasks, dim = 30, 2, 5
+    gradients = jax.random.normal(jax.random.key(3), (horizon, tasks, dim))
+    assert optimizer.bind_tasks is not None
+    tx = optimizer.bind_tasks(phi)
+    state, own = tx.init(gradients[0]), []
+    update = jax.jit(tx.update)
+    for index in range(steps.BEYOND * horizon):
+        repeated = horizon - steps.HELD + (index - horizon) % steps.HELD
+        step, state = update(gradients[index if index < horizon else repeated], state)
+        own.append(jnp.linalg.norm(step, axis=1))
+    held = steps.held_lengths(phi, gradients[..., None], own[horizon - 1])
+    np.testing.assert_allclose(held, jnp.stack(own[horizon:]), rtol=2e-3)
+    assert np.ptp(np.log(held)) > 0.1  # it does move
 
 
 def test_the_page_says_what_the_records_say() -> None:
@@ -185,6 +201,44 @@ def test_choices_are_weighed_where_nothing_else_differs() -> None:
     found["features", "gradient"].worse.append("elsewhere")  # better once for each time worse
     found["features", "gradient"].better.append("there")
     assert choices.chosen(list(found.values()))["features"] == "all"
+
+
+@pytest.fixture(scope="module")
+def queue() -> Any:
+    loader = importlib.machinery.SourceFileLoader("reproduce_thesis", str(SCRIPTS / "reproduce_thesis"))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("reproduce_thesis", loader))  # type: ignore[arg-type]
+    loader.exec_module(module)
+    return module
+
+
+def test_parts_that_take_the_phi_of_others_come_after_them(queue: Any) -> None:
+    named = queue.parts(["after/variance", "quadratic/rl", "linear_regression"])
+    assert named[0] == ("quadratic", "rl") and named[-1] == ("after", "variance")
+    everything = queue.parts([])
+    last, fashion = everything[-1], ("networks_fashion_mnist", "rl")
+    assert last.study == "after" and everything.index(("networks_mnist_5k", "rl")) < everything.index(fashion)
+    part = queue.Part
+    assert not queue.may_start(last, [part("quadratic", "rl")]) and queue.may_start(last, [])
+    assert not queue.may_start(part(*fashion), [part("networks_mnist_5k", "rl")])
+    assert queue.may_start(part(*fashion), [part("networks_mnist_5k", "bp")])
+    assert not queue.may_start(part("quadratic", "rl"), [last])
+    with pytest.raises(ValueError, match="no part"):
+        queue.parts(["quadratic/nothing"])
+
+
+def test_a_study_whose_images_are_missing_is_left_out_with_one_line(
+    queue: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nowhere(name: str, data_dir: str | None = None) -> None:
+        raise FileNotFoundError(f"data set {name!r} is not on this machine\nplaces tried: none")
+
+    for kind in ("classifier", "autoencoder"):
+        monkeypatch.setattr(sys.modules[f"metaopt.tasks.{kind}"], "load_dataset", nowhere)
+    wanted = queue.parts(["networks_fashion_mnist", "after"])
+    left = dict(queue.costs(wanted, tmp_path, None))
+    assert {part.study for part in left} == {"after"}
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("networks_fashion_mnist is left out: ") and "not on this machine" in line
 
 
 def test_a_part_of_the_work_takes_no_place_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,9 @@
-"""Devices, processes, memory and the compilation cache, before jax touches a device."""
+"""Devices, processes and the compilation cache, before jax touches a device."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 from pathlib import Path
-
-# glibc's mallopt: one heap for all threads, blocks of every size taken from it, and what is freed kept.
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 
 
 def configure_for_training(num_devices: int | None, before: int | None = None) -> None:
@@ -30,7 +26,7 @@ def configure_for_training(num_devices: int | None, before: int | None = None) -
 
 
 def configure_jax(num_devices: int | None = None) -> None:
-    """One CPU device for each core (or as many as asked for); memory and compiled code are kept.
+    """One CPU device for each core (or as many as asked for), and compiled code kept between runs.
 
     Has to come before jax touches a device; later it changes nothing.
     """
@@ -38,7 +34,6 @@ def configure_jax(num_devices: int | None = None) -> None:
 
     from metaopt.batching import available_cores, use_cpu_devices
 
-    keep_freed_memory()
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         try:
             use_cpu_devices(num_devices or available_cores())
@@ -51,17 +46,3 @@ def configure_jax(num_devices: int | None = None) -> None:
         except OSError:
             return
         jax.config.update("jax_compilation_cache_dir", str(cache))
-
-
-def keep_freed_memory() -> None:
-    """Has the process keep what it frees, where the C library is glibc.
-
-    Otherwise the residuals of each meta-step, beyond some 32 MiB, go back to the system and come anew, zeroed page by
-    page: a fifth of the time of one task of 100,000 coordinates. To be called before jax starts its threads.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):
-        return
-    for option, value in ((M_ARENA_MAX, 1), (M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
-        mallopt(option, value)
