@@ -29,6 +29,8 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "unroll_length": (None, 20),
     "num_tasks": (16, 1),
 }
+# Behind a choice's name where the state gradient of both arms is stopped: no default follows from these.
+GREEDY = ", state gradient stopped"
 # Those that are options of `lstm` with a default to choose.
 DEFAULTS = ("features", "normalisation", "alpha", "s_form", "noise", "noise_in_use", "initial_alpha")
 
@@ -74,13 +76,16 @@ def weigh(records: Mapping[str, Record], multiple: str = MULTIPLE) -> list[Weigh
             differs = _difference(chosen[one], chosen[two])
             if differs is None:
                 continue
+            name = differs
+            if differs != "state_gradient" and chosen[one]["state_gradient"] == "stopped":
+                name += GREEDY
             values = sorted((chosen[one][differs], chosen[two][differs]), key=CHOICES[differs].index)
             first, second = (one, two) if chosen[one][differs] == values[0] else (two, one)
-            entry = found.setdefault((differs, *values), Weighed(differs, *values))
+            entry = found.setdefault((name, *values), Weighed(name, *values))
             for task, words in _compared(record["arms"][first], record["arms"][second], multiple):
                 getattr(entry, words).append(f"{second} on {task}")
     order = list(CHOICES)
-    return sorted(found.values(), key=lambda one: order.index(one.choice))
+    return sorted(found.values(), key=lambda one: order.index(one.choice.removesuffix(GREEDY)))
 
 
 def _difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> str | None:
@@ -144,7 +149,9 @@ def table(weighed: Sequence[Weighed], further: Sequence[Weighed]) -> Iterator[st
     for one in weighed:
         far = beyond.get((one.choice, one.reference, one.other))
         counts = _counts(one) + (["", "", ""] if far is None else _counts(far))
-        yield f"| `{one.choice}` | {_word(one.other)} | {_word(one.reference)} | " + " | ".join(counts) + " |"
+        name, _, greedy = one.choice.partition(",")
+        choice = f"`{name}`" + (f",{greedy}" if greedy else "")
+        yield f"| {choice} | {_word(one.other)} | {_word(one.reference)} | " + " | ".join(counts) + " |"
 
 
 def _counts(one: Weighed) -> list[str]:

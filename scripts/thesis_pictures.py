@@ -157,5 +157,8 @@ def _limit(axes: Axes, record: Record, task: str, end: int) -> None:
     curves += [record["arms"][name]["tests"][task]["curve"] for name in MODELS if name in record["arms"]]
     start = max(numbers(curve["median"])[0] for curve in curves)
     low = min(np.nanmin(numbers(curve["median"])[_steps(curve, end)[1]]) for curve in curves)
-    axes.set_ylim(max(low / 2, start * 1e-7), start * 30)
+    both = [(curve, numbers(curve[which])) for curve in curves for which in ("mean", "median") if curve[which]]
+    shown = [values[_steps(curve, end)[1]] for curve, values in both]
+    high = max(np.max(values[np.isfinite(values)], initial=start) for values in shown)
+    axes.set_ylim(max(low / 2, start * 1e-7), min(2 * high, 30 * start))
     axes.grid(True, color=FAINT, linewidth=0.6, alpha=0.6)

@@ -273,7 +273,8 @@ Every two arms that differ in one choice alone, on every test, at {MULTIPLE} and
 {100 * (1 - ALIKE):.0f}%, over the meta-seeds that both have. Pairs share seeds and tasks with other pairs: these are
 counts, not a test. Two choices bring another along: noise the reparameterised gradient in place of plain
 back-propagation, which differ in nothing but the draw; and on networks d over an RMS the bias that α starts from
-(-5 for -2), since α is then the length of a coordinate's step.
+(-5 for -2), since α is then the length of a coordinate's step. Pairs in which both state gradients are stopped have
+rows of their own and decide nothing: what goes with a greedy gradient need not go with the full one.
 """
     yield from table(weighed, further)
     yield f"""
