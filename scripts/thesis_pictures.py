@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from metaopt.analysis.pictures import FAINT, INK, frame, save_png
 from metaopt.analysis.series import numbers
@@ -53,8 +54,7 @@ def networks(record: Record, batch_norm: bool, path: Path) -> None:
         for task, axes in zip(line, axes_line, strict=True):
             _draw((axes, None), record, task, 10, tuned=True)
             depth = next(part.split("=")[1] for part in task.split(":")[1].split(",") if "hidden_layers" in part)
-            words = f"{depth} hidden layer{'s' if depth != '1' else ''}"
-            axes.set_title(f"{kind}, {words}", loc="left", fontsize=9.5, color=INK)
+            axes.set_title(f"{kind}, {depth} hidden", loc="left", fontsize=9.5, color=INK)
             axes.tick_params(labelsize=8)
     for axes in panels[-1]:
         axes.set_xlabel("iteration", color=INK, fontsize=9)
@@ -160,5 +160,10 @@ def _limit(axes: Axes, record: Record, task: str, end: int) -> None:
     both = [(curve, numbers(curve[which])) for curve in curves for which in ("mean", "median") if curve[which]]
     shown = [values[_steps(curve, end)[1]] for curve, values in both]
     high = max(np.max(values[np.isfinite(values)], initial=start) for values in shown)
-    axes.set_ylim(max(low / 2, start * 1e-7), min(2 * high, 30 * start))
+    low, high = max(low / 2, start * 1e-7), min(2 * high, 30 * start)
+    axes.set_ylim(low, high)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:  # powers of ten alone would label one line, or none
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(True, color=FAINT, linewidth=0.6, alpha=0.6)
