@@ -237,6 +237,7 @@ def _describe_baselines(study: Study, found: Mapping[str, Raw]) -> dict[str, Any
     for name, run in found.items():
         described[name] = {
             "record": json.loads(str(run["record"])),
+            "core_seconds": float(run["core_seconds"]) if "core_seconds" in run else None,
             "at": {str(multiple): _describe(study, [run], int(multiple)) for multiple in run["multiples"]},
             "test_accuracy": _mean_accuracy([run]),
             "curve": _curve(study, [run], run[f"failed_{max(run['multiples'])}"][None].astype(bool)),

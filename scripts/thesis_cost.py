@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -79,6 +80,7 @@ def _baseline_seconds(study: Study, test: Test, folder: Path) -> float:
     one = {multiple: _evaluation_seconds(study, test, multiple) / 4 for multiple in test.multiples}
     names = {fixed_name(fixed): one[max(one)] for fixed in study.fixed}
     names |= {f"{name}@{multiple}": GRID * seconds + START for multiple, seconds in one.items() for name in BASELINES}
+    names |= _measured_baselines(study.name, str(test.task))
     return sum(seconds for name, seconds in names.items() if not test_file(folder, None, name, test).exists())
 
 
@@ -87,8 +89,15 @@ def _factor(task: Choice) -> float:
 
 
 def _measured(study: str, arm: str) -> dict[str, float]:
+    return _record(study).get("arms", {}).get(arm, {}).get("core_seconds", {})
+
+
+def _measured_baselines(study: str, task: str) -> dict[str, float]:
+    found = _record(study).get("baselines", {}).get(task, {})
+    return {name: entry["core_seconds"] for name, entry in found.items() if entry.get("core_seconds")}
+
+
+@functools.cache
+def _record(study: str) -> dict[str, Any]:
     path = RESULTS / f"{study}.json"
-    if not path.exists():
-        return {}
-    record: dict[str, Any] = json.loads(path.read_text())["arms"].get(arm, {})
-    return record.get("core_seconds", {})
+    return json.loads(path.read_text()) if path.exists() else {}

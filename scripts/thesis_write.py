@@ -338,8 +338,9 @@ def _variance(record: Record) -> Iterator[str]:
 
 
 def _cost(records: Mapping[str, Record]) -> Iterator[str]:
-    yield "| study | arms | core-minutes of meta-training | of evaluation |"
-    yield "| --- | --- | --- | --- |"
+    yield "| study | arms | core-minutes of meta-training | of evaluation | of tuning and running the baselines |"
+    yield "| --- | --- | --- | --- | --- |"
+    whole = 0.0
     for name in STUDIES:
         if name not in records:
             continue
@@ -351,5 +352,10 @@ def _cost(records: Mapping[str, Record]) -> Iterator[str]:
             for part, seconds in arm["core_seconds"].items()
             if part != "training"
         ]
-        yield f"| {name} | {len(trained)} | {sum(trained) / 60:.0f} | {sum(evaluated) / 60:.0f} |"
-    yield ""
+        tuned = [at["core_seconds"] or 0.0 for task in records[name]["baselines"].values() for at in task.values()]
+        parts = [sum(trained) / 60, sum(evaluated) / 60, sum(tuned) / 60]
+        whole += sum(parts)
+        yield (
+            f"| {name} | {sum(not arm['use'] for arm in arms)} | " + " | ".join(f"{part:.0f}" for part in parts) + " |"
+        )
+    yield f"\nIn all {whole:.0f} core-minutes, {whole / 120:.1f} hours of two cores.\n"
