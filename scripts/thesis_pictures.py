@@ -48,8 +48,9 @@ def networks(record: Record, batch_norm: bool, path: Path) -> None:
     """Figures 7 and 8: classifiers above, autoencoders below, deeper to the right; mean and tuned Adam."""
     tasks = [test["task"] for test in record["tests"] if ("batch_norm=true" in test["task"]) == batch_norm]
     rows = [[task for task in tasks if task.startswith(kind)] for kind in ("classifier", "autoencoder")]
-    figure = Figure(figsize=(13, 5.6), layout="constrained")
-    panels = figure.subplots(2, max(map(len, rows)), squeeze=False)
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(max(7.5, 2.6 * columns), 5.6), layout="constrained")
+    panels = figure.subplots(2, columns, squeeze=False)
     for kind, line, axes_line in zip(("classifier", "autoencoder"), rows, panels, strict=True):
         for task, axes in zip(line, axes_line, strict=True):
             _draw((axes, None), record, task, 10, tuned=True)
