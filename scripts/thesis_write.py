@@ -76,6 +76,9 @@ scripts/reproduce_thesis --minutes 60                                # as much a
 scripts/reproduce_thesis --write                                     # results, pictures, this page
 metaopt train experiments/thesis/figure3_rl.py                       # one of the models as an ordinary run
 ```
+
+mnist_5k comes with the extra `mnist` of the package, Fashion-MNIST as files (on Debian, `dataset-fashion-mnist`); a
+study whose images are not on the machine is left out.
 """
 
 
@@ -191,7 +194,7 @@ def _outcome(claims: list[Claim]) -> str:
     }
     judged = sum(bool(claim.judged) for claim in claims)
     parts = [f"{len(names)} {said} ({'; '.join(names)})" for said, names in found.items() if names]
-    return f"Of {judged} claims {', '.join(parts)}.\n"
+    return f"Of {judged} claims: {', '.join(parts)}.\n"
 
 
 def _caption(path: Path) -> str:
