@@ -21,6 +21,7 @@ import numpy as np
 SPLIT_SEED = 0  # of the fixed permutation where a source has no split of its own
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 TORCHVISION_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 # Both data sets come in files of the same names and sizes: the first training labels tell one from the other.
 FIRST_LABELS = {"mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4), "fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)}
 DATASETS = ("digits", "mnist_5k", "mnist", "fashion_mnist")
@@ -175,7 +176,7 @@ def _places(name: str, data_dir: str | None) -> list[tuple[Path, str]]:
         places.append((home / ".keras" / "datasets" / "mnist.npz", "npz"))
     else:
         places.append((home / ".keras" / "datasets" / "fashion-mnist", "idx"))
-        places.append((Path("/usr/share/datasets/fashion-mnist"), "idx"))
+        places.append((DEBIAN_FASHION_MNIST, "idx"))
     return list(dict.fromkeys(places))
 
 

@@ -15,12 +15,16 @@ from metaopt.data import load_dataset
 TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = data.IDX_FILES
 
 
+DEBIAN = data.DEBIAN_FASHION_MNIST  # before a test takes its place
+
+
 @pytest.fixture(autouse=True)
 def bare_machine(tmp_path, monkeypatch):
     """No data anywhere: an empty home and an empty working folder."""
     for name in ("home", "work"):
         (tmp_path / name).mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("metaopt.data.DEBIAN_FASHION_MNIST", tmp_path / "debian")
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.delenv("METAOPT_DATA_DIR", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -193,7 +197,7 @@ def test_nothing_found_lists_every_place(tmp_path, monkeypatch):
         assert str(place) in message
     assert "METAOPT_DATA_DIR" in message and "'digits'" in message
     places = [str(place) for place, _ in data._places("fashion_mnist", None)]
-    assert places[-1] == "/usr/share/datasets/fashion-mnist"
+    assert places[-1] == str(tmp_path / "debian") and DEBIAN == Path("/usr/share/datasets/fashion-mnist")
 
 
 def test_a_folder_that_is_none(tmp_path):
