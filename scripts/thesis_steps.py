@@ -17,16 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from thesis_arms import STUDIES, Arm
-from thesis_work import PHI, say, work_folder
+from thesis_work import PHI, leave_rows, say, work_folder
 
 from metaopt.analysis.inner_runs import Inputs, first_cells, gate_values, network_inputs, watch
-from metaopt.commands.start import configure_jax
 from metaopt.evaluation.comparison import evaluation_keys
-from metaopt.evaluation.statistics import jsonable, thin
+from metaopt.evaluation.statistics import thin
 from metaopt.experiment import Choice, build_family, build_optimizer, choice
 from metaopt.optimizers.step_rules import LOG_ALPHA_RANGE
-from metaopt.runs.environment import describe_environment
-from metaopt.runs.folder import write_json
 from metaopt.runs.pretrained import read_optimizer
 from metaopt.types import MetaParams
 
@@ -129,19 +126,8 @@ def _short(values: np.ndarray) -> list[float]:
 
 def main() -> int:
     work = Path(sys.argv[1])
-    lacking = missing(work)
-    if lacking:
-        print(f"thesis_steps: error: no φ of {', '.join(lacking)}; run them first.", file=sys.stderr)
-        return 2
-    configure_jax(1)
-    environment = describe_environment(NAME, [])
-    record = {
-        "study": NAME,
-        "environment": {key: environment[key] for key in ("versions", "git", "device", "platform")},
-        "rows": [row for study, task in RUNS for row in rows(work, study, task)],
-    }
-    write_json(work / f"{NAME}.json", jsonable(record))
-    return 0
+    every = lambda: [row for study, task in RUNS for row in rows(work, study, task)]  # noqa: E731
+    return leave_rows(work, NAME, missing(work), every)
 
 
 if __name__ == "__main__":

@@ -15,21 +15,23 @@ from typing import Any
 import jax
 import numpy as np
 from thesis_arms import STUDIES
-from thesis_work import PHI, work_folder
+from thesis_work import PHI, leave_rows, work_folder
 
 from metaopt.analysis.gradient_quality import Samples, sample_gradients
-from metaopt.commands.start import configure_jax
 from metaopt.estimators import ESTIMATORS
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import build, build_families, build_optimizer, choice
 from metaopt.objectives import OBJECTIVES
-from metaopt.runs.environment import describe_environment
-from metaopt.runs.folder import write_json
 from metaopt.runs.pretrained import read_optimizer
 
 NAME, STUDIES_OF = "variance", ("quadratic", "linear_regression")
 ARM = "rl/noise=per_coordinate"
 DRAWS = 200
+ABOUT = (
+    f"{DRAWS} meta-gradients of 16 tasks over 100 steps at one φ, per-coordinate Gamma noise, the same tasks for every "
+    "estimator. `leave one out` runs four rollouts of a quarter of the tasks. Noise / signal is the trace of the "
+    "covariance over the squared norm of the mean."
+)
 SECOND_ORDER = choice("reparameterised", second_order=True)
 ESTIMATES = {
     "reparameterised": SECOND_ORDER,
@@ -95,23 +97,8 @@ def rows(study: str, work: Path) -> list[dict[str, Any]]:
 def main() -> int:
     work = Path(sys.argv[1])
     lacking = [f"{study}/{ARM}" for study in STUDIES_OF if not trained_phi(work, study).exists()]
-    if lacking:
-        print(f"thesis_variance: error: no φ of {', '.join(lacking)}; run them first.", file=sys.stderr)
-        return 2
-    configure_jax(1)
-    environment = describe_environment(NAME, [])
-    record = {
-        "study": NAME,
-        "about": (
-            f"{DRAWS} meta-gradients of 16 tasks over 100 steps at one φ, per-coordinate Gamma noise, the same tasks "
-            "for every estimator. `leave one out` runs four rollouts of a quarter of the tasks. Noise / signal "
-            "is the trace of the covariance over the squared norm of the mean."
-        ),
-        "environment": {key: environment[key] for key in ("versions", "git", "device", "platform")},
-        "rows": [row for study in STUDIES_OF for row in rows(study, work)],
-    }
-    write_json(work / f"{NAME}.json", jsonable(record))
-    return 0
+    every = lambda: [row for study in STUDIES_OF for row in rows(study, work)]  # noqa: E731
+    return leave_rows(work, NAME, lacking, every, about=ABOUT)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from metaopt.evaluation.curves import Curves, Entry, evaluate
 from metaopt.experiment import Choice, build_family, build_optimizer
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.config import validate
+from metaopt.runs.environment import describe_environment
 from metaopt.runs.folder import replacing, write_json
 from metaopt.runs.pretrained import read_optimizer, save_optimizer
 from metaopt.training import Diverged, Trainer, TrainState, meta_train
@@ -257,6 +258,22 @@ def _baseline(
     save(path, curves, study, test, record=np.array(record), core_seconds=time.process_time() - began)
     rate = tuned[2]["learning_rate"]
     say(f"{study.name} {name} (rate {rate:g}) on {test.task}: {_brief(curves)}")
+
+
+# ----- what takes the φ of other parts --------------------------------------------------------------------------------
+
+
+def leave_rows(work: Path, name: str, lacking: list[str], rows: Callable[[], list[dict[str, Any]]], **more: Any) -> int:
+    """Leaves WORK/NAME.json with the rows; or, where φ are lacking, a line that says which, and status 2."""
+    if lacking:
+        print(f"{name}: error: no φ of {', '.join(lacking)}; run them first.", file=sys.stderr)
+        return 2
+    configure_jax(1)
+    environment = describe_environment(name, [])
+    kept = {key: environment[key] for key in ("versions", "git", "device", "platform")}
+    record = {"study": name, **more, "environment": kept, "rows": rows()}
+    write_json(work / f"{name}.json", statistics.jsonable(record))
+    return 0
 
 
 # ----- the process ----------------------------------------------------------------------------------------------------

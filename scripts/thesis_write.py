@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,11 +94,11 @@ def write_all(work: Path) -> list[str]:
                     f"kept: {path.relative_to(THESIS.parent.parent)}, which holds more; remove it to begin anew"
                 )
                 continue
-            path.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
+            _write(path, record)
             lines.append(f"results: {path.relative_to(THESIS.parent.parent)}")
     for name in AFTER:
         if (work / f"{name}.json").exists() and not _fewer_rows(work / f"{name}.json", RESULTS / f"{name}.json"):
-            shutil.copyfile(work / f"{name}.json", RESULTS / f"{name}.json")
+            _write(RESULTS / f"{name}.json", json.loads((work / f"{name}.json").read_text()))
             lines.append(f"results: {(RESULTS / name).relative_to(THESIS.parent.parent)}.json")
     records = read_results()
     if records:
@@ -107,6 +106,10 @@ def write_all(work: Path) -> list[str]:
         (THESIS / "README.md").write_text("\n".join(_page(records)).rstrip() + "\n")
         lines.append("page: experiments/thesis/README.md")
     return lines
+
+
+def _write(path: Path, record: Record) -> None:
+    path.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def _fewer_rows(new: Path, old: Path) -> bool:
