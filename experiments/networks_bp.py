@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from metaopt.experiment import choice
+from metaopt.registry import choice
 
 from .networks_rl import EXPERIMENT as NETWORKS_RL
 

@@ -8,52 +8,58 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Choice": "experiment",
-    "Curves": "evaluation",
-    "ESTIMATORS": "estimators",
+    "Choice": "registry",
+    "Curves": "evaluation.curves",
+    "ESTIMATORS": "registry",
+    "Estimate": "types",
     "Evaluation": "experiment",
     "Experiment": "experiment",
     "Log": "experiment",
     "MetaOptimizer": "experiment",
-    "OPTIMIZERS": "optimizers",
-    "ORACLES": "oracles",
+    "OBJECTIVES": "registry",
+    "OPTIMIZERS": "registry",
+    "ORACLES": "registry",
     "Optimizer": "types",
-    "TASKS": "tasks",
+    "Oracle": "types",
+    "TASKS": "registry",
     "TaskFamily": "types",
-    "Trainer": "training",
-    "UserError": "experiment",
+    "Trainer": "training.loop",
+    "UserError": "errors",
     "Validation": "experiment",
     "build_optimizer": "experiment",
-    "choice": "experiment",
-    "evaluate": "evaluation",
-    "load": "runs.pretrained",
-    "load_experiment": "runs.config",
-    "meta_train": "training",
-    "pretrained": "runs.pretrained",
+    "choice": "registry",
+    "evaluate": "evaluation.curves",
+    "load": "shipped.loading",
+    "load_experiment": "runs.experiments",
+    "meta_train": "training.loop",
+    "pretrained": "shipped.loading",
 }
 
 if TYPE_CHECKING:
-    from metaopt.estimators import ESTIMATORS as ESTIMATORS
-    from metaopt.evaluation import Curves as Curves
-    from metaopt.evaluation import evaluate as evaluate
-    from metaopt.experiment import Choice as Choice
+    from metaopt.errors import UserError as UserError
+    from metaopt.evaluation.curves import Curves as Curves
+    from metaopt.evaluation.curves import evaluate as evaluate
     from metaopt.experiment import Evaluation as Evaluation
     from metaopt.experiment import Experiment as Experiment
     from metaopt.experiment import Log as Log
     from metaopt.experiment import MetaOptimizer as MetaOptimizer
-    from metaopt.experiment import UserError as UserError
     from metaopt.experiment import Validation as Validation
     from metaopt.experiment import build_optimizer as build_optimizer
-    from metaopt.experiment import choice as choice
-    from metaopt.optimizers import OPTIMIZERS as OPTIMIZERS
-    from metaopt.oracles import ORACLES as ORACLES
-    from metaopt.runs.config import load_experiment as load_experiment
-    from metaopt.runs.pretrained import load as load
-    from metaopt.runs.pretrained import pretrained as pretrained
-    from metaopt.tasks import TASKS as TASKS
-    from metaopt.training import Trainer as Trainer
-    from metaopt.training import meta_train as meta_train
+    from metaopt.registry import ESTIMATORS as ESTIMATORS
+    from metaopt.registry import OBJECTIVES as OBJECTIVES
+    from metaopt.registry import OPTIMIZERS as OPTIMIZERS
+    from metaopt.registry import ORACLES as ORACLES
+    from metaopt.registry import TASKS as TASKS
+    from metaopt.registry import Choice as Choice
+    from metaopt.registry import choice as choice
+    from metaopt.runs.experiments import load_experiment as load_experiment
+    from metaopt.shipped.loading import load as load
+    from metaopt.shipped.loading import pretrained as pretrained
+    from metaopt.training.loop import Trainer as Trainer
+    from metaopt.training.loop import meta_train as meta_train
+    from metaopt.types import Estimate as Estimate
     from metaopt.types import Optimizer as Optimizer
+    from metaopt.types import Oracle as Oracle
     from metaopt.types import TaskFamily as TaskFamily
 
 

@@ -1,6 +1,6 @@
 """`python -m metaopt` is the command `metaopt`."""
 
-from metaopt.cli import main
+from metaopt.cli.entry import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

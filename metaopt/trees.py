@@ -15,7 +15,7 @@ from metaopt.types import PyTree
 # Squares of numbers up to here, summed over a million coordinates, still fit float32; beyond it a value counts as
 # non-finite, so that no feature overflows and no reverse pass multiplies zero by infinity.
 LARGEST = 1e15
-# A run has failed when its loss exceeds this multiple of f(θ_0).
+# A run has failed when its loss exceeds this multiple of f(θ_0), both counted from the loss's lower bound.
 FAILURE_FACTOR = 10.0
 
 # The checkpoint name of what a recomputed inner step keeps from its first run.
@@ -73,3 +73,12 @@ def task_norm(tree: PyTree) -> jax.Array:
     """[tasks] Euclidean norm over all leaves of each task."""
     squares = [jnp.sum(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares))
+
+
+def inner_product(a: PyTree, b: PyTree) -> jax.Array:
+    """[tasks] the inner product over all leaves of each task."""
+    products = [
+        jnp.sum((x * y).reshape(x.shape[0], -1), axis=1)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    ]
+    return sum(products[1:], products[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +18,6 @@ Task = PyTree
 Data = PyTree
 Batch = PyTree
 OracleState = PyTree
-Aux = PyTree
 Metrics = dict[str, jax.Array]
 Split = Literal["train", "validation", "test"]
 
@@ -27,15 +26,23 @@ def _static(**kwargs: Any) -> Any:
     return field(metadata={"static": True}, **kwargs)
 
 
+class Estimate(NamedTuple):
+    """What an oracle says of f at θ."""
+
+    gradient: Params
+    value: Scalar | None  # None: f has no value here (an unnormalised energy)
+    info: dict[str, Scalar] = {}  # health: ess, acceptance, energy gradients spent, ...
+
+
 class Oracle(NamedTuple):
     """Where a task's gradient comes from. It carries a state, so particle methods fit.
 
-    `init(family, task, params, key) -> state` and
-    `estimate(family, task, params, state, key) -> (gradient, value, state, aux)`; written for one task.
+    `init(family, task, params, key) -> state` and `estimate(family, task, params, state, key) -> (Estimate, state)`;
+    written for one task, called once an inner step.
     """
 
     init: Callable[[TaskFamily, Task, Params, Key], OracleState]
-    estimate: Callable[[TaskFamily, Task, Params, OracleState, Key], tuple[Params, Scalar, OracleState, Aux]]
+    estimate: Callable[[TaskFamily, Task, Params, OracleState, Key], tuple[Estimate, OracleState]]
 
 
 @jax.tree_util.register_dataclass
@@ -58,6 +65,40 @@ class TaskFamily:
     name: str = _static(default="")
     splits: tuple[Split, ...] = _static(default=("train",))  # the splits that `eval_batch` knows
     evaluated_on: str = _static(default="the exact loss")  # what `eval_batch` holds, in words, for reports
+    # What no loss falls below: a number, a function of the task, or None where it is not known.
+    lower_bound: float | Callable[[Task], Any] | None = _static(default=0.0)
+
+    @property
+    def batch_size(self) -> int | None:
+        """The examples of a minibatch; None for a deterministic family, whose batch is ()."""
+
+        def draw(key: Key) -> Batch:
+            return self.batch(key, self.sample(key, self.data), self.data)
+
+        leaves = jax.tree.leaves(jax.eval_shape(draw, jax.random.key(0)))
+        return leaves[0].shape[0] if leaves and leaves[0].shape else 1 if leaves else None
+
+
+class Bijection(NamedTuple):
+    """Between a setting, as a person writes it, and a number that may be moved freely."""
+
+    forward: Callable[[Any], Any]  # free -> setting
+    inverse: Callable[[Any], Any]  # setting -> free
+
+
+class Observe(NamedTuple):
+    """How a learned optimizer's network is followed, coordinate by coordinate, from the gradients alone.
+
+    `init(meta_params, shape) -> state` for [tasks, coordinates]; `apply(meta_params, gradient [tasks, D], sample
+    [coordinates], count, state) -> (inputs [tasks, coordinates, inputs], layers of gates by name [tasks, coordinates,
+    hidden], state)`, with `count` from 1 and `sample` the coordinates that are followed.
+    """
+
+    inputs: tuple[str, ...]  # what the network reads, by name
+    gates: tuple[str, ...]  # in (0, 1), but those in `signed`
+    signed: tuple[str, ...]  # gates in (-1, 1)
+    init: Callable[[MetaParams, tuple[int, int]], PyTree]
+    apply: Callable[..., tuple[jax.Array, list[dict[str, jax.Array]], PyTree]]
 
 
 class Optimizer(NamedTuple):
@@ -68,7 +109,16 @@ class Optimizer(NamedTuple):
     # The same update on leaves with a leading task axis, `key` and `value` of shape [tasks]; its state is opaque.
     # None: vmap of bind's.
     bind_tasks: Callable[[MetaParams], optax.GradientTransformationExtraArgs] | None = None
-    explores: bool = False  # whether `update(..., explore=True)` draws step noise from `key`
+    # "exploring": `update(..., explore=True)` draws step noise from `key`; "always": every update does.
+    noise: Literal["none", "exploring", "always"] = "none"
+    # Entries of a dict φ that a search or a meta-gradient may move: name of the setting -> where φ keeps it, and how.
+    tunable: Mapping[str, Bijection] = {}
+    observe: Observe | None = None
+
+    @property
+    def explores(self) -> bool:
+        """Whether `update(..., explore=True)` differs from `explore=False`."""
+        return self.noise == "exploring"
 
 
 # Whether a step is drawn with noise; `scored`: with noise, as a constant, its log-probability left in a `Scored`.
@@ -88,10 +138,12 @@ class UnrollState(NamedTuple):
     params: Params  # [tasks, ...]
     opt_state: PyTree  # as the task-batched optimizer lays it out
     oracle_state: OracleState  # [tasks, ...]
+    estimate: Estimate  # of f at `params`, [tasks, ...]; zeros once a task is dead
     step: jax.Array  # [tasks] int32, inner steps done since the reset
     key: Key  # [tasks] typed keys, fixed for a whole inner run
     alive: jax.Array  # [tasks] bool, False from the first non-finite loss or gradient on
     initial_loss: jax.Array  # [tasks] f(θ_0)
+    lower_bound: jax.Array  # [tasks] what no loss falls below; nan where it is not known
 
 
 class Trace(NamedTuple):
@@ -101,11 +153,27 @@ class Trace(NamedTuple):
     alive: jax.Array  # [length, tasks] bool
     update_norm: jax.Array  # [length, tasks] ‖g_t‖
     initial_loss: jax.Array  # [tasks] f(θ_0)
+    lower_bound: jax.Array  # [tasks]; nan where it is not known
     log_prob: jax.Array | None = None  # [length, tasks] log p(g_t; φ) of the drawn steps, where asked for
+    info: dict[str, jax.Array] = {}  # [length, tasks] the oracle's health at θ_1 ... θ_length
+    observed: PyTree = None  # [length, ...] what `observe` gave, where asked for
 
 
 Objective = Callable[[Trace], jax.Array]  # Trace -> [tasks]
 Families = tuple[TaskFamily, ...]
+
+
+class InnerBatch(NamedTuple):
+    """Inner runs that go through one program together, as an estimator runs them in one of its meta-steps."""
+
+    family: int  # which of the families
+    meta_params: MetaParams
+    keys: Key  # [tasks], of runs that begin now
+    start: tuple[Task, UnrollState] | None  # of runs that are under way
+    length: int
+    explore: bool
+    objective_batch: str
+    differentiates: bool
 
 
 class MetaGradient(NamedTuple):
@@ -113,3 +181,5 @@ class MetaGradient(NamedTuple):
 
     init: Callable[[Key, MetaParams, Families], PyTree]
     estimate: Callable[[Key, MetaParams, PyTree, Families], tuple[MetaParams, PyTree, Metrics]]
+    # (key, φ, state, families) -> the inner runs of `estimate`; for looking at single ones afterwards. None: not told.
+    batches: Callable[[Key, MetaParams, PyTree, Families], Iterator[InnerBatch]] | None = None

@@ -11,7 +11,7 @@ from bench_measure import BoundMeter, Options, Row, measured
 from bench_parts import MetaGradient
 from scipy.optimize import nnls
 
-from metaopt.batching import pick_chunk_size
+from metaopt.inner.devices import pick_chunk_size
 
 
 class Setting(NamedTuple):

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.batching import COLUMNS, compiler_options
-from metaopt.experiment import Choice, Experiment, choice
+from metaopt.experiment import Experiment
+from metaopt.inner.devices import COLUMNS, compiler_options
+from metaopt.registry import Choice, choice
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN, FEATURES, DIM, HORIZON = 20, 10, 10, 100

@@ -31,11 +31,12 @@ from bench_measure import (
 from plain_reference import PlainTrainer
 
 import metaopt
-from metaopt.batching import compiler_options
-from metaopt.experiment import Experiment, Log, choice
+from metaopt.experiment import Experiment, Log
+from metaopt.inner.devices import compiler_options
 from metaopt.optimizers.network import LSTM, Head, forward, fuse, init_cells, init_params
-from metaopt.runs.pretrained import save_optimizer
-from metaopt.training import Trainer
+from metaopt.registry import choice
+from metaopt.shipped.loading import save_optimizer
+from metaopt.training.loop import Trainer
 
 # ----- the meta-step --------------------------------------------------------------------------------------------------
 

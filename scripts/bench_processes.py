@@ -14,10 +14,10 @@ from pathlib import Path
 
 from bench_measure import Options, Row, experiment, measured
 
-from metaopt.batching import use_cpu_devices
 from metaopt.experiment import Log
+from metaopt.inner.devices import use_cpu_devices
 from metaopt.runs import folder
-from metaopt.training import Trainer
+from metaopt.training.loop import Trainer
 
 # ----- devices --------------------------------------------------------------------------------------------------------
 

@@ -17,12 +17,13 @@ from plain_reference import PlainTrainer
 from rich.console import Console
 
 from metaopt.evaluation import evaluate
-from metaopt.experiment import Experiment, Log, MetaOptimizer, Validation, choice
-from metaopt.runs.capsule_keeper import CapsuleKeeper
+from metaopt.experiment import Experiment, Log, MetaOptimizer, Validation
+from metaopt.microscope.capture import CapsuleKeeper
+from metaopt.registry import choice
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.loggers import Progress
 from metaopt.runs.recorder import Recorder
-from metaopt.training import Trainer, meta_train
+from metaopt.training.loop import Trainer, meta_train
 from metaopt.types import MetaParams
 
 # ----- whole runs -----------------------------------------------------------------------------------------------------

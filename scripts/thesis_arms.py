@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from metaopt.experiment import Choice, Experiment, choice
-from metaopt.runs.config import load_experiment
+from metaopt.experiment import Experiment
+from metaopt.registry import Choice, choice
+from metaopt.runs.experiments import load_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 THESIS = ROOT / "experiments" / "thesis"

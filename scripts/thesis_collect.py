@@ -13,8 +13,8 @@ from thesis_arms import Arm, Study, Test
 from thesis_work import BASELINES, fixed_name, test_file, work_folder
 
 from metaopt.evaluation.statistics import jsonable, thin
+from metaopt.experiment.plain import to_json
 from metaopt.runs.environment import describe_environment
-from metaopt.runs.json_config import to_json
 
 Raw = Mapping[str, np.ndarray]
 

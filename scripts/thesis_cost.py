@@ -13,7 +13,10 @@ import numpy as np
 from thesis_arms import RESULTS, STUDIES, Arm, Study, Test
 from thesis_work import BASELINES, PHI, fixed_name, test_file, work_folder
 
-from metaopt.experiment import Choice, build_family
+from metaopt.experiment import build_family
+
+# Of this kind of machine, a core: coordinate-steps a second of meta-training and evaluation, seconds to compile.
+from metaopt.registry import Choice
 
 # Of this kind of machine, a core: coordinate-steps a second of meta-training and evaluation, seconds to compile.
 TRAINING_RATE, EVALUATION_RATE, START = 1.4e6, 4.5e6, 12.0

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from metaopt.analysis.pictures import FAINT, INK, frame, save_png
-from metaopt.analysis.series import numbers
+from metaopt.report.pictures import FAINT, INK, frame, save_png
+from metaopt.report.series import numbers
 
 Record = Mapping[str, Any]
 MODELS = {"rl": ("RL model", "#0072B2", "-"), "bp": ("BP model", "#D55E00", "-")}

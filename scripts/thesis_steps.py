@@ -19,12 +19,13 @@ import numpy as np
 from thesis_arms import STUDIES, Arm
 from thesis_work import PHI, leave_rows, say, work_folder
 
-from metaopt.analysis.inner_runs import Inputs, first_cells, gate_values, network_inputs, watch
-from metaopt.evaluation.comparison import evaluation_keys
+from metaopt.evaluation.record import evaluation_keys
 from metaopt.evaluation.statistics import thin
-from metaopt.experiment import Choice, build_family, build_optimizer, choice
+from metaopt.experiment import build_family, build_optimizer
+from metaopt.microscope.inner_runs import Inputs, first_cells, gate_values, network_inputs, watch
 from metaopt.optimizers.step_rules import LOG_ALPHA_RANGE
-from metaopt.runs.pretrained import read_optimizer
+from metaopt.registry import Choice, choice
+from metaopt.shipped.loading import read_optimizer
 from metaopt.types import MetaParams
 
 NAME = "step_lengths"

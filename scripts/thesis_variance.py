@@ -17,12 +17,11 @@ import numpy as np
 from thesis_arms import STUDIES
 from thesis_work import PHI, leave_rows, work_folder
 
-from metaopt.analysis.gradient_quality import Samples, sample_gradients
-from metaopt.estimators import ESTIMATORS
 from metaopt.evaluation.statistics import jsonable
-from metaopt.experiment import build, build_families, build_optimizer, choice
-from metaopt.objectives import OBJECTIVES
-from metaopt.runs.pretrained import read_optimizer
+from metaopt.experiment import build_families, build_optimizer
+from metaopt.microscope.gradient_quality import Samples, sample_gradients
+from metaopt.registry import ESTIMATORS, OBJECTIVES, build, choice
+from metaopt.shipped.loading import read_optimizer
 
 NAME, STUDIES_OF = "variance", ("quadratic", "linear_regression")
 ARM = "rl/noise=per_coordinate"

@@ -24,18 +24,19 @@ import jax
 import numpy as np
 from thesis_arms import STUDIES, Arm, Study, Test
 
-from metaopt.commands.start import configure_jax
+from metaopt.cli.devices import configure_jax
 from metaopt.evaluation import statistics
-from metaopt.evaluation.baselines import Tuned, lowered, tune_baselines
-from metaopt.evaluation.comparison import evaluation_keys
 from metaopt.evaluation.curves import Curves, Entry, evaluate
-from metaopt.experiment import Choice, build_family, build_optimizer
+from metaopt.evaluation.record import evaluation_keys
+from metaopt.evaluation.tuning import Tuned, lowered, tune_baselines
+from metaopt.experiment import build_family, build_optimizer
+from metaopt.experiment.checks import validate
+from metaopt.files import replacing, write_json
+from metaopt.registry import Choice
 from metaopt.runs.checkpoints import Checkpoints
-from metaopt.runs.config import validate
 from metaopt.runs.environment import describe_environment
-from metaopt.runs.folder import replacing, write_json
-from metaopt.runs.pretrained import read_optimizer, save_optimizer
-from metaopt.training import Diverged, Trainer, TrainState, meta_train
+from metaopt.shipped.loading import read_optimizer, save_optimizer
+from metaopt.training.loop import Diverged, Trainer, TrainState, meta_train
 from metaopt.types import TaskFamily
 
 STOPPED = 75  # exit status of a part that was told to stop before its end

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
+import pytest
 
-from metaopt.batching import use_cpu_devices
+from metaopt.experiment import Experiment
+from metaopt.inner.devices import use_cpu_devices
 
 use_cpu_devices(2)
 jax.config.update("jax_disable_most_optimizations", True)
@@ -16,3 +22,36 @@ jax.config.update("jax_disable_most_optimizations", True)
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Every run compiles the same few programs: they are kept for the time of the tests."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Experiment:
+    from tests.toys import TINY
+
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def finished(tiny: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of `tiny` that nothing disturbed; tests only read it."""
+    from metaopt.runs.train import train
+
+    return train(tiny, tmp_path_factory.mktemp("finished") / "run", name="tiny")
+
+
+@pytest.fixture(scope="session")
+def rows() -> Callable[[Path], list[dict[str, Any]]]:
+    """Reads the rows of a run folder without their times."""
+
+    def read(path: Path) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
+
+    return read

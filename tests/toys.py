@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-from metaopt.experiment import Evaluation, Experiment, Log, Validation, choice
-from metaopt.types import TaskFamily
+from metaopt.estimators import Schedule
+from metaopt.experiment import Evaluation, Experiment, Log, Validation
+from metaopt.registry import OBJECTIVES, choice
+from metaopt.types import MetaGradient, Optimizer, TaskFamily
 
 # A hand-designed optimizer, whose parameters are meta-trained as an LSTM's are.
 TINY = Experiment(
@@ -22,6 +27,17 @@ TINY = Experiment(
     evaluation=Evaluation(num_tasks=2, horizons=(4,), baselines=()),
     log=Log(every=2),
 )
+
+
+def made(
+    factory: Callable[..., MetaGradient], optimizer: Optimizer, objective: str = "mean", **settings
+) -> MetaGradient:
+    """An estimator, with the fields of its schedule and its own options side by side."""
+    traits = OBJECTIVES.traits(objective)
+    names = {field.name for field in dataclasses.fields(Schedule)} - {"staggered"}
+    schedule = {name: settings.pop(name) for name in list(settings) if name in names}
+    schedule = Schedule(**{"balanced": not traits.scale_free, "unroll_length": schedule["horizon"], **schedule})
+    return factory(optimizer, OBJECTIVES[objective](), schedule, **settings)
 
 
 def bowl(dim: int = 3) -> TaskFamily:

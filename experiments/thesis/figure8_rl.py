@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from metaopt.experiment import choice
+from metaopt.registry import choice
 
 from .figure7_rl import EXPERIMENT as PLAIN
 

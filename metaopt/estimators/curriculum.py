@@ -110,9 +110,8 @@ def with_curriculum(estimator: MetaGradient, draw: Draw, *, longest: int, unroll
             carried.append(_at(one, ages))
         return Curricular(level, tuple(horizons), tuple(carried))
 
-    def estimate(
-        key: Key, meta_params: MetaParams, state: Curricular, families: Families
-    ) -> tuple[MetaParams, Curricular, Metrics]:
+    def due(key: Key, state: Curricular) -> tuple[list[jax.Array], tuple[Carried, ...]]:
+        """The horizons of the inner runs of this meta-step, and what is carried, told when its run is over."""
         horizons, carried = [], []
         for index, (one, horizon) in enumerate(zip(state.carried, state.horizons, strict=True)):
             steps = _steps(one)
@@ -120,11 +119,20 @@ def with_curriculum(estimator: MetaGradient, draw: Draw, *, longest: int, unroll
             fresh = draw_all(jax.random.fold_in(key, index), state.level, steps)
             horizons.append(jnp.where(done, fresh, horizon))
             carried.append(_at(one, jnp.where(done, longest, steps)))
-        gradient, after, metrics = estimator.estimate(key, meta_params, tuple(carried), families)
+        return horizons, tuple(carried)
+
+    def estimate(
+        key: Key, meta_params: MetaParams, state: Curricular, families: Families
+    ) -> tuple[MetaParams, Curricular, Metrics]:
+        horizons, carried = due(key, state)
+        gradient, after, metrics = estimator.estimate(key, meta_params, carried, families)
         metrics = {**metrics, "horizon": jnp.mean(jnp.concatenate(horizons).astype(jnp.float32))}
         return gradient, Curricular(state.level, tuple(horizons), after), metrics
 
-    return estimator._replace(init=init, estimate=estimate)
+    inner = estimator.batches
+    if inner is None:
+        return MetaGradient(init, estimate)
+    return MetaGradient(init, estimate, lambda key, phi, state, families: inner(key, phi, due(key, state)[1], families))
 
 
 def _steps(carried: Carried) -> jax.Array:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from metaopt.estimators.pairs import Pairs, PairSettings, pair_sums, perturbations, run_pair, start_pairs
-from metaopt.estimators.reverse_mode import segment_lengths
-from metaopt.estimators.windows import Method, Schedule, Sums, windowed
+from metaopt.estimators.backprop import segment_lengths
+from metaopt.estimators.evolution import (
+    Pairs,
+    PairSettings,
+    both_sides,
+    pair_sums,
+    perturbations,
+    run_pair,
+    start_pairs,
+)
+from metaopt.estimators.windows import How, Method, Schedule, Sums, windowed
+from metaopt.inner.step import ObjectiveBatch
+from metaopt.registry import ESTIMATORS
 from metaopt.types import Key, MetaGradient, MetaParams, Objective, Optimizer, PyTree, TaskFamily, Trace, UnrollState
-from metaopt.unroll import ObjectiveBatch
 
 # Beyond this a gradient's square may leave float32.
 HUGE = 1e15
@@ -37,16 +47,12 @@ class Variances(NamedTuple):
     reparameterised: jax.Array
 
 
+@ESTIMATORS.register(differentiates=True, sides=2, cost=3.0)
 def mixture(
     optimizer: Optimizer,
     objective: Objective,
+    schedule: Schedule,
     *,
-    num_tasks: int,
-    horizon: int,
-    unroll_length: int,
-    chunk_size: int | None = None,
-    num_devices: int | None = None,
-    memory: float | None = None,
     sigma: float = 0.01,
     tasks_per_perturbation: int | None = None,
     decay: float = 0.9,
@@ -75,8 +81,7 @@ def mixture(
     Raises:
       ValueError: fewer than two perturbations a meta-step, or settings out of range.
     """
-    if objective_batch == "none":
-        raise ValueError("`objective_batch=none` carries no gradient; use fresh, same or full.")
+    num_tasks, schedule = schedule.num_tasks, dataclasses.replace(schedule, staggered=staggered)
     if num_tasks < 2:
         raise ValueError("needs at least 2 tasks, for two perturbations whose variance it takes; raise `num_tasks`.")
     if tasks_per_perturbation is not None and 2 * tasks_per_perturbation > num_tasks:
@@ -157,11 +162,17 @@ def mixture(
         zeros = jnp.zeros_like(ravel_pytree(meta_params)[0])
         return Variances(zeros, zeros)
 
-    schedule = Schedule(num_tasks, horizon, unroll_length, chunk_size, num_devices, staggered, memory)
     method = Method(
-        start_pairs(optimizer), gradient, settings.group_size, sides=2, memory=initial_memory, finish=finish
+        start_pairs(optimizer),
+        gradient,
+        How(explore and optimizer.explores, objective_batch, differentiates=True),
+        settings.group_size,
+        sides=2,
+        memory=initial_memory,
+        finish=finish,
+        unrolls=both_sides(settings),
     )
-    return windowed(method, objective, schedule)
+    return windowed(method, schedule)
 
 
 def _variance(moments: Moments, groups: jax.Array) -> jax.Array:

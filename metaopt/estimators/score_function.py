@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from metaopt.batching import COLUMNS
-from metaopt.estimators.reverse_mode import alive_sums, segment_lengths
-from metaopt.estimators.windows import Method, Run, Schedule, Sums, at_least, start_run, windowed
+from metaopt.estimators.backprop import alive_sums, segment_lengths
+from metaopt.estimators.windows import How, Method, Run, Schedule, Sums, at_least, start_run, whole_chunk, windowed
+from metaopt.inner.devices import COLUMNS
+from metaopt.inner.step import ObjectiveBatch, bind_tasks
+from metaopt.inner.unroll import unroll
+from metaopt.registry import ESTIMATORS
 from metaopt.types import Key, MetaGradient, MetaParams, Objective, Optimizer, Scored, TaskFamily, Trace
-from metaopt.unroll import ObjectiveBatch, bind_tasks, unroll
 
 # Tasks whose returns make each other's `per_step` baseline: twice as many would take another 7% off its variance.
 BASELINE_TASKS = 8
@@ -25,16 +28,12 @@ class Average(NamedTuple):
     weight: jax.Array  # 1 - decay^(meta-steps seen): what the average's start at zero lacks
 
 
+@ESTIMATORS.register(noise="needed")
 def score_function(
     optimizer: Optimizer,
     objective: Objective,
+    schedule: Schedule,
     *,
-    num_tasks: int,
-    horizon: int,
-    unroll_length: int,
-    chunk_size: int | None = None,
-    num_devices: int | None = None,
-    memory: float | None = None,
     baseline: Baseline = "per_step",
     rollouts: int = 4,
     decay: float = 0.9,
@@ -65,6 +64,8 @@ def score_function(
     Raises:
       ValueError: the optimizer has no noise per coordinate, or settings that do not fit the baseline.
     """
+    num_tasks, horizon = schedule.num_tasks, schedule.horizon
+    schedule = dataclasses.replace(schedule, staggered=staggered)
     if not _has_density(optimizer):
         if optimizer.explores:
             reason = "one draw a step lies on a ray and has no density); set its option noise=per_coordinate"
@@ -110,7 +111,6 @@ def score_function(
                 length=schedule.unroll_length,
                 explore="scored",
                 objective_batch=objective_batch,
-                differentiable=False,
                 segment_lengths=segment_lengths(schedule, run.state),
             )
             alive = final.alive
@@ -149,11 +149,17 @@ def score_function(
         memory = Average(keep * memory.total + (1 - keep) * mean, keep * memory.weight + (1 - keep))
         return jax.tree.map(lambda leaf: leaf / jnp.maximum(sums.alive, 1.0), sums.gradient), memory
 
-    schedule = Schedule(num_tasks, horizon, unroll_length, chunk_size, num_devices, staggered, memory)
     method = Method(
-        start, gradient, group_size, memory=initial_memory, finish=finish if baseline == "moving_average" else None
+        start,
+        gradient,
+        How(explore=True, objective_batch=objective_batch),
+        group_size,
+        memory=initial_memory,
+        finish=finish if baseline == "moving_average" else None,
+        # Where runs share a task, keys alone do not tell which.
+        unrolls=None if baseline == "leave_one_out" else whole_chunk,
     )
-    return windowed(method, objective, schedule)
+    return windowed(method, schedule)
 
 
 def _has_density(optimizer: Optimizer) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,23 +11,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 
-from metaopt.batching import pick_chunk_size, sum_over_chunks, task_mesh
-from metaopt.objectives import SCALE_FREE
+from metaopt.experiment.checks import check_windows
+from metaopt.inner.devices import pick_chunk_size, sum_over_chunks, task_mesh
+from metaopt.inner.step import ObjectiveBatch, bind_tasks, check_objective_batch, reset
 from metaopt.trees import leaf_sizes
 from metaopt.types import (
     Families,
+    InnerBatch,
     Key,
     MetaGradient,
     MetaParams,
     Metrics,
-    Objective,
     Optimizer,
     PyTree,
     Task,
     TaskFamily,
     UnrollState,
 )
-from metaopt.unroll import bind_tasks, reset
 
 
 class Run(NamedTuple):
@@ -52,14 +52,31 @@ class Sums(NamedTuple):
     loss: jax.Array  # the objective
     last_loss: jax.Array  # f at the window's end
     step_length: jax.Array  # ‖g_t‖ averaged over the window
-    initial_loss: jax.Array  # f(θ_0)
-    failed: jax.Array  # whether the loss rose above `FAILURE_FACTOR` f(θ_0) in the window
+    initial_gap: jax.Array  # f(θ_0) less its lower bound; nan where that is not known
+    failed: jax.Array  # whether the loss rose above `FAILURE_FACTOR` f(θ_0) in the window, both less their bound
     extra: PyTree = ()  # whatever else the method's `finish` wants summed
 
 
 def start_run(optimizer: Optimizer, meta_params: MetaParams, family: TaskFamily, keys: Key) -> Run:
     """Draws the tasks of a chunk, keys [tasks], and their starting points."""
     return Run(*reset(bind_tasks(optimizer, meta_params), family, keys))
+
+
+@dataclass(frozen=True)
+class How:
+    """How a method unrolls; what `unroll` has to be told to do the same again."""
+
+    explore: bool = False
+    objective_batch: ObjectiveBatch = "fresh"
+    differentiates: bool = False
+
+    def __post_init__(self) -> None:
+        check_objective_batch(self.objective_batch)
+
+
+# (φ, keys of a chunk, what it carries or None where it begins now) -> (φ, keys [tasks], (task, state) or None) of every
+# unroll it is made of.
+Unrolls = Callable[[MetaParams, Key, Any], Iterator[tuple[MetaParams, Key, Any]]]
 
 
 class Method(NamedTuple):
@@ -73,29 +90,37 @@ class Method(NamedTuple):
 
     start: Callable[[MetaParams, TaskFamily, Key], Any]
     gradient: Callable[[MetaParams, TaskFamily, PyTree, Key, Any], tuple[Sums, Any]]
+    how: How
     # (coordinates of a task, tasks of a family) -> how many of these belong together; chunks hold whole groups.
     group_size: Callable[[int, int], int] | None = None
     sides: int = 1  # runs of each task side by side, for the size of a chunk
     memory: Callable[[MetaParams], PyTree] = lambda meta_params: ()
     # (sums over all chunks, memory) -> the mean gradient and the next memory; None: sum over number alive.
     finish: Callable[[Sums, PyTree], tuple[MetaParams, PyTree]] | None = None
+    unrolls: Unrolls | None = None  # None: one cannot be told from the others
+
+
+def whole_chunk(meta_params: MetaParams, keys: Key, run: Any) -> Iterator[tuple[MetaParams, Key, Any]]:
+    """`unrolls` of a method whose chunk is one unroll."""
+    yield meta_params, keys.ravel(), None if run is None else tuple(run)
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How many tasks, for how long, and how they are cut up.
+    """How many tasks, for how long, and how they are cut up: what every estimator is given.
 
     Raises:
       ValueError: the windows do not fill the horizon, or there is nothing to stagger.
     """
 
-    num_tasks: int
-    horizon: int
-    unroll_length: int
-    chunk_size: int | None = None
-    num_devices: int | None = None
-    staggered: bool = False
+    num_tasks: int  # a meta-step
+    horizon: int  # inner steps until tasks are drawn anew, a multiple of `unroll_length`
+    unroll_length: int  # inner steps of a window
+    chunk_size: int | None = None  # tasks at once on a device; None: fitted to the cache
+    num_devices: int | None = None  # None: as many as divide the tasks
     memory: float | None = None  # GiB for the residuals of a chunk's unroll; None: chosen from what a device has
+    balanced: bool = True  # several families count alike, whatever the scale of their losses
+    staggered: bool = False  # chunks begin at different ages, so that they are drawn anew at different meta-steps
 
     def __post_init__(self) -> None:
         check_windows(self.horizon, self.unroll_length)
@@ -107,22 +132,6 @@ class Schedule:
             )
         if self.staggered and self.num_tasks < 2:
             raise ValueError("`staggered` needs at least 2 tasks, to reset at different times; raise `num_tasks`.")
-
-
-def check_windows(horizon: int, unroll_length: int) -> None:
-    """Refuses windows that do not fill the horizon.
-
-    Raises:
-      ValueError: with the nearest horizons that would do.
-    """
-    if horizon % unroll_length:
-        below = horizon - horizon % unroll_length
-        near = " or ".join(str(n) for n in (below, below + unroll_length) if n > 0)
-        fits = max(n for n in range(1, min(horizon, unroll_length) + 1) if horizon % n == 0)
-        raise ValueError(
-            f"`horizon` ({horizon}) must be a multiple of `unroll_length` ({unroll_length}); try {near}, or "
-            f"`unroll_length` {fits}."
-        )
 
 
 def at_least(least: int, number: int) -> int:
@@ -149,16 +158,15 @@ def group_mesh(tasks: int, group: int, num_devices: int | None) -> Mesh:
     return Mesh(devices.reshape(sharing, -1), ("tasks", "copies"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def windowed(method: Method, objective: Objective, schedule: Schedule) -> MetaGradient:
+def windowed(method: Method, schedule: Schedule) -> MetaGradient:
     """A meta-gradient over one window of `unroll_length` steps a meta-step.
 
     Runs go on from window to window; after `horizon` steps a chunk's tasks are drawn anew. `staggered` chunks begin at
     different ages, so that they do so at different meta-steps; their first lives are the shorter for it. Tasks come in
-    equal numbers from every family, each family's gradient scaled by 1/mean f(θ_0) unless the objective is free of
-    scale; with a single task a meta-step one family is drawn. Dead tasks are left out of the mean.
+    equal numbers from every family, each family's gradient scaled by 1/mean (f(θ_0) - bound) under `balanced`; with a
+    single task a meta-step one family is drawn. Dead tasks are left out of the mean.
     """
     num_tasks, horizon, unroll_length = schedule.num_tasks, schedule.horizon, schedule.unroll_length
-    balanced = objective not in SCALE_FREE
 
     def chunking(family: TaskFamily, tasks: int) -> tuple[Mesh, tuple[int, ...]]:
         """The mesh, and (chunks, tasks of each), or (chunks, groups of each, tasks of a group)."""
@@ -182,6 +190,12 @@ def windowed(method: Method, objective: Objective, schedule: Schedule) -> MetaGr
             raise ValueError(
                 f"`num_tasks` ({num_tasks}) must be a multiple of the number of families ({len(families)}), or 1."
             )
+        for family in families:
+            if schedule.balanced and len(families) > 1 and family.lower_bound is None:
+                raise ValueError(
+                    f"{family.name or 'a family'} does not know its loss's lower bound, so it cannot be balanced with "
+                    "others; state its `lower_bound`, or meta-train on it alone."
+                )
         return max(1, num_tasks // len(families))
 
     def init(key: Key, meta_params: MetaParams, families: Families) -> tuple[Carried, ...]:
@@ -247,19 +261,39 @@ def windowed(method: Method, objective: Objective, schedule: Schedule) -> MetaGr
             picked = jax.random.randint(jax.random.fold_in(key, len(families)), (), 0, len(families))
             branches = [lambda index=index: branch(index) for index in range(len(families))]
             means, state = jax.lax.switch(picked, branches)
-            return _combine([means], balanced), state, _metrics([means], tasks)
+            return _combine([means], schedule.balanced), state, _metrics([means], tasks)
         means, carried = zip(*(one(index) for index in range(len(families))), strict=True)
-        gradient = _combine(means, balanced and len(families) > 1)
+        gradient = _combine(means, schedule.balanced and len(families) > 1)
         return gradient, carried if state else (), _metrics(means, tasks)
 
-    return MetaGradient(init, estimate)
+    def batches(
+        key: Key, meta_params: MetaParams, state: tuple[Carried, ...], families: Families
+    ) -> Iterator[InnerBatch]:
+        assert method.unrolls is not None
+        tasks, how = tasks_each(families), method.how
+        which: Sequence[int] = range(len(families))
+        if num_tasks == 1 and len(families) > 1:
+            which = [int(jax.random.randint(jax.random.fold_in(key, len(families)), (), 0, len(families)))]
+        for index in which:
+            keys = jax.random.split(jax.random.fold_in(key, index), tasks).reshape(chunking(families[index], tasks)[1])
+            runs = state[index].run if state else None
+            for chunk, part in enumerate(keys):
+                run = None if runs is None else jax.tree.map(lambda leaf, chunk=chunk: leaf[chunk], runs)
+                if run is not None and int(run.state.step.ravel()[0]) >= horizon:
+                    run = None
+                for phi, own_keys, start in method.unrolls(meta_params, part, run):
+                    yield InnerBatch(
+                        index, phi, own_keys, start, unroll_length, how.explore, how.objective_batch, how.differentiates
+                    )
+
+    return MetaGradient(init, estimate, None if method.unrolls is None else batches)
 
 
 def _combine(means: Sequence[Sums], scaled: bool) -> MetaParams:
-    """Mean of the families' gradients, each over its mean f(θ_0) where there are several to balance."""
+    """Mean of the families' gradients, each over its mean f(θ_0) - bound where there are several to balance."""
     gradients = []
     for mean in means:
-        scale = jnp.where(mean.initial_loss > 0, mean.initial_loss, 1.0) if scaled else 1.0
+        scale = jnp.where(mean.initial_gap > 0, mean.initial_gap, 1.0) if scaled else 1.0
         gradients.append(jax.tree.map(lambda leaf, scale=scale: leaf / scale, mean.gradient))
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *gradients)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from metaopt.evaluation.baselines import BASELINES, tune_baselines
-from metaopt.evaluation.comparison import evaluate_run_on
 from metaopt.evaluation.curves import Curves, evaluate
+from metaopt.evaluation.record import evaluate_run_on
+from metaopt.evaluation.tuning import BASELINES, tune_baselines
 
 __all__ = ["BASELINES", "Curves", "evaluate", "evaluate_run_on", "tune_baselines"]

@@ -13,10 +13,12 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from metaopt.batching import compiler_options, map_chunks, matmul_precision
 from metaopt.evaluation.recording import Segments, plan, recorded_steps
+from metaopt.evaluation.statistics import Scale, scale
+from metaopt.inner.devices import compiler_options, map_chunks, matmul_precision
+from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.unroll import unroll
 from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollState
-from metaopt.unroll import bind_tasks, reset, unroll
 
 # Parameters and optimizer state that one chunk of tasks may hold on a device: what lies above falls out of the cache.
 STATE_BYTES = 4 * 2**20
@@ -34,8 +36,14 @@ class Curves(NamedTuple):
     peak: dict[str, np.ndarray]
     alive: dict[str, np.ndarray]  # [tasks, points] bool
     final: dict[str, dict[Split, dict[str, np.ndarray]]]  # split -> "loss" and the family's metrics at the end, [tasks]
+    lower_bound: np.ndarray  # [tasks] what no loss falls below; nan where that is not known
     evaluated_on: str  # what the losses of the curve are taken on, in words
     train_horizon: int | None
+
+    @property
+    def scale(self) -> Scale:
+        """What losses are measured by; see `metaopt.evaluation.statistics.scale`."""
+        return scale(self.lower_bound, next(iter(self.loss.values()))[:, 0], self.loss.values())
 
 
 def evaluate(
@@ -85,6 +93,7 @@ def evaluate(
         peak={name: outcome.peak for name, outcome in runs.items()},
         alive={name: outcome.alive for name, outcome in runs.items()},
         final={name: outcome.final for name, outcome in runs.items()},
+        lower_bound=next(iter(runs.values())).lower_bound,
         evaluated_on=family.evaluated_on,
         train_horizon=train_horizon,
     )
@@ -140,6 +149,7 @@ class Outcome(NamedTuple):
     peak: Any  # [tasks, points]
     alive: Any  # [tasks, points]
     final: dict[Split, dict[str, Any]]  # [tasks]
+    lower_bound: Any  # [tasks], without the grid's axis
 
 
 def run(
@@ -176,7 +186,8 @@ def run(
             name: np.where(alive[..., -1], value, np.inf if name == "loss" else np.nan).astype(np.float64)
             for name, value in values.items()
         }
-    return Outcome(loss, peak, alive, final)
+    bound = outcome.lower_bound[0] if grid else outcome.lower_bound
+    return Outcome(loss, peak, alive, final, bound.astype(np.float64))
 
 
 def task_batches(
@@ -282,7 +293,7 @@ def _run_chunk(
 
     def advance(length: int, carry: tuple[UnrollState, jax.Array], _: None) -> Any:
         state, peak = carry
-        state, trace = unroll(tx, family, task, state, length=length, objective_batch="none")
+        state, trace = unroll(tx, family, task, state, length=length)
         loss = full_loss(state.params, task)
         peak = jnp.maximum(peak, jnp.maximum(trace.loss.max(axis=0), loss))
         return (state, peak), (loss, peak, state.alive)
@@ -302,4 +313,4 @@ def _run_chunk(
 
         return jax.vmap(one)(state.params, task)
 
-    return Outcome(loss, peak, alive, {split: at_end(split) for split in splits})
+    return Outcome(loss, peak, alive, {split: at_end(split) for split in splits}, state.lower_bound)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import jax
 import numpy as np
 
 from metaopt.types import TaskFamily
@@ -21,7 +20,7 @@ def plan(family: TaskFamily, horizon: int, train_horizon: int | None = None, eve
     if train_horizon is not None:
         marks |= {mark for mark in (train_horizon, 10 * train_horizon) if mark <= horizon}
     if every is None:
-        wished = max(1, horizon // (1000 if is_deterministic(family) else 100))
+        wished = max(1, horizon // (1000 if family.batch_size is None else 100))
         # One distance that divides every mark compiles one loop; several compile several.
         common = math.gcd(*marks)
         every = max(divisor for divisor in range(1, wished + 1) if common % divisor == 0)
@@ -39,10 +38,3 @@ def plan(family: TaskFamily, horizon: int, train_horizon: int | None = None, eve
 def recorded_steps(segments: Segments) -> np.ndarray:
     """[points] the steps a plan records, from 0."""
     return np.cumsum([0, *(distance for distance, count in segments for _ in range(count))])
-
-
-def is_deterministic(family: TaskFamily) -> bool:
-    """Whether a family has no minibatches."""
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda data: family.batch(key, family.sample(key, data), data), family.data)
-    return not jax.tree.leaves(shapes)

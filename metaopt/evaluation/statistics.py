@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from metaopt.trees import FAILURE_FACTOR
 
-RISE_FACTOR = 2.0  # a run rises when its tail lies above this multiple of the loss at the training horizon
+RISE_FACTOR = 2.0  # a run rises when its tail lies above this multiple of the loss at the training horizon ...
+RISE_SHARE = 0.1  # ... or, where the loss has no known bound, above it by this share of the largest fall seen
 TAIL = 0.05  # the last part of the curve that counts as its tail
 NUM_RESAMPLES = 2000
 
@@ -16,25 +18,74 @@ NUM_RESAMPLES = 2000
 # ----- the three words; `loss` is [tasks, points], inf once a task is dead; `steps` is [points] and starts at 0 -------
 
 
-def failed(peak: np.ndarray) -> np.ndarray:
-    """[tasks] bool: non-finite, or above 10 f(θ_0), at any step, recorded or not.
+class Scale(NamedTuple):
+    """What losses of any sign are measured by, task by task: shifting a loss and its bound changes nothing."""
 
-    `peak` [tasks, points] is `Curves.peak`, the largest loss so far, whose first column is f(θ_0). Where a family has
-    minibatches, the loss of a step between recorded points is its minibatch's.
+    bound: np.ndarray  # [tasks] what no loss falls below; nan where that is not known or f(θ_0) does not lie above
+    unit: np.ndarray  # [tasks] f(θ_0) - bound; without one the largest fall below f(θ_0) seen; nan without either
+
+    def above(self, loss: np.ndarray) -> np.ndarray:
+        """f - bound of losses [tasks] or [tasks, points]; the loss itself where there is no bound."""
+        bound = np.where(np.isnan(self.bound), 0.0, self.bound)
+        return loss - (bound if loss.ndim == 1 else bound[:, None])
+
+
+def scale(lower_bound: np.ndarray, initial: np.ndarray, losses: Iterable[np.ndarray]) -> Scale:
+    """The scale of tasks with these bounds [tasks], nan where unknown, and f(θ_0) [tasks].
+
+    Args:
+      losses: [tasks, points] of every run that is compared.
     """
-    limit = FAILURE_FACTOR * peak[:, :1]
-    return np.any(~np.isfinite(peak) | (peak > limit), axis=1)
+    lower_bound, initial = np.asarray(lower_bound, np.float64), np.asarray(initial, np.float64)
+    known = initial > lower_bound  # False where the bound is nan
+    fall = np.zeros_like(initial)
+    for loss in losses:
+        fall = np.maximum(fall, initial - np.min(loss, axis=1))
+    with np.errstate(invalid="ignore"):
+        unit = np.where(known, initial - lower_bound, np.where(fall > 0, fall, np.nan))
+    return Scale(np.where(known, lower_bound, np.nan), unit)
 
 
-def rises(loss: np.ndarray, steps: np.ndarray, train_horizon: int | None) -> np.ndarray | None:
-    """[tasks] bool: mean of the last 5% of the curve above twice f(θ_T); None where it does not go beyond T."""
+def failed(peak: np.ndarray, scale: Scale) -> np.ndarray:
+    """[tasks] bool: non-finite, or f - bound above 10 (f(θ_0) - bound), at any step, recorded or not.
+
+    Without a bound: above f(θ_0) by 9 times the largest fall seen. `peak` [tasks, points] is `Curves.peak`, the largest
+    loss so far, whose first column is f(θ_0). Where a family has minibatches, the loss of a step between recorded
+    points is its minibatch's.
+    """
+    return np.any(exceeds(peak, scale), axis=1)
+
+
+def exceeds(peak: np.ndarray, scale: Scale) -> np.ndarray:
+    """[tasks, points] bool: where a loss counts as a failure; see `failed`."""
+    with np.errstate(invalid="ignore"):
+        rise = np.where(
+            np.isnan(scale.bound)[:, None],
+            peak - peak[:, :1] > (FAILURE_FACTOR - 1) * scale.unit[:, None],
+            scale.above(peak) > FAILURE_FACTOR * scale.unit[:, None],
+        )
+    return np.asarray(~np.isfinite(peak) | rise)
+
+
+def rises(loss: np.ndarray, steps: np.ndarray, train_horizon: int | None, scale: Scale) -> np.ndarray | None:
+    """[tasks] bool: mean of the last 5% of the curve above twice f(θ_T), both less the bound; None where it does not go
+    beyond T.
+
+    Without a bound: above f(θ_T) by a tenth of the largest fall seen.
+    """
     horizon = int(steps[-1])
     if train_horizon is None or horizon <= train_horizon:
         return None
     tail = loss[:, steps > (1 - TAIL) * horizon].mean(axis=1)
     at_train = at_step(loss, steps, train_horizon)
+    with np.errstate(invalid="ignore"):
+        higher = np.where(
+            np.isnan(scale.bound),
+            tail - at_train > RISE_SHARE * scale.unit,
+            scale.above(tail) > RISE_FACTOR * scale.above(at_train),
+        )
     # A run that was dead already at T has not risen since; it is counted as failed.
-    return (tail > RISE_FACTOR * at_train) & np.isfinite(at_train)
+    return higher & np.isfinite(at_train)
 
 
 def keeps_improving(loss: np.ndarray, steps: np.ndarray, train_horizon: int | None) -> np.ndarray | None:
@@ -120,15 +171,31 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return np.where((numerator == 0) & (denominator == 0), 1.0, np.divide(numerator, denominator))
 
 
-def paired_ratio(values: np.ndarray, reference: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """Values over a reference's on the same tasks: ratio of means (with a 95% bootstrap interval), median of ratios."""
-    values, reference = np.asarray(values, np.float64), np.asarray(reference, np.float64)
+def paired_ratio(values: np.ndarray, reference: np.ndarray, scale: Scale, *, seed: int = 0) -> dict[str, Any]:
+    """Final losses, less their bounds, over a reference's on the same tasks: ratio of means (with a 95% bootstrap
+    interval), median of ratios. See `paired_difference` for tasks without a bound."""
+    values, reference = (scale.above(np.asarray(part, np.float64)) for part in (values, reference))
     per_task = _divide(values, reference)
     known = per_task[~np.isnan(per_task)]
     return {
         "of_means": float(_divide(values.mean(), reference.mean())),
         "interval": list(bootstrap_interval(values, reference, seed=seed, statistic=_divide)),
         "median": float(np.median(known)) if len(known) else float("nan"),
+    }
+
+
+def paired_difference(values: np.ndarray, reference: np.ndarray, scale: Scale, *, seed: int = 0) -> dict[str, Any]:
+    """Where losses have no bound, and so no ratios: (value - reference)/(largest fall seen), mean with a 95% bootstrap
+    interval and median over tasks; below 0 is better."""
+    with np.errstate(invalid="ignore"):
+        shares = (np.asarray(values, np.float64) - np.asarray(reference, np.float64)) / scale.unit
+    known = shares[~np.isnan(shares)]
+    if not len(known):
+        return {"mean": float("nan"), "interval": [float("nan")] * 2, "median": float("nan")}
+    return {
+        "mean": float(known.mean()),
+        "interval": list(bootstrap_interval(known, seed=seed)),
+        "median": float(np.median(known)),
     }
 
 
@@ -147,6 +214,7 @@ def describe(
     *,
     peak: np.ndarray,
     train_horizon: int | None,
+    scale: Scale,
     reference: np.ndarray | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -157,23 +225,32 @@ def describe(
       steps: [points], from 0.
       peak: [tasks, points], the largest loss so far at any step.
       train_horizon: T; None where the optimizer has none.
+      scale: of the tasks. Where their bounds are known and not all zero, curves are of f - bound.
       reference: [tasks] final losses of the best baseline on the same tasks.
     """
     loss = np.asarray(loss, np.float64)
     inside = train_horizon is not None and train_horizon in steps
     at_train = at_step(loss, steps, train_horizon) if inside and train_horizon is not None else None
     words = {
-        "failed": failed(peak),
-        "rises": rises(loss, steps, train_horizon),
+        "failed": failed(peak, scale),
+        "rises": rises(loss, steps, train_horizon, scale),
         "keeps_improving": keeps_improving(loss, steps, train_horizon),
     }
     shown = thin(steps, keep=(train_horizon,))
-    curve = loss[:, shown]
+    curve = scale.above(loss)[:, shown]
+    bounded = not np.isnan(scale.bound).any()
+    compared = (
+        None
+        if reference is None
+        else (paired_ratio if bounded else paired_difference)(loss[:, -1], reference, scale, seed=seed)
+    )
     return {
         "final": summary(loss[:, -1], seed=seed),
         "at_train_horizon": None if at_train is None else summary(at_train, seed=seed),
         **{word: None if value is None else float(value.mean()) for word, value in words.items()},
-        "ratio_to_best_baseline": None if reference is None else paired_ratio(loss[:, -1], reference, seed=seed),
+        "gap": summary(scale.above(loss[:, -1]), seed=seed) if bounded and np.any(scale.bound) else None,
+        "ratio_to_best_baseline": compared if bounded else None,
+        "difference_to_best_baseline": None if bounded else compared,
         "curve": {
             "steps": steps[shown],
             "mean": curve.mean(axis=0),

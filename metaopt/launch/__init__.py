@@ -50,6 +50,6 @@ def launch(arguments: list[str]) -> None:
 
         process_group.launch(arguments)
     else:
-        from metaopt.launch import start
+        from metaopt.launch import sweeps
 
-        start.start(options)
+        sweeps.start(options)

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from metaopt.experiment import Choice, Experiment, UserError, suggest
-from metaopt.runs.json_config import to_json
+from metaopt.errors import UserError, suggest
+from metaopt.experiment import Experiment
+from metaopt.experiment.plain import to_json
+from metaopt.registry import Choice
 
 Grid = dict[str, list[str]]  # field with dots -> its values as the command line writes them
 
@@ -193,7 +195,7 @@ def describe(overrides: Mapping[str, str]) -> str:
 def _apply(base: Experiment, overrides: Mapping[str, str], where: str) -> Experiment:
     if not overrides:
         return base
-    from metaopt.runs.arguments import parse_experiment
+    from metaopt.cli.arguments import parse_experiment
 
     words: list[str] = []
     for name, value in overrides.items():
@@ -223,8 +225,8 @@ def check(points: list[Point]) -> None:
     """
     import jax
 
-    from metaopt.batching import use_cpu_devices
-    from metaopt.runs.config import validate
+    from metaopt.experiment.checks import validate
+    from metaopt.inner.devices import use_cpu_devices
     from metaopt.runs.train import prepare
 
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from metaopt.experiment import UserError
+from metaopt.errors import UserError
 from metaopt.launch import sweep_folder, tables
 from metaopt.launch.jobs import Job
 from metaopt.launch.machine import accelerator, plugins, shares

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from metaopt.experiment import UserError, suggest
+from metaopt.errors import UserError, suggest
 
 PLACES = ("local", "slurm")
 MAKE_SWEEP = ("--sweep", "--seeds", "--where")  # without any of them `metaopt launch` trains one run

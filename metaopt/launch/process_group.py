@@ -17,8 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any
 
-from metaopt.batching import available_cores
-from metaopt.experiment import UserError
+from metaopt.errors import UserError
+from metaopt.inner.devices import available_cores
 from metaopt.launch.jobs import how_it_ended
 from metaopt.launch.machine import accelerator, plugins, shares
 from metaopt.runs import processes

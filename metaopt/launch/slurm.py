@@ -13,7 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from metaopt.experiment import UserError
+from metaopt import files
+from metaopt.errors import UserError
 from metaopt.launch import sweep_folder
 from metaopt.launch.jobs import Job, how_it_ended
 from metaopt.launch.states import TO_DO, Reader
@@ -208,7 +209,7 @@ def begin(sweep: Sweep, at_once: int | None, *, cluster: str = "slurm") -> str:
         return still or "nothing is left to do"
     jobs = submit(sweep, names, at_once, cluster=cluster)
     ids = {name: str(job.job_id) for name, job in zip(names, jobs, strict=True)}
-    folder.write_json(sweep.path / SLURM_JOBS, {**known, **ids})
+    files.write_json(sweep.path / SLURM_JOBS, {**known, **ids})
     first = ids[names[0]].partition("_")[0]
     return f"{len(names)} submitted as Slurm's job {first}" + (f", {still}" if still else "")
 
@@ -235,7 +236,7 @@ def submit(sweep: Sweep, names: list[str], at_once: int | None, *, cluster: str)
 
 def job_ids(sweep: Sweep) -> dict[str, str]:
     """Run -> the id of the job it was last submitted as."""
-    return {str(name): str(job) for name, job in folder.read_object(sweep.path / SLURM_JOBS).items()}
+    return {str(name): str(job) for name, job in files.read_object(sweep.path / SLURM_JOBS).items()}
 
 
 def queued() -> set[str]:

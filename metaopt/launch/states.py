@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metaopt import files
 from metaopt.launch import sweep_folder
 from metaopt.launch.jobs import how_it_ended
 from metaopt.runs import folder
-from metaopt.runs.following import parse_row
+from metaopt.runs.metrics import parse_row
 from metaopt.runs.state import RunState, read_state
 
 # waiting: not begun. lost: its process ended without a word. The others as in state.json.
@@ -69,7 +70,7 @@ class Reader:
 
     def sweep(self, sweep: sweep_folder.Sweep) -> list[Standing]:
         """All runs of a sweep, in its order."""
-        jobs = folder.read_object(sweep.path / sweep_folder.SLURM_JOBS)
+        jobs = files.read_object(sweep.path / sweep_folder.SLURM_JOBS)
         standings = [self.run(sweep.run(name), name) for name in sweep.runs]
         return [
             one._replace(note=f"Slurm's job {jobs[one.name]}" + (f", {one.note}" if one.note else ""))
@@ -81,7 +82,7 @@ class Reader:
     def _config(self, path: Path) -> tuple[int | None, int, bool]:
         """(num_meta_steps, log.every, whether it validates)."""
         if path not in self._configs:
-            held = folder.read_object(path / folder.CONFIG)
+            held = files.read_object(path / folder.CONFIG)
 
             def number(record: str, name: str) -> int | None:
                 inside = held.get(record) if record else held

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metaopt.experiment import UserError
+from metaopt import files
+from metaopt.errors import UserError
 from metaopt.launch.grid import Grid, Point
 from metaopt.runs import folder
 from metaopt.runs.folder import CANCELLED, SWEEP
@@ -60,7 +61,7 @@ def create(
             run = made.path / point.run
             run.mkdir()
             folder.write_config(run, point.experiment)
-            folder.write_json(run / folder.ENVIRONMENT, {"experiment": name})
+            files.write_json(run / folder.ENVIRONMENT, {"experiment": name})
         held = {
             "version": 1,
             "experiment": name,
@@ -73,7 +74,7 @@ def create(
             "seeds": seeds,
             "points": [{"run": point.run, "overrides": point.overrides} for point in points],
         }
-        folder.write_json(made.path / SWEEP, held)  # last: a folder with it is whole
+        files.write_json(made.path / SWEEP, held)  # last: a folder with it is whole
     except BaseException:
         made.discard()
         raise
@@ -97,7 +98,7 @@ def read(path: Path) -> Sweep:
     """
     if not is_sweep(path):
         raise UserError(f"{path} is no sweep, for it has no {SWEEP}; give the folder that `metaopt launch` printed.")
-    held = folder.read_json(path / SWEEP)
+    held = files.read_json(path / SWEEP)
     try:
         runs = {str(point["run"]): dict(point["overrides"]) for point in held["points"]}
         return Sweep(path, held["experiment"], held["where"], held["workers"], held["slurm"], runs)
@@ -115,12 +116,12 @@ def now() -> str:
 def note_job(run: Path, **held: Any) -> None:
     """Writes job.json; a full disk is no reason to leave the other jobs alone."""
     with contextlib.suppress(OSError):
-        folder.write_json(run / JOB, {"host": platform.node(), **held})
+        files.write_json(run / JOB, {"host": platform.node(), **held})
 
 
 def read_job(run: Path) -> dict[str, Any]:
     """What job.json holds; nothing where it is missing or broken."""
-    return folder.read_object(run / JOB)
+    return files.read_object(run / JOB)
 
 
 def is_cancelled(run: Path) -> bool:

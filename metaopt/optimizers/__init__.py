@@ -1,23 +1,8 @@
-"""Optimizers: learned and hand-designed, one interface."""
+"""Who optimises: learned and hand-designed optimizers, one interface."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from metaopt.optimizers.hand_designed import adam, momentum, rmsprop, sgd
-from metaopt.optimizers.lstm import lstm
-from metaopt.optimizers.lstm_log_sign import lstm_log_sign
-from metaopt.optimizers.rnnprop import rnnprop
-from metaopt.types import Optimizer
+from metaopt.optimizers.lstms import lstm, lstm_log_sign, rnnprop
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "lstm": lstm,
-    "lstm_log_sign": lstm_log_sign,
-    "rnnprop": rnnprop,
-    "sgd": sgd,
-    "momentum": momentum,
-    "rmsprop": rmsprop,
-    "adam": adam,
-}
-
-__all__ = ["OPTIMIZERS", *OPTIMIZERS]
+__all__ = ["adam", "lstm", "lstm_log_sign", "momentum", "rmsprop", "rnnprop", "sgd"]

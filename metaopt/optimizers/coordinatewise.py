@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ import optax
 
 from metaopt.optimizers.blocks import count_blocks, map_blocks, to_blocks
 from metaopt.optimizers.features import Features, normalise
-from metaopt.optimizers.network import LSTM, CellState, forward, fuse, init_cells, init_params
+from metaopt.optimizers.network import GATES, LSTM, CellState, forward, fuse, gate_values, init_cells, init_params
 from metaopt.optimizers.step_rules import Step, StepRule
 from metaopt.trees import keep, leaf_sizes, ravel_tasks
-from metaopt.types import Explore, MetaParams, Optimizer, PyTree
+from metaopt.types import Explore, MetaParams, Observe, Optimizer, PyTree
 
 
 class CoordinatewiseState(NamedTuple):
@@ -29,7 +29,12 @@ class CoordinatewiseState(NamedTuple):
 
 
 def coordinatewise(
-    features: Features, rule: StepRule, *, hidden_size: int, num_layers: int, explores: bool = False
+    features: Features,
+    rule: StepRule,
+    *,
+    hidden_size: int,
+    num_layers: int,
+    noise: Literal["none", "exploring"] = "none",
 ) -> Optimizer:
     """One LSTM with shared weights on every coordinate, each with its own hidden state (Andrychowicz et al. 2016).
 
@@ -117,8 +122,25 @@ def coordinatewise(
 
         return optax.GradientTransformationExtraArgs(init_state, update)
 
-    return Optimizer(init, bind, bind_tasks, explores)
+    return Optimizer(init, bind, bind_tasks, noise, observe=_observe(features, network))
 
 
 def _add_axis(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
+
+
+def _observe(features: Features, network: LSTM) -> Observe:
+    """The network followed from the gradients alone: nothing hangs on how the optimizer lays out its state."""
+
+    def init(meta_params: MetaParams, shape: tuple[int, int]) -> Any:
+        zeros = jnp.zeros((*shape, network.hidden_size))
+        return features.init(shape, jnp.float32), [(zeros, zeros)] * network.num_layers
+
+    def apply(meta_params: MetaParams, gradient: jax.Array, sample: jax.Array, count: jax.Array, state: Any) -> Any:
+        statistics, cells = state
+        columns, statistics = features.apply(gradient[:, sample], count, statistics, normalise(gradient)[:, sample])
+        inputs = jnp.stack(columns, axis=-1)
+        gates, cells = gate_values(meta_params, inputs, cells)
+        return inputs, gates, (statistics, cells)
+
+    return Observe(features.names, GATES, ("g",), init, apply)

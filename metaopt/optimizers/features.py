@@ -14,6 +14,13 @@ import jax.numpy as jnp
 FeatureSet = Literal["gradient", "all", "scale_free"]
 SForm = Literal["adam", "printed"]
 
+THESIS = ("∇", "∇²", "m", "v", "s", "n", "n²", "mⁿ", "vⁿ", "sⁿ")
+INPUTS_IN_WORDS = (
+    "What an lstm reads of each coordinate: ∇ the gradient and ∇² its square; m, v running averages of the two; "
+    "s the gradient over its running size, m/√v; n the gradient over its norm and n² its square; mⁿ, vⁿ, sⁿ as m, v, "
+    "s, of n instead of ∇."
+)
+
 # Norms below this count as zero; its square is a normal float32 number.
 TINY = 1e-15
 
@@ -25,9 +32,14 @@ class Features(NamedTuple):
     some columns at a time; without it the gradient must be whole.
     """
 
-    size: int
+    names: tuple[str, ...]
     init: Callable[[tuple[int, ...], Any], Any]
     apply: Callable[..., tuple[list[jax.Array], Any]]
+
+    @property
+    def size(self) -> int:
+        """How many."""
+        return len(self.names)
 
 
 class Moments(NamedTuple):
@@ -78,7 +90,9 @@ def gradient_statistics(
       s_form: `adam` is m̂/(√v̂+ε); `printed` is m̂/(v̂+ε), as the thesis prints it.
     """
     if features == "gradient":
-        return Features(1, lambda shape, dtype: (), lambda gradient, count, state, unit=None: ([gradient], state))
+        return Features(
+            THESIS[:1], lambda shape, dtype: (), lambda gradient, count, state, unit=None: ([gradient], state)
+        )
 
     def ratio(moments: Moments, count: jax.Array, form: str) -> jax.Array:
         first, second = debiased(moments, count, beta1, beta2)
@@ -100,7 +114,7 @@ def gradient_statistics(
             columns = [ratio(raw, count, "adam"), *scale_free]
         return columns, (raw, scaled)
 
-    return Features(10 if features == "all" else 6, init, apply)
+    return Features(THESIS if features == "all" else THESIS[4:], init, apply)
 
 
 def log_and_sign(p: float = 10.0) -> Features:
@@ -115,7 +129,7 @@ def log_and_sign(p: float = 10.0) -> Features:
         sign = jnp.where(large, jnp.sign(gradient), jnp.exp(p) * gradient)
         return [log, sign], state
 
-    return Features(2, lambda shape, dtype: (), apply)
+    return Features(("log|∇|/p", "sign ∇"), lambda shape, dtype: (), apply)
 
 
 def rnnprop_inputs(beta: float = 0.95, eps: float = 1e-8) -> Features:
@@ -129,4 +143,4 @@ def rnnprop_inputs(beta: float = 0.95, eps: float = 1e-8) -> Features:
         root = safe_sqrt(second) + eps
         return [first / root, gradient / root], state
 
-    return Features(2, zero_moments, apply)
+    return Features(("m̂/√v̂", "∇/√v̂"), zero_moments, apply)

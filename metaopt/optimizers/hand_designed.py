@@ -1,4 +1,4 @@
-"""Hand-designed optimizers from optax with φ = {"log_learning_rate"}: a grid is a vmap, tuning is meta-training."""
+"""Hand-designed optimizers from optax with their settings as φ: a grid is a vmap, tuning is meta-training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from metaopt.types import Optimizer
+from metaopt.registry import OPTIMIZERS
+from metaopt.types import Bijection, Optimizer
+
+LOG = Bijection(forward=jnp.exp, inverse=jnp.log)  # of settings above 0
+
+
+def _shorter_steps(options: Any) -> str:
+    return "learning_rate"
 
 
 def _from_optax(make: Callable[[Any], optax.GradientTransformation], learning_rate: float) -> Optimizer:
@@ -17,9 +24,12 @@ def _from_optax(make: Callable[[Any], optax.GradientTransformation], learning_ra
         raise ValueError(f"`learning_rate` ({learning_rate}) must be above 0.")
 
     def bind(meta_params: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.with_extra_args_support(make(jnp.exp(meta_params["log_learning_rate"])))
+        return optax.with_extra_args_support(make(LOG.forward(meta_params["learning_rate"])))
 
-    return Optimizer(lambda key: {"log_learning_rate": jnp.log(jnp.asarray(learning_rate, jnp.float32))}, bind)
+    def init(key: Any) -> Any:
+        return {"learning_rate": LOG.inverse(jnp.asarray(learning_rate, jnp.float32))}
+
+    return Optimizer(init, bind, tunable={"learning_rate": LOG})
 
 
 def _check(least: float = 0.0, below: float = math.inf, **settings: float) -> None:
@@ -34,12 +44,14 @@ def _decayed(learning_rate: Any, power: float) -> Any:
     return (lambda count: learning_rate * (count + 1.0) ** -power) if power else learning_rate
 
 
+@OPTIMIZERS.register(shorter_steps=_shorter_steps)
 def sgd(*, learning_rate: float = 1.0, power: float = 0.0) -> Optimizer:
     """g_t = -α_0/(t+1)^power ∇_t."""
     _check(power=power)
     return _from_optax(lambda rate: optax.sgd(_decayed(rate, power)), learning_rate)
 
 
+@OPTIMIZERS.register(shorter_steps=_shorter_steps)
 def momentum(*, learning_rate: float = 0.1, mu: float = 0.9, power: float = 0.0) -> Optimizer:
     """The thesis's momentum: the step is the buffer, h_t = μ h_{t-1} - α_0/(t+1)^power ∇_t."""
 
@@ -52,6 +64,7 @@ def momentum(*, learning_rate: float = 0.1, mu: float = 0.9, power: float = 0.0)
     return _from_optax(make, learning_rate)
 
 
+@OPTIMIZERS.register(shorter_steps=_shorter_steps)
 def adam(*, learning_rate: float = 0.01, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Optimizer:
     """Adam (Kingma and Ba 2015)."""
     _check(beta1=beta1, beta2=beta2, below=1.0)
@@ -59,6 +72,7 @@ def adam(*, learning_rate: float = 0.01, beta1: float = 0.9, beta2: float = 0.99
     return _from_optax(lambda rate: optax.adam(rate, beta1, beta2, eps), learning_rate)
 
 
+@OPTIMIZERS.register(shorter_steps=_shorter_steps)
 def rmsprop(*, learning_rate: float = 0.01, decay: float = 0.99, eps: float = 1e-8) -> Optimizer:
     """RMSProp with ε outside the root, as in torch."""
     _check(decay=decay, below=1.0)

@@ -168,3 +168,27 @@ def forward(weights: Weights, x: jax.Array, cells: tuple[CellState, ...]) -> tup
         x = 0.5 * (1 + o) * tanh(c)
         states.append(CellState(c, x))
     return weights.heads @ x + weights.head_biases, tuple(states)
+
+
+GATES = ("i", "f", "g", "o")
+Cells = list[tuple[jax.Array, jax.Array]]  # (c, h) of every layer, [..., hidden]
+
+
+def gate_values(meta_params: MetaParams, x: jax.Array, cells: Cells) -> tuple[list[dict[str, jax.Array]], Cells]:
+    """One step of the LSTM from flax's parameters: each layer's gates by name, [..., hidden], and the next cells.
+
+    i, f, o lie in (0, 1), g in (-1, 1); x is [..., inputs].
+    """
+    layers, after = [], []
+    for layer, (c, h) in enumerate(cells):
+        cell = meta_params[f"lstm_{layer}"]
+        gates = {}
+        for name in GATES:
+            hidden = cell[f"h{name}"]
+            value = x @ cell[f"i{name}"]["kernel"] + h @ hidden["kernel"] + hidden["bias"]
+            gates[name] = jnp.tanh(value) if name == "g" else jax.nn.sigmoid(value)
+        c = gates["f"] * c + gates["i"] * gates["g"]
+        x = gates["o"] * jnp.tanh(c)
+        layers.append(gates)
+        after.append((c, x))
+    return layers, after

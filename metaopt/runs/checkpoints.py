@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from metaopt.experiment import UserError
+from metaopt.errors import UserError
 from metaopt.runs.rechunking import OutOfStep, in_other_chunks, rechunk, shape_of
 
 State = TypeVar("State")

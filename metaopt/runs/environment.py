@@ -17,8 +17,7 @@ import jax
 
 import metaopt
 from metaopt.data import load_dataset
-from metaopt.experiment import Choice
-from metaopt.tasks import TASKS
+from metaopt.registry import TASKS, Choice
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "wandb", "scikit-learn", "mlxtend")
 

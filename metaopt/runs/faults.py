@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from metaopt.experiment import UserError
+from metaopt.errors import UserError
 from metaopt.runs import processes
 from metaopt.runs.folder import resume_command
 

@@ -7,8 +7,8 @@ import operator as op
 import re
 from collections.abc import Sequence
 
-from metaopt.experiment import UserError, suggest
-from metaopt.runs.catalogue import RUN_STATES, UNREADABLE, Fields, RunSummary, value_words
+from metaopt.errors import UserError, suggest
+from metaopt.runs.index import RUN_STATES, UNREADABLE, Fields, RunSummary, value_words
 
 ORDERED = {"<": op.lt, ">": op.gt, "<=": op.le, ">=": op.ge}
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shlex
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import metaopt
-from metaopt.experiment import Experiment, UserError
-from metaopt.runs.json_config import from_json, to_json
+from metaopt import files
+from metaopt.errors import UserError
+from metaopt.experiment import Experiment
+from metaopt.experiment.plain import from_json, to_json
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -33,67 +33,6 @@ SWEEP = "sweep.json"  # in a sweep's folder
 CANCELLED = "cancelled.json"  # in a run folder: it is not to be trained
 
 LOCK_TRIES = 10
-
-
-# ----- whole files ----------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place when the block ends well, and vanishes when it does not."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    part = Path(name)
-    try:
-        yield part
-        with open(part, "rb") as written:
-            os.fsync(written.fileno())
-        part.chmod(0o666 & ~_umask())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def sweep(path: Path) -> None:
-    """Removes the temporary files of `replacing` that a killed process left in a folder."""
-    for part in path.glob(".*.part"):
-        part.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes valid, indented JSON in one go."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    with replacing(path) as part:
-        part.write_text(text + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """The JSON in a file.
-
-    Raises:
-      UserError: it cannot be read.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}.") from None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, for those who only look; an empty one where it is missing or broken."""
-    try:
-        held = read_json(path)
-    except UserError:
-        return {}
-    return held if isinstance(held, dict) else {}
 
 
 # ----- a new folder ---------------------------------------------------------------------------------------------------
@@ -168,7 +107,7 @@ def _make(path: Path, *, exist_ok: bool) -> NewFolder:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(exist_ok=exist_ok)
-        with replacing(path / CONFIG):  # whether files can be made in it
+        with files.replacing(path / CONFIG):  # whether files can be made in it
             raise _Tried
     except _Tried:
         return folder
@@ -204,7 +143,7 @@ def create_run(
             raise _taken(folder.path)
         try:
             if environment is not None:
-                write_json(folder.path / ENVIRONMENT, environment)
+                files.write_json(folder.path / ENVIRONMENT, environment)
             write_config(folder.path, experiment)
         except OSError as error:
             folder.discard()
@@ -217,7 +156,7 @@ def create_run(
 
 def write_config(path: Path, experiment: Experiment) -> None:
     """config.json, with the version of its format."""
-    write_json(path / CONFIG, to_json(experiment))
+    files.write_json(path / CONFIG, to_json(experiment))
 
 
 def safe_name(text: str) -> str:
@@ -252,7 +191,7 @@ def open_run(path: Path) -> tuple[Path, Experiment]:
         hint = f"did you mean {runs[-1].parent}?" if runs else "give the folder that `metaopt train` printed."
         raise UserError(f"{path} is not a run folder, for it has no {CONFIG}; {hint}")
     try:
-        return path, from_json(read_json(config), str(config), unversioned=1)
+        return path, from_json(files.read_json(config), str(config), unversioned=1)
     except UserError as error:
         versions: Any = None
         with contextlib.suppress(UserError):
@@ -266,7 +205,7 @@ def open_run(path: Path) -> tuple[Path, Experiment]:
 def environment_of(path: Path) -> dict[str, Any]:
     """A run's environment.json; empty where there is none."""
     file = path / ENVIRONMENT
-    environment = read_json(file) if file.is_file() else {}
+    environment = files.read_json(file) if file.is_file() else {}
     return environment if isinstance(environment, dict) else {}
 
 

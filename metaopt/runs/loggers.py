@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from metaopt.evaluation.statistics import jsonable
+from metaopt.files import replacing
 from metaopt.runs.console import say
-from metaopt.runs.folder import replacing
-from metaopt.runs.following import parse_row
+from metaopt.runs.metrics import parse_row
 
 Row = dict[str, Any]  # "kind": "train" | "validation", "meta_step", and values by name
 

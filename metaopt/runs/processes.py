@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from metaopt.experiment import UserError
+from metaopt.errors import UserError
 from metaopt.runs.folder import last_checkpoint, resume_command
 
 # How `metaopt launch` tells its processes who they are.

@@ -10,14 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from metaopt.experiment import Experiment, UserError
+from metaopt.errors import UserError
+from metaopt.experiment import Experiment
 from metaopt.runs import folder
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.loggers import JsonLines, Logger, cut_back, read_rows, train_rows
-from metaopt.runs.pretrained import read_optimizer, save_optimizer
-from metaopt.runs.validation import Stage, Validator, after_validation
-from metaopt.training import Trainer, TrainState, averaged
+from metaopt.shipped.loading import read_optimizer, save_optimizer
+from metaopt.training.loop import Trainer, TrainState, averaged
+from metaopt.training.validation import Stage, Validator, after_validation
 from metaopt.types import MetaParams
 
 

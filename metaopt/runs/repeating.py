@@ -6,25 +6,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from metaopt import files
 from metaopt.experiment import Experiment
-from metaopt.runs import catalogue, folder
-from metaopt.runs.catalogue import differing, value_words
+from metaopt.experiment.plain import from_json, to_json
+from metaopt.runs import folder, index
 from metaopt.runs.environment import describe_environment
-from metaopt.runs.json_config import from_json, to_json
+from metaopt.runs.index import differing, value_words
 
 
 def what_differs(path: Path, experiment: Experiment) -> str:
     """One line: fields, versions, code, data and devices that are not those of a run, or that they are all the same."""
-    recorded = folder.read_json(path / folder.CONFIG)
+    recorded = files.read_json(path / folder.CONFIG)
     # Through the reader and back, so that a field that an older version did not know has its default.
-    configs = [
-        catalogue.fields_of(to_json(each)) for each in (from_json(recorded, str(path), unversioned=1), experiment)
-    ]
+    configs = [index.fields_of(to_json(each)) for each in (from_json(recorded, str(path), unversioned=1), experiment)]
     found = [
         f"{name} {value_words(configs[0], name)} -> {value_words(configs[1], name)}" for name in differing(configs)
     ]
     file = path / folder.ENVIRONMENT
-    before = folder.read_json(file) if file.is_file() else {}
+    before = files.read_json(file) if file.is_file() else {}
     if not isinstance(before, Mapping) or not before.get("versions"):
         found.append("its versions are not known, for there are none in its environment.json")
     else:

@@ -9,11 +9,14 @@ from typing import Any
 
 import jax
 
+from metaopt.errors import UserError, suggest
 from metaopt.evaluation import BASELINES, evaluate_run_on
-from metaopt.experiment import Choice, Experiment, UserError, build_family, build_optimizer, parse_choice, suggest
-from metaopt.runs.capsule_keeper import keep_failures
+from metaopt.experiment import Experiment, build_family, build_optimizer
+from metaopt.files import read_json, replacing, write_json
+from metaopt.microscope.capture import keep_failures
+from metaopt.registry import Choice, parse_choice
 from metaopt.runs.console import say
-from metaopt.runs.folder import EVALUATION, read_json, replacing, write_json
+from metaopt.runs.folder import EVALUATION
 from metaopt.types import MetaParams, Optimizer
 
 Result = dict[str, Any]  # one entry of evaluation.json's "results"

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metaopt import files
 from metaopt.runs import folder
 
 STATES = ("running", "finished", "interrupted", "diverged", "failed")
@@ -30,7 +31,7 @@ class RunState(NamedTuple):
 
 def read_state(path: Path) -> RunState:
     """The state of a run folder. Never raises: whatever is missing or broken is None."""
-    held = folder.read_object(path / folder.STATE)
+    held = files.read_object(path / folder.STATE)
 
     def entry(name: str, kind: type) -> Any:
         value = held.get(name)
@@ -74,7 +75,7 @@ def write_state(path: Path, state: str, *, num_meta_steps: int, reason: str | No
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     try:
-        folder.write_json(path / folder.STATE, held)
+        files.write_json(path / folder.STATE, held)
     except OSError:  # on a full disk there is still room in the place of the old one
         with contextlib.suppress(OSError), open(path / folder.STATE, "r+", encoding="utf-8") as file:
             file.write(json.dumps(held) + "\n")

@@ -11,22 +11,24 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from metaopt import files
+from metaopt.errors import UserError
 from metaopt.evaluation import BASELINES
-from metaopt.experiment import Experiment, UserError
+from metaopt.experiment import Experiment
+from metaopt.experiment.checks import validate
+from metaopt.microscope.capture import CapsuleKeeper
+from metaopt.report.run_page import write_report
 from metaopt.runs import folder, processes
-from metaopt.runs.capsule_keeper import CapsuleKeeper
 from metaopt.runs.checkpoints import to_devices, to_host
-from metaopt.runs.config import validate
 from metaopt.runs.console import make_console, say
 from metaopt.runs.environment import describe_data, describe_environment
 from metaopt.runs.faults import NotWritten, in_one_line
 from metaopt.runs.interrupts import Interrupted, SignalGuard
 from metaopt.runs.loggers import Logger, Progress
 from metaopt.runs.recorder import Recorder
-from metaopt.runs.report import write_report
 from metaopt.runs.results import check, check_writable, evaluate_all, plan_of, print_results
 from metaopt.runs.state import told, write_state
-from metaopt.training import Diverged, Trainer, TrainState, meta_train
+from metaopt.training.loop import Diverged, Trainer, TrainState, meta_train
 from metaopt.types import MetaParams
 
 EVALUATION_SEED = 0  # the same for every run, so that runs can be compared
@@ -108,7 +110,7 @@ def resume(
     check_writable(path, "make it writable, or copy it and go on with the copy")
     _check_data(path, changed)
     with folder.locked(path):
-        folder.sweep(path)
+        files.sweep(path)
         return _run(path, trainer, console or make_console(), resumed=True)
 
 
@@ -145,7 +147,7 @@ def _run(path: Path, trainer: Trainer, console: Any, *, resumed: bool) -> Path:
             beside.enter_context(told(path, num_meta_steps=experiment.num_meta_steps, ends=ENDS))
             beside.enter_context(in_one_line(path))
             if experiment.log.wandb != "disabled":
-                from metaopt.runs.wandb_logger import logging_beside
+                from metaopt.sinks.wandb_logger import logging_beside
 
                 # To the end of the evaluation, which it logs too.
                 mode = experiment.log.wandb
@@ -258,11 +260,11 @@ def _note_resumption(path: Path, trainer: Trainer, state: TrainState | None) -> 
     before = folder.environment_of(path)
     now = _environment(trainer, folder.experiment_name(path) or path.resolve().parent.name)
     if "started" not in before:  # a sweep names the experiment of a run that is yet to begin
-        folder.write_json(file, now)
+        files.write_json(file, now)
         return
     changed = {key: value for key, value in now.items() if before.get(key) != value}
     entry = {"meta_step": 0 if state is None else int(state.meta_step), **changed}
-    folder.write_json(file, {**before, "resumed": [*before.get("resumed", []), entry]})
+    files.write_json(file, {**before, "resumed": [*before.get("resumed", []), entry]})
 
 
 def _evaluate(

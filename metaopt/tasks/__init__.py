@@ -1,32 +1,14 @@
-"""What is optimised: one family a file, and the registry of their factories."""
+"""What is optimised: families of tasks, and their augmentations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from metaopt.tasks.autoencoder import autoencoder
-from metaopt.tasks.bfloat16 import in_bfloat16
-from metaopt.tasks.classifier import classifier
-from metaopt.tasks.companion import with_companion
-from metaopt.tasks.linear_regression import linear_regression
-from metaopt.tasks.logistic_regression import logistic_regression
-from metaopt.tasks.minibatches import with_batch_sizes
-from metaopt.tasks.quadratic import quadratic
-from metaopt.tasks.rescaled import rescaled
-from metaopt.tasks.rosenbrock import rosenbrock
-from metaopt.types import TaskFamily
-
-TASKS: dict[str, Callable[..., TaskFamily]] = {
-    "quadratic": quadratic,
-    "rosenbrock": rosenbrock,
-    "linear_regression": linear_regression,
-    "logistic_regression": logistic_regression,
-    "classifier": classifier,
-    "autoencoder": autoencoder,
-}
+from metaopt.tasks.augment import augmented, in_bfloat16, rescaled, with_batch_sizes, with_companion
+from metaopt.tasks.functions import quadratic, rosenbrock
+from metaopt.tasks.images import autoencoder, classifier
+from metaopt.tasks.regression import linear_regression, logistic_regression
 
 __all__ = [
-    "TASKS",
+    "augmented",
     "autoencoder",
     "classifier",
     "in_bfloat16",

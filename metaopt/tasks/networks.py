@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.data import Dataset
+from metaopt.data.images import Dataset
 from metaopt.tasks.settings import check_batch_size, check_count, check_option
 from metaopt.types import Key, Params, Split
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from metaopt.estimators import ESTIMATORS
 from metaopt.estimators.curriculum import check_curriculum, log_uniform, stages, with_curriculum
-from metaopt.objectives import OBJECTIVES
 from metaopt.optimizers import sgd
-from tests.toys import noisy_bowl
+from metaopt.registry import ESTIMATORS
+from tests.toys import made, noisy_bowl
 
 K = 2
 OPTIMIZER = sgd(learning_rate=0.1)
@@ -20,7 +19,7 @@ OPTIMIZER = sgd(learning_rate=0.1)
 
 def make(name, horizon, draw=None, **settings):
     options = dict(num_tasks=4, chunk_size=2, num_devices=1, horizon=horizon, unroll_length=K)
-    estimator = ESTIMATORS[name](OPTIMIZER, OBJECTIVES["mean"], **options, **settings)
+    estimator = made(ESTIMATORS[name], OPTIMIZER, **options, **settings)
     return estimator if draw is None else with_curriculum(estimator, draw, longest=horizon, unroll_length=K)
 
 
@@ -41,7 +40,7 @@ def run(estimator, meta_steps, level=lambda step: 0, seed=0):
         gradient, state, metrics = step(jax.random.fold_in(jax.random.key(seed), index), state)
         carried = state.carried if hasattr(state, "level") else state
         ages = np.asarray(carried[0].run.state.step).reshape(-1, 2)[:, 0]
-        rows.append((np.asarray(gradient["log_learning_rate"]), ages, metrics.get("horizon")))
+        rows.append((np.asarray(gradient["learning_rate"]), ages, metrics.get("horizon")))
     return rows, len(traces)
 
 

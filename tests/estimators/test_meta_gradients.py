@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from metaopt.batching import pick_chunk_size, task_mesh
-from metaopt.estimators import ESTIMATORS, reparameterised, truncated_backprop
-from metaopt.estimators.reverse_mode import reverse_mode_gradient
-from metaopt.estimators.windows import Schedule
-from metaopt.objectives import OBJECTIVES
+from metaopt.estimators import reparameterised, truncated_backprop
+from metaopt.inner.devices import pick_chunk_size, task_mesh
+from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm, sgd
-from metaopt.unroll import bind_tasks, reset, unroll
-from tests.toys import bowl, cliff, noisy_bowl
+from metaopt.registry import ESTIMATORS, OBJECTIVES
+from tests.toys import bowl, cliff, made, noisy_bowl
 
 T = 5
 SMALL = dict(hidden_size=4, num_layers=1)
@@ -40,7 +39,7 @@ def meta_losses(optimizer, family, keys, explore, meta_params):
     tx = bind_tasks(optimizer, meta_params)
     task, state = reset(tx, family, keys)
     _, trace = unroll(tx, family, task, state, length=T, explore=explore)
-    return {name: jnp.mean(objective(trace)) for name, objective in OBJECTIVES.items()}
+    return {name: jnp.mean(objective()(trace)) for name, objective in OBJECTIVES.items()}
 
 
 def meta_loss(optimizer, family, keys, objective, explore, meta_params):
@@ -102,9 +101,7 @@ def setting(options):
 def check_against_finite_differences(options, objective):
     family, optimizer, meta_params, truths = setting(options)
     make = reparameterised if optimizer.explores else truncated_backprop
-    estimator = make(
-        optimizer, OBJECTIVES[objective], num_tasks=2, horizon=T, unroll_length=T, second_order=True, num_devices=1
-    )
+    estimator = made(make, optimizer, objective, num_tasks=2, horizon=T, second_order=True, num_devices=1)
     gradient, _, metrics = jax.jit(estimator.estimate)(KEY, meta_params, (), (family,))
 
     def truth(meta_params):
@@ -141,19 +138,13 @@ def hand_gradient(log_rate, family, keys, stopped, second_order):
 @pytest.mark.parametrize("stopped", [False, True])
 def test_first_order_and_stopped_gradients_equal_their_own_references(x64, stopped, second_order):
     family = bowl()
-    estimator = reverse_mode_gradient(
-        sgd(),
-        OBJECTIVES["mean"],
-        Schedule(num_tasks=3, horizon=T, unroll_length=T, num_devices=1),
-        explore=False,
-        state_gradient="stopped" if stopped else "full",
-        second_order=second_order,
-        objective_batch="fresh",
-    )
+    state_gradient = "stopped" if stopped else "full"
+    settings = dict(num_tasks=3, horizon=T, num_devices=1)
+    estimator = made(truncated_backprop, sgd(), **settings, state_gradient=state_gradient, second_order=second_order)
     key, log_rate = jax.random.key(1), jnp.log(jnp.asarray(0.7))
-    gradient, _, _ = jax.jit(estimator.estimate)(key, {"log_learning_rate": log_rate}, (), (family,))
+    gradient, _, _ = jax.jit(estimator.estimate)(key, {"learning_rate": log_rate}, (), (family,))
     expected = hand_gradient(log_rate, family, jax.random.split(jax.random.fold_in(key, 0), 3), stopped, second_order)
-    np.testing.assert_allclose(gradient["log_learning_rate"], expected, rtol=1e-10)
+    np.testing.assert_allclose(gradient["learning_rate"], expected, rtol=1e-10)
     others = [
         hand_gradient(log_rate, family, jax.random.split(jax.random.fold_in(key, 0), 3), s, o)
         for s in (False, True)
@@ -165,7 +156,7 @@ def test_first_order_and_stopped_gradients_equal_their_own_references(x64, stopp
 
 
 def estimate(make, optimizer, family, *, tasks=8, seed=0, **settings):
-    estimator = make(optimizer, OBJECTIVES["mean"], num_tasks=tasks, **{"horizon": T, "unroll_length": T, **settings})
+    estimator = made(make, optimizer, num_tasks=tasks, **{"horizon": T, "unroll_length": T, **settings})
     meta_params = jax.jit(optimizer.init)(jax.random.key(0))
     gradient, _, metrics = jax.jit(estimator.estimate)(jax.random.key(seed), meta_params, (), (family,))
     return ravel_pytree(gradient)[0], metrics
@@ -248,9 +239,7 @@ def test_reparameterised_mean_over_noise_is_the_gradient_of_the_expected_loss(x6
 def test_truncation_carries_state_cuts_gradients_and_resets_at_the_horizon(name):
     optimizer = lstm(noise="per_coordinate", **SMALL)
     family, windows = noisy_bowl(), 3
-    estimator = ESTIMATORS[name](
-        optimizer, OBJECTIVES["mean"], num_tasks=4, horizon=windows * T, unroll_length=T, num_devices=2
-    )
+    estimator = made(ESTIMATORS[name], optimizer, num_tasks=4, horizon=windows * T, num_devices=2)
     meta_params = jax.jit(optimizer.init)(jax.random.key(0))
     state = estimator.init(jax.random.key(1), meta_params, (family,))
     start = jax.tree.map(lambda x: x[0], state[0].run.state)  # the first chunk
@@ -270,7 +259,7 @@ def test_windows_of_a_run_add_up_to_the_run_without_truncation():
     """Values, not gradients: the windows' mean losses average to the full run's."""
     optimizer, family = lstm(**SMALL), noisy_bowl()
     settings = dict(num_tasks=4, horizon=2 * T, num_devices=1)
-    short = truncated_backprop(optimizer, OBJECTIVES["mean"], unroll_length=T, **settings)
+    short = made(truncated_backprop, optimizer, **settings)
     meta_params = jax.jit(optimizer.init)(jax.random.key(0))
     state = short.init(jax.random.key(1), meta_params, (family,))
     task, run = jax.tree.map(lambda x: x[0], state[0].run)
@@ -289,9 +278,7 @@ def test_families_are_balanced_by_their_loss_at_the_start():
     key = jax.random.key(5)
 
     def gradient(families, num_tasks):
-        estimator = truncated_backprop(
-            optimizer, OBJECTIVES["mean"], num_tasks=num_tasks, horizon=T, unroll_length=T, num_devices=1
-        )
+        estimator = made(truncated_backprop, optimizer, num_tasks=num_tasks, horizon=T, num_devices=1)
         return jax.jit(estimator.estimate)(key, meta_params, (), families)
 
     both, _, metrics = gradient(families, 4)
@@ -300,9 +287,9 @@ def test_families_are_balanced_by_their_loss_at_the_start():
         keys = jax.random.split(jax.random.fold_in(key, index), 2)
         tx = bind_tasks(optimizer, meta_params)
         initial = reset(tx, family, keys)[1].initial_loss.mean()
-        slope = jax.grad(partial(meta_loss, optimizer, family, keys, "mean", False))(meta_params)
-        expected += slope["log_learning_rate"] / initial / 2
-    np.testing.assert_allclose(both["log_learning_rate"], expected, rtol=1e-4)
+        slope = jax.grad(partial(meta_loss, optimizer, family, keys, False))(meta_params)
+        expected += slope["learning_rate"] / initial / 2
+    np.testing.assert_allclose(both["learning_rate"], expected, rtol=1e-4)
     assert {"meta_loss/0", "meta_loss/1"} <= set(metrics)
     with pytest.raises(ValueError, match="multiple of the number of families"):
         gradient(families, 3)
@@ -312,23 +299,21 @@ def test_families_are_balanced_by_their_loss_at_the_start():
 def test_families_are_not_balanced_twice_under_a_scale_free_objective(objective):
     optimizer, families, key = sgd(learning_rate=0.1), (bowl(3), noisy_bowl(5)), jax.random.key(5)
     meta_params = jax.jit(optimizer.init)(jax.random.key(0))
-    estimator = truncated_backprop(
-        optimizer, OBJECTIVES[objective], num_tasks=4, horizon=T, unroll_length=T, num_devices=1
-    )
+    estimator = made(truncated_backprop, optimizer, objective, num_tasks=4, horizon=T, num_devices=1)
     both, _, _ = jax.jit(estimator.estimate)(key, meta_params, (), families)
     expected = 0.0
     for index, family in enumerate(families):
         keys = jax.random.split(jax.random.fold_in(key, index), 2)
         slope = jax.grad(partial(meta_loss, optimizer, family, keys, objective, False))(meta_params)
-        expected += slope["log_learning_rate"] / 2
-    np.testing.assert_allclose(both["log_learning_rate"], expected, rtol=1e-4)
+        expected += slope["learning_rate"] / 2
+    np.testing.assert_allclose(both["learning_rate"], expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("unroll_length", [T, 2 * T])
 def test_one_task_a_meta_step_draws_one_family(unroll_length):
     optimizer, families = sgd(learning_rate=0.1), (bowl(3), noisy_bowl(5))
-    estimator = truncated_backprop(
-        optimizer, OBJECTIVES["mean"], num_tasks=1, horizon=2 * T, unroll_length=unroll_length, num_devices=1
+    estimator = made(
+        truncated_backprop, optimizer, num_tasks=1, horizon=2 * T, unroll_length=unroll_length, num_devices=1
     )
     meta_params = jax.jit(optimizer.init)(jax.random.key(0))
     state = estimator.init(jax.random.key(0), meta_params, families)
@@ -336,7 +321,7 @@ def test_one_task_a_meta_step_draws_one_family(unroll_length):
     seen = {round(float(step(jax.random.key(s), meta_params, state, families)[2]["step_length"]), 6) for s in range(8)}
     assert len(seen) > 1
     gradient, _, metrics = step(jax.random.key(0), meta_params, state, families)
-    assert np.isfinite(gradient["log_learning_rate"])
+    assert np.isfinite(gradient["learning_rate"])
     assert metrics["alive"] == 1.0
 
 
@@ -349,7 +334,7 @@ def test_dead_tasks_are_counted_and_left_out():
 
 def test_reparameterised_without_noise_is_refused():
     with pytest.raises(ValueError, match="noise=per_step"):
-        reparameterised(lstm(noise="none"), OBJECTIVES["mean"], num_tasks=1, horizon=T, unroll_length=T)
+        made(reparameterised, lstm(noise="none"), num_tasks=1, horizon=T, unroll_length=T)
 
 
 def test_chunk_sizes_and_meshes():

@@ -12,14 +12,14 @@ import pytest
 import scipy.stats
 from jax.flatten_util import ravel_pytree
 
-from metaopt.estimators import ESTIMATORS
-from metaopt.estimators.pairs import PERTURBATION
+from metaopt.estimators.evolution import PERTURBATION
 from metaopt.estimators.windows import group_mesh
-from metaopt.objectives import OBJECTIVES
+from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm, sgd
+from metaopt.registry import ESTIMATORS
 from metaopt.tasks import quadratic
-from metaopt.unroll import bind_tasks, reset, unroll
-from tests.toys import bowl, cliff, noisy_bowl
+from tests.toys import bowl, cliff, made, noisy_bowl
 
 T = 4
 SMALL = dict(hidden_size=3, num_layers=1)
@@ -34,7 +34,7 @@ WINDOWED = [name for name in ESTIMATORS if name != "evolution_strategies"]
 
 def make(name, optimizer=NOISY, **settings):
     settings = {"num_tasks": 4, "num_devices": 1, **FULL, **settings}
-    return ESTIMATORS[name](optimizer, OBJECTIVES["mean"], **settings)
+    return made(ESTIMATORS[name], optimizer, **settings)
 
 
 def run(estimator, optimizer, families, meta_steps=1, seed=0):
@@ -283,7 +283,7 @@ REFUSED = [
     ("score_function", NOISY, dict(baseline="leave_one_out", rollouts=1), "`rollouts`"),
     ("score_function", NOISY, dict(baseline="moving_average", decay=1.0), "`decay`"),
     ("reparameterised", lstm(noise="none", **SMALL), {}, "noise=per_step"),
-    ("reparameterised", NOISY, dict(objective_batch="none"), "carries no gradient"),
+    ("reparameterised", NOISY, dict(objective_batch="none"), "objective_batch=none` is gone"),
     ("truncated_backprop", NOISY, dict(unroll_length=3), "multiple of `unroll_length`"),
     ("truncated_backprop", NOISY, dict(staggered=True), "several windows"),
     ("truncated_backprop", NOISY, dict(staggered=True, horizon=2 * T, num_tasks=1), "at least 2 tasks"),
@@ -294,7 +294,7 @@ REFUSED = [
     ("persistent_evolution_strategies", NOISY, dict(unroll_length=3), "multiple of `unroll_length`"),
     ("mixture", NOISY, dict(num_tasks=1), "at least 2 tasks"),
     ("mixture", NOISY, dict(tasks_per_perturbation=3), "fewer than two perturbations"),
-    ("mixture", NOISY, dict(objective_batch="none"), "carries no gradient"),
+    ("mixture", NOISY, dict(objective_batch="same"), "objective_batch=same` is gone"),
 ]
 
 

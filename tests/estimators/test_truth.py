@@ -22,10 +22,11 @@ from metaopt.estimators import (
     score_function,
     truncated_backprop,
 )
-from metaopt.objectives import OBJECTIVES
+from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm
-from metaopt.unroll import bind_tasks, reset, unroll
-from tests.toys import one_bowl
+from metaopt.registry import OBJECTIVES
+from tests.toys import made, one_bowl
 
 T, WINDOW = 6, 2
 SMOOTHING = 0.3
@@ -70,7 +71,7 @@ def value(objective="mean"):
     def meta_loss(meta_params):
         tx = bind_tasks(optimizer, meta_params)
         task, state = reset(tx, families[0], jax.random.split(jax.random.key(0), 1))
-        return jnp.mean(OBJECTIVES[objective](unroll(tx, families[0], task, state, length=T, second_order=True)[1]))
+        return jnp.mean(OBJECTIVES[objective]()(unroll(tx, families[0], task, state, length=T, second_order=True)[1]))
 
     return meta_loss
 
@@ -78,7 +79,7 @@ def value(objective="mean"):
 def draw(make, families, optimizer, meta_params, num, *, seed=0, objective="mean", meta_steps=1, last=1, **settings):
     """[num, size of φ] independent estimates, each the mean over the `last` of `meta_steps` from a fresh start."""
     settings = {"num_tasks": 1, "horizon": T, "unroll_length": T, "num_devices": 1, **settings}
-    estimator = make(optimizer, OBJECTIVES[objective], **settings)
+    estimator = made(make, optimizer, objective, **settings)
 
     def one(key):
         def body(state, key):

@@ -11,7 +11,7 @@ import pytest
 import metaopt
 from metaopt.evaluation import curves, evaluate, statistics
 from metaopt.evaluation.recording import plan, recorded_steps
-from metaopt.optimizers import OPTIMIZERS
+from metaopt.registry import OPTIMIZERS
 from metaopt.tasks import classifier, quadratic
 from metaopt.types import TaskFamily
 from tests.toys import bowl, cliff, noisy_bowl
@@ -43,7 +43,7 @@ def test_gradient_descent_on_quadratics_equals_a_hand_loop(family: TaskFamily) -
 
 def test_all_optimizers_see_the_same_tasks_starts_and_minibatches() -> None:
     sgd = OPTIMIZERS["sgd"]()
-    phi = {"log_learning_rate": jnp.log(jnp.float32(0.1))}
+    phi = {"learning_rate": jnp.log(jnp.float32(0.1))}
     entries = {"one": optax.sgd(0.1), "other": (sgd, phi), "adam": optax.adam(0.1)}
     found = evaluate(entries, noisy_bowl(), KEY, horizon=7, num_tasks=4)
     np.testing.assert_array_equal(found.loss["one"][:, 0], found.loss["adam"][:, 0])
@@ -57,7 +57,7 @@ def test_other_parameters_of_an_optimizer_do_not_compile_anew(family: TaskFamily
     traced = []
     adam = OPTIMIZERS["adam"]()
     counted = adam._replace(bind=lambda phi: (traced.append(1), adam.bind(phi))[1])
-    rates = [{"log_learning_rate": jnp.log(jnp.float32(rate))} for rate in (0.1, 0.01, 0.001)]
+    rates = [{"learning_rate": jnp.log(jnp.float32(rate))} for rate in (0.1, 0.01, 0.001)]
     first = evaluate({"adam": (counted, rates[0])}, family, KEY, horizon=6, num_tasks=3)
     compiled = curves._jitted_run()._cache_size()
     for phi in rates[1:]:
@@ -80,11 +80,11 @@ def test_a_grid_equals_a_loop_over_it() -> None:
     family, adam = noisy_bowl(), OPTIMIZERS["adam"]()
     rates = jnp.log(jnp.array([0.3, 0.1, 0.01]))
     how = {"segments": plan(family, 6, every=2), "num_tasks": 5}
-    grid = curves.run(adam, {"log_learning_rate": rates}, family, KEY, grid=True, **how)
+    grid = curves.run(adam, {"learning_rate": rates}, family, KEY, grid=True, **how)
     assert grid.loss.shape == grid.alive.shape == (3, 5, 4)
     assert grid.final["train"]["loss"].shape == (3, 5)
     for index, rate in enumerate(rates):
-        one = curves.run(adam, {"log_learning_rate": rate}, family, KEY, **how)
+        one = curves.run(adam, {"learning_rate": rate}, family, KEY, **how)
         np.testing.assert_allclose(grid.loss[index], one.loss, rtol=2e-5)
 
 

@@ -30,7 +30,7 @@ again = (run / "begun").exists()
 
 def tell(state):
     held = {"state": state, "pid": os.getpid(), "host": platform.node(), "meta_step": 3, "num_meta_steps": 8}
-    folder.write_json(run / "state.json", held)
+    files.write_json(run / "state.json", held)
 
 def stop(signum, frame):
     tell("interrupted")

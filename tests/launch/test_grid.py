@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from metaopt.experiment import Experiment, UserError, choice
+from metaopt.errors import UserError
+from metaopt.experiment import Experiment
 from metaopt.launch.grid import check, expand, read_grid, refuse_given_twice, split_values
 from metaopt.launch.options import SweepOptions, for_resuming, take_options
-from metaopt.launch.start import start
+from metaopt.launch.sweeps import start
+from metaopt.registry import choice
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from metaopt import cli
+from metaopt.cli import entry as cli
 from metaopt.launch import local
 from metaopt.launch.states import Reader
 from metaopt.launch.sweep_folder import Sweep
@@ -122,7 +122,7 @@ def test_cancelling_reaches_runs_whose_launcher_is_gone(pretending: Make, capsys
 
 
 def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    from metaopt.experiment import UserError
+    from metaopt.errors import UserError
 
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))

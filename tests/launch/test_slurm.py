@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 
-from metaopt import cli
-from metaopt.experiment import Experiment, UserError
+from metaopt.cli import entry as cli
+from metaopt.errors import UserError
+from metaopt.experiment import Experiment
+from metaopt.files import read_object
 from metaopt.launch import grid, slurm, sweep_folder
 from metaopt.launch.states import Reader
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs.folder import is_locked, last_checkpoint, read_object
+from metaopt.runs.folder import is_locked, last_checkpoint
 
 pytest.importorskip("submitit")
 Make = Callable[..., Sweep]

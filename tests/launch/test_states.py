@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from metaopt import cli
+from metaopt.cli import entry as cli
+from metaopt.files import write_json
 from metaopt.launch import tables
 from metaopt.launch.states import Progress, Reader, Standing, read_progress
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs.folder import write_json
 
 HERE = platform.node()
 ENDED = {"state": "ended", "ended": "2026-01-02T00:00:00+00:00"}
@@ -149,7 +149,7 @@ def test_status_prints_once_where_there_is_no_terminal(
 
 def test_status_needs_neither_jax_nor_numpy(pretending: Callable[..., Sweep]) -> None:
     code = (
-        "import sys; from metaopt.cli import main; status = main(['status', sys.argv[1]]);"
+        "import sys; from metaopt.cli.entry import main; status = main(['status', sys.argv[1]]);"
         "slow = {'jax', 'numpy', 'wandb', 'optax', 'flax', 'tyro'} & set(sys.modules);"
         "print(sorted(slow), file=sys.stderr); sys.exit(status or bool(slow))"
     )

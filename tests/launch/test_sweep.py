@@ -14,12 +14,13 @@ from typing import Any
 import jax
 import pytest
 
-from metaopt import cli
+from metaopt.cli import entry as cli
 from metaopt.experiment import Experiment
+from metaopt.experiment.plain import to_json
+from metaopt.files import write_json
 from metaopt.launch.states import Reader, Standing
 from metaopt.launch.sweep_folder import Sweep, read
-from metaopt.runs.folder import last_checkpoint, write_json
-from metaopt.runs.json_config import to_json
+from metaopt.runs.folder import last_checkpoint
 from metaopt.runs.state import read_state
 
 NAMES = [

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.unroll import unroll
 from metaopt.optimizers import blocks, lstm, rnnprop
-from metaopt.unroll import bind_tasks, reset, unroll
 from tests.toys import bowl
 
 OPTIMIZERS = {

@@ -9,10 +9,9 @@ import optax
 import pytest
 
 from metaopt.estimators import truncated_backprop
-from metaopt.objectives import OBJECTIVES
-from metaopt.optimizers import OPTIMIZERS
+from metaopt.inner.step import bind_tasks
+from metaopt.registry import OBJECTIVES, OPTIMIZERS
 from metaopt.tasks import quadratic
-from metaopt.unroll import bind_tasks
 
 VARIANTS = {
     **{name: {} for name in OPTIMIZERS},
@@ -93,9 +92,9 @@ def test_meta_training_lowers_the_loss(name):
         optimizer, OBJECTIVES["mean"], num_tasks=16, horizon=horizon, unroll_length=horizon, num_devices=1
     )
     meta_params = optimizer.init(jax.random.key(0))
-    if "log_learning_rate" in meta_params:
-        meta_params = {"log_learning_rate": jnp.log(1e-3)}  # badly tuned, to be mended
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1 if "log_learning_rate" in meta_params else 0.01))
+    if "learning_rate" in meta_params:
+        meta_params = {"learning_rate": jnp.log(1e-3)}  # badly tuned, to be mended
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(0.1 if "learning_rate" in meta_params else 0.01))
 
     @jax.jit
     def train(meta_params):

@@ -109,7 +109,7 @@ def _child(request: dict[str, Any]) -> None:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
         exec(request["before"], dict(request["names"]))
-        from metaopt.cli import main
+        from metaopt.cli.entry import main
 
         status = main(request["run"])
     except BaseException:
@@ -147,8 +147,8 @@ if __name__ == "__main__":
     import tyro  # noqa: F401
     from jax._src import xla_bridge
 
-    import metaopt.runs.arguments
-    import metaopt.runs.compare
+    import metaopt.cli.arguments
+    import metaopt.cli.evaluate
     import metaopt.runs.train  # noqa: F401
 
     assert not xla_bridge.backends_are_initialized()

@@ -25,23 +25,26 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 import metaopt
-from metaopt.cli import main
-from metaopt.experiment import Experiment, UserError, Validation, choice
+from metaopt import files
+from metaopt.cli.entry import main
+from metaopt.errors import UserError
+from metaopt.experiment import Experiment, Validation
+from metaopt.experiment.plain import to_json
+from metaopt.microscope.capsules import read_capsule
+from metaopt.registry import choice
+from metaopt.report.run_page import write_report
 from metaopt.runs import folder, processes
 from metaopt.runs import train as train_module
-from metaopt.runs.capsules import read_capsule
-from metaopt.runs.catalogue import fields_of
 from metaopt.runs.checkpoints import Checkpoints
-from metaopt.runs.config import load_experiment
 from metaopt.runs.console import make_console, say
+from metaopt.runs.experiments import load_experiment
 from metaopt.runs.faults import NotWritten, disk_trouble, in_one_line
+from metaopt.runs.index import fields_of
 from metaopt.runs.interrupts import SignalGuard
-from metaopt.runs.json_config import to_json
 from metaopt.runs.loggers import JsonLines, Progress, read_rows, train_rows
-from metaopt.runs.pretrained import read_optimizer
-from metaopt.runs.report import write_report
 from metaopt.runs.train import resume, train
-from metaopt.training import Trainer
+from metaopt.shipped.loading import read_optimizer
+from metaopt.training.loop import Trainer
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 PACKAGE = Path(metaopt.__file__).parent
@@ -172,7 +175,7 @@ def test_a_strangers_name_does_not_leave_the_folder_of_runs(
 ) -> None:
     path = copied(finished, tmp_path)
     environment = json.loads((path / "environment.json").read_text())
-    folder.write_json(path / "environment.json", {**environment, "experiment": "../../../<b>evil"})
+    files.write_json(path / "environment.json", {**environment, "experiment": "../../../<b>evil"})
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b" / "c")
     name, experiment = load_experiment(str(path))
@@ -211,7 +214,7 @@ def test_html_in_names_stays_text(finished: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(finished, tmp_path / bad))
     environment = json.loads((path / "environment.json").read_text())
     evaluation = (path / "evaluation.json").read_text()
-    folder.write_json(path / "environment.json", {**environment, "experiment": bad, "host": bad, "command": [bad]})
+    files.write_json(path / "environment.json", {**environment, "experiment": bad, "host": bad, "command": [bad]})
     (path / "evaluation.json").write_text(evaluation.replace("quadratic:dim=2", bad).replace('"tiny"', json.dumps(bad)))
     lines = (path / "metrics.jsonl").read_text().replace("meta_loss/", f"meta_loss/{bad}")
     (path / "metrics.jsonl").write_text(lines)
@@ -227,7 +230,7 @@ def test_configs_have_a_version_and_older_ones_are_read(finished: Path, tmp_path
     config = json.loads((path / "config.json").read_text())
     assert config["version"] == 2 and config == json.loads(json.dumps(to_json(tiny)))
     del config["version"]
-    folder.write_json(path / "config.json", config)
+    files.write_json(path / "config.json", config)
     assert folder.open_run(path)[1] == tiny
 
 
@@ -235,16 +238,16 @@ def test_configs_have_a_version_and_older_ones_are_read(finished: Path, tmp_path
 def test_an_optimizer_of_the_first_version_is_what_it_was(version: dict[str, int], tmp_path: Path) -> None:
     picked = {"name": "lstm", "options": {"noise": "per_step", "hidden_size": 3}}
     config = {"tasks": ["quadratic"], "optimizer": picked, "estimator": "reparameterised"}
-    folder.write_json(tmp_path / "config.json", {**version, **config})
+    files.write_json(tmp_path / "config.json", {**version, **config})
     meant = choice("lstm", noise="per_step", hidden_size=3, features="all")
     for experiment in (
         folder.open_run(tmp_path)[1],
         *(load_experiment(str(tmp_path / name))[1] for name in ("", "config.json")),
     ):
         assert experiment.optimizer == meant
-    fields = fields_of(folder.read_json(tmp_path / "config.json"))
+    fields = fields_of(files.read_json(tmp_path / "config.json"))
     assert fields["optimizer.features"] == "all" and "version" not in fields
-    folder.write_json(tmp_path / "config.json", {"version": 2, **config})
+    files.write_json(tmp_path / "config.json", {"version": 2, **config})
     assert "features" not in folder.open_run(tmp_path)[1].optimizer.options
 
 
@@ -267,9 +270,9 @@ def test_configs_of_other_versions_are_refused_with_the_reason(
     path = copied(finished, tmp_path)
     environment = json.loads((path / "environment.json").read_text())
     environment["versions"]["metaopt"] = "0.0.1"
-    folder.write_json(path / "environment.json", environment)
+    files.write_json(path / "environment.json", environment)
     config = json.loads((path / "config.json").read_text())
-    folder.write_json(path / "config.json", {**config, **change})
+    files.write_json(path / "config.json", {**config, **change})
     assert main(["train", "--resume", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -311,7 +314,7 @@ def test_a_run_goes_on_from_the_one_before_with_the_best_of_its_time(
         score = next(scores)
         return score, {"validation/1x/median": score}
 
-    monkeypatch.setattr("metaopt.runs.validation.Validator.__call__", validate)
+    monkeypatch.setattr("metaopt.training.validation.Validator.__call__", validate)
     experiment = dataclasses.replace(
         tiny, num_meta_steps=12, checkpoint_every=2, validation=Validation(every=2, num_tasks=2)
     )
@@ -416,7 +419,7 @@ def test_no_file_of_a_stranger_runs_code(finished: Path, tmp_path: Path, unevalu
         data.mkdir()
         (data / "mnist.npz").write_bytes(payload)
         with pytest.raises(ValueError, match="mnist.npz is not Keras's"):
-            metaopt.data.load_dataset("mnist", str(data))
+            metaopt.data.images.load_dataset("mnist", str(data))
         assert not mark.exists()
 
 
@@ -573,7 +576,7 @@ def test_a_signal_during_validation_stops_at_that_chunk(
 
 
 def test_a_resumed_run_is_judged_by_the_steps_before_too(tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    from metaopt.training import Diverged, meta_train
+    from metaopt.training.loop import Diverged, meta_train
 
     class Fake(Trainer):
         def run_chunk(self, state: Any) -> Any:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from metaopt.experiment import Experiment, UserError
+from metaopt import files
+from metaopt.errors import UserError
+from metaopt.experiment import Experiment
 from metaopt.runs import folder
 
 
@@ -17,13 +19,13 @@ def created(out: Path | None, experiment: Experiment) -> Path:
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    folder.write_json(path, {"a": 1})
-    with pytest.raises(ZeroDivisionError), folder.replacing(path) as part:
+    files.write_json(path, {"a": 1})
+    with pytest.raises(ZeroDivisionError), files.replacing(path) as part:
         part.write_text("half")
         raise ZeroDivisionError
     with pytest.raises(ValueError, match="JSON compliant"):
-        folder.write_json(path, {"a": float("nan")})
-    assert folder.read_json(path) == {"a": 1}
+        files.write_json(path, {"a": float("nan")})
+    assert files.read_json(path) == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.json"]
 
 

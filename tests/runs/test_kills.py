@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from metaopt.experiment import Curriculum, MetaOptimizer
-from metaopt.runs.folder import write_json
-from metaopt.runs.json_config import to_json
+from metaopt.experiment.plain import to_json
+from metaopt.files import write_json
 from metaopt.runs.state import read_state
 from tests.runs.forked import AT_FILE_EVENT, Child, Forks
 from tests.toys import TINY

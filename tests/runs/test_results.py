@@ -15,11 +15,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from metaopt.cli import evaluate as compare
+from metaopt.cli.arguments import EvaluateArguments
+from metaopt.errors import UserError
 from metaopt.evaluation import Curves
-from metaopt.experiment import UserError, build_optimizer, choice
-from metaopt.runs import compare, results, validation
-from metaopt.runs.arguments import EvaluateArguments
-from metaopt.runs.report import write_report
+from metaopt.experiment import build_optimizer
+from metaopt.registry import choice
+from metaopt.report.run_page import write_report
+from metaopt.runs import results
+from metaopt.training import validation
 
 
 def record(kind: str, mean: Any = 0.5, failed: float = 0.0) -> dict:

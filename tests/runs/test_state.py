@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from metaopt.experiment import UserError
+from metaopt.errors import UserError
 from metaopt.runs import folder, state
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.state import read_state, told, write_state
 from metaopt.runs.train import ENDS
-from metaopt.training import Diverged
+from metaopt.training.loop import Diverged
 
 
 def test_a_finished_run_says_so(finished: Path) -> None:

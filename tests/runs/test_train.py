@@ -18,14 +18,16 @@ import pytest
 from safetensors.numpy import load_file
 
 import metaopt
-from metaopt.experiment import Curriculum, Experiment, Log, MetaOptimizer, UserError, Validation, choice
+from metaopt.errors import UserError
+from metaopt.experiment import Curriculum, Experiment, Log, MetaOptimizer, Validation
+from metaopt.registry import choice
 from metaopt.runs import train as train_module
 from metaopt.runs.interrupts import Interrupted
-from metaopt.runs.pretrained import read_optimizer
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.train import resume, train
-from metaopt.runs.validation import Validator
-from metaopt.training import Trainer
+from metaopt.shipped.loading import read_optimizer
+from metaopt.training.loop import Trainer
+from metaopt.training.validation import Validator
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 
@@ -135,7 +137,7 @@ def test_a_curriculum_by_validation_and_an_averaged_phi_resume_bitwise(
     step: int, tiny: Experiment, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The first validation at a level is better than none, the second one no better: the next level.
-    monkeypatch.setattr("metaopt.runs.validation.Validator.score_at", lambda self, horizon, meta_params: 1.0)
+    monkeypatch.setattr("metaopt.training.validation.Validator.score_at", lambda self, horizon, meta_params: 1.0)
     monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
     experiment = dataclasses.replace(
         tiny,
@@ -177,7 +179,7 @@ def test_best_is_the_lowest_median_and_its_phi_is_what_the_run_leaves(
         score = next(scores)
         return score, {"validation/1x/median": score}
 
-    monkeypatch.setattr("metaopt.runs.validation.Validator.__call__", validate)
+    monkeypatch.setattr("metaopt.training.validation.Validator.__call__", validate)
     experiment = dataclasses.replace(tiny, validation=Validation(every=2, num_tasks=2), checkpoint_every=100)
     path = train(experiment, tmp_path / "run", name="tiny")
     assert [row["best"] for row in rows(path) if row["kind"] == "validation"] == [True, True, False, False]
@@ -332,7 +334,7 @@ def test_what_fails_before_the_first_row_leaves_no_folder(
 RUN = """
 import sys
 from pathlib import Path
-from metaopt.cli import main
+from metaopt.cli.entry import main
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -341,8 +343,8 @@ sys.exit(main(sys.argv[1:]))
 def test_a_real_process_stopped_in_the_middle(
     how: signal.Signals, tiny: Experiment, tmp_path: Path, rows: Rows
 ) -> None:
-    from metaopt.runs.folder import write_json
-    from metaopt.runs.json_config import to_json
+    from metaopt.experiment.plain import to_json
+    from metaopt.files import write_json
 
     long = dataclasses.replace(
         tiny, num_meta_steps=10**6, checkpoint_every=2, validation=Validation(every=0), log=Log(every=2)
@@ -383,7 +385,7 @@ def test_a_real_process_stopped_in_the_middle(
 def rows_up_to_last_checkpoint(path: Path, rows: Rows) -> list[dict[str, Any]]:
     from metaopt.runs.folder import open_run
     from metaopt.runs.interrupts import SignalGuard
-    from metaopt.training import Trainer
+    from metaopt.training.loop import Trainer
 
     trainer = Trainer(open_run(path)[1])
     recorder = Recorder(path, trainer, SignalGuard())

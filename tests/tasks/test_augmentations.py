@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metaopt.experiment import UserError, build_family, choice, parse_choice
+from metaopt.errors import UserError
+from metaopt.experiment import build_family
+from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.unroll import unroll
 from metaopt.optimizers import sgd
 from metaopt.oracles import exact
+from metaopt.registry import TASKS, choice, parse_choice
 from metaopt.tasks import (
-    TASKS,
     in_bfloat16,
     linear_regression,
     quadratic,
@@ -24,7 +27,6 @@ from metaopt.tasks import (
     with_companion,
 )
 from metaopt.tasks.minibatches import batch_size_of
-from metaopt.unroll import bind_tasks, reset, unroll
 
 
 def many(family, count, seed=0):
@@ -65,7 +67,7 @@ def test_law_of_the_companions_targets():
 def test_a_companion_beside_an_oracle_is_descended_too(x64):
     plain = dataclasses.replace(quadratic(dim=3), oracle=exact())
     family = with_companion(rescaled(plain, 1.0), 4)
-    tx = bind_tasks(sgd(), {"log_learning_rate": jnp.log(0.1)})
+    tx = bind_tasks(sgd(), {"learning_rate": jnp.log(0.1)})
     task, state = reset(tx, family, jax.random.split(jax.random.key(0), 2))
     end, trace = unroll(tx, family, task, state, length=1)
     for i in range(2):
@@ -132,7 +134,7 @@ def test_the_share_of_rounded_tasks_and_the_others_to_the_bit():
 
 def test_small_steps_add_up_in_the_parameters_that_the_optimizer_moves():
     family = in_bfloat16(quadratic(dim=2), 1.0)
-    tx = bind_tasks(sgd(), {"log_learning_rate": jnp.log(1e-4)})
+    tx = bind_tasks(sgd(), {"learning_rate": jnp.log(1e-4)})
     task, state = reset(tx, family, jax.random.split(jax.random.key(0), 2))
     end, _ = unroll(tx, family, task, state, length=5)
     assert (np.asarray(end.params) != np.asarray(state.params)).all()

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from metaopt.experiment import Choice, UserError, build_family, parse_choice
-from metaopt.tasks import TASKS, rescaled
+from metaopt.errors import UserError
+from metaopt.experiment import build_family
+from metaopt.registry import TASKS, Choice, parse_choice
+from metaopt.tasks import rescaled
 
 VARIANTS = [*TASKS, "classifier:hidden_layers=3,batch_norm=true,activation=tanh"]
 CASES = [(name, 0.0) for name in VARIANTS] + [("classifier", 1.0)]

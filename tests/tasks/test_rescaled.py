@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from metaopt.tasks import TASKS, classifier, quadratic, rescaled
+from metaopt.registry import TASKS
+from metaopt.tasks import classifier, quadratic, rescaled
 from metaopt.types import Oracle
 
 

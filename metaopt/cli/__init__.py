@@ -1,0 +1,1 @@
+"""The command `metaopt`: one file a command."""

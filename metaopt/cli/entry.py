@@ -1,0 +1,128 @@
+"""The command `metaopt`: help, errors, exit statuses. jax is imported when a command needs it: help comes at once."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from metaopt import __version__
+from metaopt.cli.commands import COMMANDS
+
+HELP = """\
+usage: metaopt COMMAND ...
+
+Meta-learning of optimizers in JAX.
+
+commands:
+  train EXPERIMENT [--field value ...]      meta-train into a run folder, evaluate, write the report
+  train --resume RUN                        go on with a run
+  train --from RUN [--field value ...]      repeat a run in a new folder; says what differs from then
+  launch EXPERIMENT [--processes N] [...]   train in processes of this CPU, one a core
+  launch EXPERIMENT --sweep FIELD=A,B [--seeds N] [--where local|slurm]
+                                            many runs, as many at once as there are cores, or on a cluster
+  status [SWEEP_OR_RUN ...]                 where runs stand, live in a terminal
+  cancel SWEEP_OR_RUN ...                   save and stop; `resume SWEEP_OR_RUN` goes on
+  evaluate RUN_OR_NAME ... [--tasks F ...] [--horizon T ...]
+                                            learned optimizers beside tuned baselines
+  report RUN_OR_SWEEP ... [--out PAGE]      one page that opens offline: of a run, or comparing several
+  runs [FOLDER ...] [--where FIELD=VALUE]   list run folders; `runs compare`, `rename` and `delete` them
+  doctor RUN_OR_EXPERIMENT                  examine meta-gradients, gates, inputs and steps; advice
+  replay CAPSULE                            show again, to the bit, how a task blew up
+  dashboard [RUN ...]                       runs on a local web page that follows them
+  export RUN ... --to csv|parquet|tensorboard|wandb
+                                            what they logged, for other programs
+  list [NAME ...]                           everything that can be named; with a name, its options
+
+`metaopt COMMAND --help` tells more; `metaopt --version` prints the version.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command. Returns the exit status: 0: done, 1: a failure, 2: a user's mistake, 128 + signal."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "."
+        return _fail(f"command {command!r} is unknown{hint} Known: {', '.join(COMMANDS)}.")
+    return _in_job(lambda: _run(COMMANDS[command], rest))
+
+
+def _in_job(run: Callable[[], int]) -> int:
+    """A process that fails among others ends at once: at Python's exit jax would wait for the others."""
+
+    def joined() -> bool:
+        processes = sys.modules.get("metaopt.runs.processes")
+        return processes is not None and processes.joined()
+
+    try:
+        status = run()
+    except Exception:
+        if not joined():
+            raise
+        traceback.print_exc()
+        status = 1
+    if joined():
+        sys.modules["metaopt.runs.processes"].abandon(status)
+    return status
+
+
+def _run(command: Callable[[list[str]], None], arguments: list[str]) -> int:
+    try:
+        # These need jax: imported late, and inside the block, so that Ctrl-C during the import ends quietly too.
+        from metaopt.errors import UserError
+        from metaopt.runs import faults, processes
+        from metaopt.runs.interrupts import Interrupted
+
+        try:
+            command(arguments)
+        except UserError as error:
+            return _fail(str(error))
+        except Interrupted as error:
+            _tell(str(error))
+            return error.exit_status
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, faults.NotWritten) or type(error).__name__ == "Diverged":
+                return _fail(str(error), 1)
+            if isinstance(error, processes.LostProcess):
+                # Under `metaopt launch` the launcher, who knows which process it was, says so.
+                return processes.LOST_STATUS if processes.launched() else _fail(str(error), 1)
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                return _fail(_out_of_memory(error), 1)
+            raise
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:
+        # The reader of our output has gone; Python must not complain about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    return 0
+
+
+def _out_of_memory(error: Exception) -> str:
+    lines = str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()
+    cause = f" ({lines[0].rstrip('.')})" if lines else ""
+    return f"out of memory{cause}; lower --num-tasks, in training also --chunk-size, or take a smaller task."
+
+
+def _fail(message: str, status: int = 2) -> int:
+    _tell(f"error: {message}")
+    return status
+
+
+def _tell(message: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone
+        print(f"metaopt: {' '.join(message.split())}", file=sys.stderr)

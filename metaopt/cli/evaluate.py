@@ -1,0 +1,137 @@
+"""`metaopt evaluate`: runs and pretrained optimizers beside tuned baselines on the same tasks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from metaopt import files
+from metaopt.cli.arguments import EvaluateArguments, merged_all
+from metaopt.errors import UserError
+from metaopt.report import pictures
+from metaopt.report.run_page import read_config, write_report
+from metaopt.runs import folder
+from metaopt.runs.console import make_console, say
+from metaopt.runs.environment import describe_environment
+from metaopt.runs.results import (
+    Result,
+    check,
+    check_writable,
+    evaluate_all,
+    identity,
+    plan_of,
+    print_results,
+    read_results,
+)
+from metaopt.runs.train import learned_name
+from metaopt.shipped.loading import Trained, find_optimizer
+
+
+def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
+    """Evaluates, prints the tables, writes JSON and pictures. Returns the folder they are in.
+
+    One run's results go into its own folder and its report; those of several, or of a pretrained optimizer, into `out`.
+
+    Raises:
+      UserError: no such run, task or baseline, counts below 1, runs of different training horizons, a folder that
+        cannot be written, or one whose config.json or evaluation.json is broken.
+    """
+    console = console or make_console()
+    if not arguments.runs:
+        raise UserError("name at least one run folder or pretrained optimizer.")
+    for flag, value in (("num-tasks", arguments.num_tasks), ("num-devices", arguments.num_devices)):
+        if value is not None and value < 1:
+            raise UserError(f"--{flag} ({value}) must be at least 1.")
+    if not 0 <= arguments.seed < 2**32:
+        raise UserError(f"--seed ({arguments.seed}) must lie between 0 and {2**32 - 1}.")
+    trained = _named(arguments.runs)
+    _same_training_horizon(trained)
+    first = next(iter(trained.values())).experiment
+    own = plan_of(first)
+    tasks = merged_all(arguments.tasks, first.tasks) or tuple(dict((str(task), task) for task, _ in own).values())
+    horizons = arguments.horizon or tuple(dict.fromkeys(horizon for _, horizon in own))
+    plan = tuple((task, horizon) for task in tasks for horizon in dict.fromkeys(horizons))
+    check(plan, arguments.baselines)
+    clashes = sorted(set(trained) & set(arguments.baselines))
+    if clashes:
+        raise UserError(f"{clashes[0]!r} is a run's name and a baseline's; leave it out of --baselines.")
+
+    made = None
+    single = Path(arguments.runs[0]) if len(arguments.runs) == 1 else None
+    if single is not None and single.is_dir() and arguments.out is None:
+        path = single
+        read_config(path)  # the report shows it at the end
+        check_writable(path, "give --out")
+        read_results(path)
+    else:
+        made = folder.new_folder(None if arguments.out is None else Path(arguments.out), Path("evaluations"))
+        path = made.path
+    say(console, f"results: {path}")
+    try:
+        results = evaluate_all(
+            path,
+            {name: (one.optimizer, one.meta_params) for name, one in trained.items()},
+            plan,
+            train_horizon=first.horizon,
+            num_tasks=arguments.num_tasks,
+            seed=arguments.seed,
+            baselines=arguments.baselines,
+            num_devices=arguments.num_devices,
+            trained={name: one.card.get("meta_step") for name, one in trained.items()},
+            experiments={name: one.experiment for name, one in trained.items()},
+            progress=lambda line: say(console, f"  {line}"),
+        )
+    except BaseException:
+        if made is not None and not (path / folder.EVALUATION).exists():
+            made.discard()
+        raise
+    if made is not None:
+        environment = describe_environment(path.name, tasks)
+        runs = {name: run for name, run in zip(trained, arguments.runs, strict=True)}
+        files.write_json(path / folder.ENVIRONMENT, {**environment, "runs": runs})
+    everything = read_results(path)
+    for result in results:
+        with files.replacing(path / _picture_name(result, everything)) as part:
+            pictures.save_png(pictures.evaluation_figure(result), part)
+    print_results(console, results)
+    last = f"report: {write_report(path)}" if made is None else f"results: {path / folder.EVALUATION}"
+    say(console, f"\n{last}")
+    return path
+
+
+def _same_training_horizon(trained: Mapping[str, Trained]) -> None:
+    horizons = {name: one.experiment.horizon for name, one in trained.items()}
+    if len(set(horizons.values())) > 1:
+        listed = ", ".join(f"{name} {horizon}" for name, horizon in horizons.items())
+        raise UserError(
+            f"the optimizers were trained at different horizons ({listed}), but an evaluation marks one; evaluate "
+            "those of each training horizon by themselves."
+        )
+
+
+def _picture_name(result: Result, everything: list[Result]) -> str:
+    """`classifier-hidden_layers-3-500-steps.png`; with a number where evaluation.json holds several such entries."""
+
+    def stem(result: Result) -> str:
+        return f"{re.sub(r'[^A-Za-z0-9._]+', '-', result['task'])[:200]}-{result['horizon']}-steps"
+
+    alike = [identity(other) for other in everything if stem(other) == stem(result)]
+    number = alike.index(identity(result)) + 1
+    return f"{stem(result)}{f'-{number}' if number > 1 else ''}.png"
+
+
+def _named(runs: tuple[str, ...]) -> dict[str, Trained]:
+    """Each optimizer under a short name of its own."""
+    trained: dict[str, Trained] = {}
+    for run in runs:
+        path = Path(run)
+        found = find_optimizer(run)
+        name = learned_name(path) if path.is_dir() else path.stem
+        if name in trained or (path.is_dir() and len(runs) > 1):
+            name = f"{name}/{path.resolve().name}" if path.is_dir() else str(path)
+        if name in trained:
+            raise UserError(f"{run} is named twice; name each optimizer once.")
+        trained[name] = found
+    return trained

@@ -1,0 +1,139 @@
+"""Differentiating a window of an inner run: truncated back-propagation and the reparameterised policy gradient."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from metaopt.estimators.windows import How, Method, Run, Schedule, Sums, start_run, whole_chunk, windowed
+from metaopt.inner.devices import pick_segment_lengths
+from metaopt.inner.step import ObjectiveBatch, StateGradient, bind_tasks
+from metaopt.inner.unroll import unroll
+from metaopt.registry import ESTIMATORS
+from metaopt.trees import FAILURE_FACTOR
+from metaopt.types import Key, MetaGradient, MetaParams, Objective, Optimizer, PyTree, TaskFamily, Trace, UnrollState
+
+
+@ESTIMATORS.register(differentiates=True, noise="never")
+def truncated_backprop(
+    optimizer: Optimizer,
+    objective: Objective,
+    schedule: Schedule,
+    *,
+    state_gradient: StateGradient = "full",
+    second_order: bool = False,
+    objective_batch: ObjectiveBatch = "fresh",
+    staggered: bool = False,
+) -> MetaGradient:
+    """dL/dφ by reverse mode over windows of `unroll_length` steps; `unroll_length == horizon` is the full gradient.
+
+    The thesis's BP model. ∇_t counts as a constant unless `second_order` (Andrychowicz et al. 2016). Exact for L under
+    `second_order` and a full window; otherwise biased, by the dropped second derivatives and by what lies beyond the
+    window. Cost: one unroll forward and about three back. Beyond the schedule's memory the unroll is cut into segments,
+    for one more forward pass each time.
+
+    Args:
+      state_gradient: `stopped` drops the path by which a step changes later states, as in `reparameterised`.
+      objective_batch: see `metaopt.inner.unroll.unroll`.
+      staggered: chunks of tasks begin at different ages.
+    """
+    how = How(explore=False, objective_batch=objective_batch, differentiates=True)
+    schedule = dataclasses.replace(schedule, staggered=staggered)
+    return _reverse_mode(optimizer, objective, schedule, how, state_gradient, second_order)
+
+
+@ESTIMATORS.register(differentiates=True, noise="needed")
+def reparameterised(
+    optimizer: Optimizer,
+    objective: Objective,
+    schedule: Schedule,
+    *,
+    state_gradient: StateGradient = "full",
+    second_order: bool = False,
+    objective_batch: ObjectiveBatch = "fresh",
+    staggered: bool = False,
+) -> MetaGradient:
+    """∇_φ L = E_ξ Σ_t ∇_φ f(θ_t(φ, ξ)): noise first, then the gradient through step length and direction.
+
+    The thesis's RL model. The inner run is an MDP with state (θ, ∇), action g and reward -f(θ + g).
+    `state_gradient="stopped"` is the thesis's formula as printed, Σ_t ∇_φ a_t · ∇f(s_t + a_t), which drops the path by
+    which an action changes later states; `full` is the total derivative. Unbiased for E_ξ L under `full`,
+    `second_order` and a full window. Cost: one unroll forward and about three back.
+
+    Raises:
+      ValueError: the optimizer has no step noise.
+    """
+    if not optimizer.explores:
+        raise ValueError(
+            "needs an optimizer with step noise; set its option noise=per_step, or use truncated_backprop."
+        )
+    how = How(explore=True, objective_batch=objective_batch, differentiates=True)
+    schedule = dataclasses.replace(schedule, staggered=staggered)
+    return _reverse_mode(optimizer, objective, schedule, how, state_gradient, second_order)
+
+
+def _reverse_mode(
+    optimizer: Optimizer,
+    objective: Objective,
+    schedule: Schedule,
+    how: How,
+    state_gradient: StateGradient,
+    second_order: bool,
+) -> MetaGradient:
+    """The objective's gradient; the carry is cut between windows and goes on with the values it has."""
+
+    def gradient(meta_params: MetaParams, family: TaskFamily, memory: PyTree, keys: Key, run: Run) -> tuple[Sums, Run]:
+        def total(meta_params: MetaParams) -> tuple[jax.Array, tuple[Sums, Run]]:
+            final, trace = unroll(
+                bind_tasks(optimizer, meta_params),
+                family,
+                run.task,
+                run.state,
+                length=schedule.unroll_length,
+                explore=how.explore,
+                state_gradient=state_gradient,
+                second_order=second_order,
+                objective_batch=how.objective_batch,
+                segment_lengths=segment_lengths(schedule, run.state),
+            )
+            sums = alive_sums(final.alive, objective(trace), trace)
+            return sums.loss, (sums, Run(run.task, final))
+
+        gradient, (sums, run_on) = jax.grad(total, has_aux=True)(meta_params)
+        return sums._replace(gradient=gradient), run_on
+
+    return windowed(Method(partial(start_run, optimizer), gradient, how, unrolls=whole_chunk), schedule)
+
+
+def segment_lengths(schedule: Schedule, state: UnrollState) -> tuple[int, ...]:
+    """How a chunk's unroll is cut to keep within the schedule's memory."""
+
+    def num_bytes(tree: PyTree) -> int:
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+    state_bytes = num_bytes((state.params, state.opt_state, state.oracle_state, state.estimate))
+    # Beside the state: the objective's slope, up to ten features and the network's outputs.
+    step_bytes = state_bytes + 13 * num_bytes(state.params)
+    budget = None if schedule.memory is None else int(schedule.memory * 2**30)
+    return pick_segment_lengths(schedule.unroll_length, state_bytes, step_bytes, budget)
+
+
+def alive_sums(alive: jax.Array, loss: jax.Array, trace: Trace) -> Sums:
+    """What the metrics need of a chunk: sums over the tasks where `alive` [tasks] holds; `loss` is the objective's."""
+
+    def alive_sum(values: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(alive, values, 0.0))
+
+    gap = trace.initial_loss - trace.lower_bound  # nan, which nothing is above, where the bound is not known
+    return Sums(
+        gradient=(),
+        alive=alive_sum(jnp.ones_like(trace.initial_loss)),
+        loss=alive_sum(loss),
+        last_loss=alive_sum(trace.loss[-1]),
+        step_length=alive_sum(jnp.mean(trace.update_norm, axis=0)),
+        initial_gap=alive_sum(gap),
+        failed=alive_sum((jnp.any(trace.loss - trace.lower_bound > FAILURE_FACTOR * gap, axis=0) & (gap > 0)) * 1.0),
+    )

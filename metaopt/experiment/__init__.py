@@ -1,0 +1,181 @@
+"""Experiments as plain data, and the one place where the registries are read."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from metaopt.errors import UserError
+from metaopt.registry import ESTIMATORS, OPTIMIZERS, ORACLES, TASKS, Choice, build, typed
+
+if TYPE_CHECKING:  # what only looks at run folders reads this file too, and must not wait for jax
+    from metaopt.types import Families, Optimizer, TaskFamily
+
+
+@dataclass(frozen=True)
+class MetaOptimizer:
+    """The optimizer of φ: an optax optimizer, its schedule, and clipping of the meta-gradient before it."""
+
+    name: Literal["adam", "adamw", "sgd", "rmsprop", "lion"] = "adam"
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"
+    warmup_steps: int = 0
+    final_fraction: float = 0.1  # of the learning rate, at the last meta-step (cosine, exponential)
+    clip_norm: float | None = 1.0
+    clip_value: float | None = None
+    clip_adaptive: float | None = None  # by norm, at this multiple of the running average of norms; above 1
+    ema: float | None = None  # decay a meta-step of the average of φ that is validated, evaluated and saved; None: φ
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Shorter horizons first, or now and then; whole windows all, so `unroll_length` has to be set below `horizon`."""
+
+    kind: Literal["none", "fixed", "log_uniform", "validation"] = "none"
+    horizons: tuple[int, ...] = ()  # fixed, validation: inner steps, rising; `horizon` follows as the last
+    every: int = 500  # fixed: meta-steps at each horizon
+    patience: int = 2  # validation: goes on when so many validations at the next horizon in a row were no better
+    shortest: int | None = None  # log_uniform: from here to `horizon`, for each chunk of tasks; None: one window
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out tasks during meta-training, at the training horizon and at multiples of it."""
+
+    every: int = 500  # meta-steps; 0: never
+    num_tasks: int = 32
+    multiples: tuple[int, ...] = (1, 10)  # of the horizon; the best checkpoint is chosen at the last
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `metaopt train` evaluates when meta-training is done; no tasks: the families it was trained on."""
+
+    tasks: tuple[Choice, ...] = ()
+    horizons: tuple[int, ...] = ()  # inner steps; empty: the training horizon and 10 times it
+    num_tasks: int = 100
+    baselines: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adam")
+
+
+@dataclass(frozen=True)
+class Log:
+    """Where metrics go beside the run folder's metrics.jsonl."""
+
+    every: int = 50  # meta-steps per jitted chunk, each of which is one console line and one fetch from the device
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "metaopt"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a meta-training run. Plain data: it goes to config.json and back unchanged."""
+
+    tasks: tuple[Choice, ...]
+    optimizer: Choice
+    estimator: Choice
+    oracle: Choice = field(default_factory=lambda: Choice("minibatch"))  # where the tasks' gradients come from
+    objective: str = "mean"  # an entry of OBJECTIVES, with its options if it has any
+    seed: int = 0
+    num_meta_steps: int = 2000
+    num_tasks: int = 16  # per meta-step, in equal parts from every family
+    horizon: int = 100  # inner steps of a whole run
+    unroll_length: int | None = None  # inner steps of one truncation window; None: the horizon
+    rescale: float = 0.0  # random rescaling of each task's parameters: log c ~ U[-rescale, rescale], natural; 0: off
+    companion: int = 0  # coordinates of a convex problem added to each task, 20 in its paper; 0: none
+    min_batch_size: int | None = None  # minibatches of random sizes from here to each family's own; None: its own
+    bfloat16: float = 0.0  # share of the tasks whose parameters and gradients are rounded to bfloat16
+    chunk_size: int | None = None  # tasks whose residuals are held at once on a device; None: fitted to the cache
+    num_devices: int | None = None  # None: as many as divide num_tasks
+    memory: float | None = (
+        None  # GiB on a device for what an unroll's reverse pass reads; None: chosen from what it has
+    )
+    matmul_precision: Literal["highest", "high", "default"] = "highest"  # on accelerators; CPUs know one
+    checkpoint_every: int = 500  # meta-steps
+    meta_optimizer: MetaOptimizer = field(default_factory=MetaOptimizer)
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    validation: Validation = field(default_factory=Validation)
+    evaluation: Evaluation = field(default_factory=Evaluation)
+    log: Log = field(default_factory=Log)
+
+
+# What every task family takes beside its own options: names, types and what they do without.
+FAMILY_OPTIONS: dict[str, tuple[Any, str]] = {
+    "rescale": (float, "0.0"),
+    "companion": (int, "0"),
+    "min_batch_size": (int | None, "none"),
+    "bfloat16": (float, "0.0"),
+}
+
+
+def build_family(
+    picked: Choice,
+    *,
+    rescale: float = 0.0,
+    companion: int = 0,
+    min_batch_size: int | None = None,
+    bfloat16: float = 0.0,
+    oracle: Choice | None = None,
+) -> TaskFamily:
+    """The task family a choice names, with its augmentations.
+
+    Every family has the options `rescale`, `companion`, `min_batch_size` and `bfloat16`, which go before the arguments;
+    the argument `min_batch_size` leaves families without minibatches as they are, while the option refuses them.
+    """
+    from metaopt.tasks.augment import augmented
+
+    options = dict(picked.options)
+
+    def option(name: str, default: Any) -> Any:
+        return typed(options.pop(name, default), FAMILY_OPTIONS[name][0], f"task family {picked.name!r}: {name}")
+
+    asked = "min_batch_size" in options
+    rescale = option("rescale", rescale)
+    companion = option("companion", companion)
+    least = option("min_batch_size", min_batch_size)
+    bfloat16 = option("bfloat16", bfloat16)
+    family = build(Choice(picked.name, options), TASKS, others=tuple(FAMILY_OPTIONS))
+    if oracle is not None:
+        built = build(oracle, ORACLES)
+        # A family that brings its own oracle keeps it under the default.
+        family = family if ORACLES.traits(oracle.name).default else dataclasses.replace(family, oracle=built)
+    if least is not None and not asked and family.batch_size is None:
+        least = None
+    try:
+        return augmented(family, rescale=rescale, companion=companion, min_batch_size=least, bfloat16=bfloat16)
+    except ValueError as error:
+        raise UserError(f"task family {picked.name!r}: {error}") from error
+
+
+def build_families(experiment: Experiment) -> Families:
+    """The families an experiment is meta-trained on."""
+    return tuple(
+        build_family(
+            picked,
+            rescale=experiment.rescale,
+            companion=experiment.companion,
+            min_batch_size=experiment.min_batch_size,
+            bfloat16=experiment.bfloat16,
+            oracle=experiment.oracle,
+        )
+        for picked in experiment.tasks
+    )
+
+
+def build_optimizer(picked: Choice) -> Optimizer:
+    """The learned or hand-designed optimizer a choice names."""
+    # By the factory too: a plugin that is read again brings a new one.
+    key = (OPTIMIZERS.entry(picked.name).factory, repr(sorted(picked.options.items())))
+    if key not in _BUILT_OPTIMIZERS:
+        _BUILT_OPTIMIZERS[key] = build(picked, OPTIMIZERS)
+    return _BUILT_OPTIMIZERS[key]
+
+
+# The same settings give the same object, so that another φ of theirs runs through code that is already compiled.
+_BUILT_OPTIMIZERS: dict[tuple[Any, str], Optimizer] = {}
+
+
+def explores(experiment: Experiment, optimizer: Optimizer) -> bool:
+    """Whether meta-training draws the optimizer's step noise."""
+    drawn = ESTIMATORS.traits(experiment.estimator.name).noise != "never"
+    return optimizer.explores and drawn and bool(experiment.estimator.options.get("explore", True))

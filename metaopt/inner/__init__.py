@@ -1,0 +1,1 @@
+"""One inner loop: reset, step, unroll; objectives; tasks over devices."""

@@ -1,0 +1,42 @@
+"""Meta-objectives: a Trace -> one number a task. All weights w_t = 1, b the loss's lower bound."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from metaopt.registry import OBJECTIVES
+from metaopt.types import Objective, Trace
+
+
+@OBJECTIVES.register
+def mean() -> Objective:
+    """(1/T) Σ_t f(θ_t)."""
+    return lambda trace: jnp.mean(trace.loss, axis=0)
+
+
+@OBJECTIVES.register
+def last() -> Objective:
+    """f(θ_T)."""
+    return lambda trace: trace.loss[-1]
+
+
+@OBJECTIVES.register(scale_free=True, positive=True)
+def log() -> Objective:
+    """(1/T) Σ_t log(f(θ_t) - b); below 1e-12 it is flat."""
+
+    def objective(trace: Trace) -> jax.Array:
+        return jnp.mean(jnp.log(jnp.maximum(trace.loss - trace.lower_bound, 1e-12)), axis=0)
+
+    return objective
+
+
+@OBJECTIVES.register(scale_free=True, positive=True)
+def relative() -> Objective:
+    """(1/T) Σ_t (f(θ_t) - b)/(f(θ_0) - b)."""
+
+    def objective(trace: Trace) -> jax.Array:
+        initial = jnp.maximum(trace.initial_loss - trace.lower_bound, 1e-12)
+        return jnp.mean(trace.loss - trace.lower_bound, axis=0) / initial
+
+    return objective

@@ -1,0 +1,319 @@
+"""The inner loop's one step, and what it begins from. Arrays have a leading task axis; families are vmapped here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metaopt.oracles.gradient import minibatch
+from metaopt.tasks.checks import check_family
+from metaopt.trees import LARGEST, inner_product, keep, select_tasks, task_norm, usable_tasks
+from metaopt.types import (
+    Estimate,
+    Explore,
+    Key,
+    MetaParams,
+    Optimizer,
+    OracleState,
+    Params,
+    PyTree,
+    Scored,
+    Split,
+    Task,
+    TaskFamily,
+    UnrollState,
+)
+
+StateGradient = Literal["full", "stopped"]
+# Where f(θ_t) of the objective is taken: `fresh` is the estimate that the next step is taken from, at no cost; the
+# training or validation data in full cost a second evaluation a step.
+ObjectiveBatch = Literal["fresh", "full", "validation"]
+_SPLITS: dict[str, Split] = {"full": "train", "validation": "validation"}
+
+
+def check_objective_batch(name: str) -> None:
+    """Refuses what is no `ObjectiveBatch`.
+
+    Raises:
+      ValueError: with what to take instead.
+    """
+    if name in ("same", "none"):
+        raise ValueError(
+            f"`objective_batch={name}` is gone: a step's loss and the next step's gradient are one estimate now; "
+            "leave it out, or take full."
+        )
+    if name not in get_args(ObjectiveBatch):
+        raise ValueError(f"`objective_batch` is {name!r}; give one of {', '.join(get_args(ObjectiveBatch))}.")
+
+
+def bind_tasks(optimizer: Optimizer, meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
+    """The optimizer's own task-batched form, or vmap of its one-task form."""
+    if optimizer.bind_tasks is not None:
+        return optimizer.bind_tasks(meta_params)
+    tx = optimizer.bind(meta_params)
+
+    def update(
+        updates: PyTree,
+        state: PyTree,
+        params: PyTree | None = None,
+        *,
+        key: jax.Array | None = None,
+        value: jax.Array | None = None,
+        explore: Explore = False,
+        **extra_args: Any,
+    ) -> tuple[PyTree, PyTree]:
+        def one(updates: PyTree, state: PyTree, params: PyTree, key: Any, value: Any) -> tuple[PyTree, PyTree]:
+            return tx.update(updates, state, params, key=key, value=value, explore=explore)
+
+        return jax.vmap(one)(updates, state, params, key, value)
+
+    return optax.GradientTransformationExtraArgs(jax.vmap(tx.init), update)
+
+
+# ----- estimates ------------------------------------------------------------------------------------------------------
+
+
+def _estimates(
+    family: TaskFamily, task: Task, params: Params, oracle_state: OracleState, keys: Key
+) -> tuple[Estimate, OracleState]:
+    """The oracle's word on every task, at `params` [tasks, ...]."""
+    oracle = family.oracle or minibatch()
+
+    def one(task: Task, params: Params, oracle_state: OracleState, key: Key) -> tuple[Estimate, OracleState]:
+        return oracle.estimate(family, task, params, oracle_state, key)
+
+    return jax.vmap(one)(task, params, oracle_state, keys)
+
+
+def _usable(estimate: Estimate) -> jax.Array:
+    """[tasks] bool; a value that is not there cannot be at fault."""
+    return usable_tasks((estimate.gradient, estimate.value))
+
+
+def _of_the_alive(alive: jax.Array, estimate: Estimate) -> Estimate:
+    """Zeros for the dead: a zero times infinity anywhere in the reverse pass would be nan for every task."""
+    return select_tasks(alive, estimate, jax.tree.map(jnp.zeros_like, estimate))
+
+
+class StepKeys(NamedTuple):
+    """What a step draws from; [tasks], or [length, tasks]."""
+
+    update: Key
+    estimate: Key  # of f at the point that the step arrives at
+
+
+def step_keys(key: Key, first: jax.Array, length: int) -> StepKeys:
+    """[length, tasks] the keys of the steps from `first` [tasks] on; those of two windows equal those of one."""
+    # Drawn in one go: a hash inside the scan costs as much as a layer of the network.
+    steps = first + jnp.arange(length + 1, dtype=jnp.int32)[:, None]
+    keys = jax.vmap(jax.vmap(jax.random.fold_in), in_axes=(None, 0))(key, steps)
+
+    def stream(keys: Key, index: int) -> Key:
+        return jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, index)))(keys)
+
+    return StepKeys(update=stream(keys[:-1], 1), estimate=stream(keys[1:], 0))
+
+
+# ----- the beginning --------------------------------------------------------------------------------------------------
+
+
+def lower_bounds(family: TaskFamily, task: Task, num_tasks: int, dtype: Any) -> jax.Array:
+    """[tasks] what no loss of a task falls below; nan where it is not known."""
+    bound = family.lower_bound
+    if bound is None:
+        return jnp.full(num_tasks, jnp.nan, dtype)
+    if callable(bound):
+        return jax.vmap(lambda task: jnp.asarray(bound(task), dtype).reshape(()), axis_size=num_tasks)(task)
+    return jnp.full(num_tasks, bound, dtype)
+
+
+def reset(tx: optax.GradientTransformationExtraArgs, family: TaskFamily, keys: Key) -> tuple[Task, UnrollState]:
+    """Draws tasks and their starting points, and the estimate there.
+
+    Args:
+      tx: a task-batched transformation, see `bind_tasks`.
+      keys: [tasks] typed keys; a task's key decides the task, its start, and every minibatch and noise draw of its run.
+
+    Raises:
+      ValueError: the family's loss is no real scalar, or its parameters are no real arrays.
+    """
+    check_family(family)
+    streams = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
+    task_keys, init_keys, run_keys, loss_keys = (streams[:, i] for i in range(4))
+    task = jax.vmap(family.sample, in_axes=(0, None))(task_keys, family.data)
+    params = jax.vmap(family.init)(init_keys, task)
+    oracle = family.oracle or minibatch()
+    oracle_state = jax.vmap(lambda task, params, key: oracle.init(family, task, params, key))(task, params, loss_keys)
+
+    def initial_loss(task: Task, params: Params, key: Key) -> jax.Array:
+        # A batch of its own: f(θ_0) as a divisor would be biased by one shared with the first step.
+        return family.loss(params, task, family.batch(key, task, family.data))
+
+    num_tasks = keys.shape[0]
+    loss, step = jax.vmap(initial_loss)(task, params, loss_keys), jnp.zeros(num_tasks, jnp.int32)
+    first = step_keys(run_keys, step - 1, 1).estimate[0]
+    estimate, oracle_state = _estimates(family, task, params, oracle_state, first)
+    # An f without a value has none at θ_0 either.
+    alive = _usable(estimate) & ((jnp.abs(loss) <= LARGEST) if estimate.value is not None else True)
+    state = UnrollState(
+        params=params,
+        opt_state=tx.init(params),
+        oracle_state=oracle_state,
+        estimate=_of_the_alive(alive, estimate),
+        step=step,
+        key=run_keys,
+        alive=alive,
+        initial_loss=loss,
+        lower_bound=lower_bounds(family, task, num_tasks, loss.dtype),
+    )
+    return task, state
+
+
+# ----- one step -------------------------------------------------------------------------------------------------------
+
+
+class Seen(NamedTuple):
+    """A step as computed, before anything is masked; what `observe` is shown."""
+
+    before: UnrollState
+    updates: Params  # [tasks, ...] g_t
+    moved: Params  # [tasks, ...] θ_t + g_t
+    estimate: Estimate  # of f there
+
+
+class Record(NamedTuple):
+    """What one step reports, [tasks]; see `Trace`."""
+
+    loss: jax.Array
+    alive: jax.Array
+    update_norm: jax.Array
+    log_prob: jax.Array | None
+    info: dict[str, jax.Array]
+    observed: PyTree
+
+
+def step(
+    tx: optax.GradientTransformationExtraArgs,
+    family: TaskFamily,
+    task: Task,
+    state: UnrollState,
+    keys: StepKeys | None = None,
+    *,
+    explore: Explore = False,
+    state_gradient: StateGradient = "full",
+    second_order: bool = False,
+    objective_batch: ObjectiveBatch = "fresh",
+    observe: Callable[[Seen], PyTree] | None = None,
+) -> tuple[UnrollState, Record]:
+    """update → θ_{t+1} → estimate there, which is the objective's term and what the next step is taken from.
+
+    A task dies at its first loss, gradient or parameter that is not finite (or above 1e15): its parameters freeze, its
+    loss reads infinity, and nothing it does reaches a gradient. The options are those of `unroll`.
+
+    Args:
+      tx: a task-batched transformation, see `bind_tasks`.
+      keys: [tasks]; default: those of the state's own step, `step_keys`.
+      observe: is shown the step as computed; what it returns is in the record.
+    """
+    if keys is None:
+        keys = StepKeys(*(stream[0] for stream in step_keys(state.key, state.step, 1)))
+    params, gradient = state.params, state.estimate.gradient
+    if state_gradient == "stopped":
+        params, gradient = jax.lax.stop_gradient((params, gradient))
+    value = state.estimate.value
+    updates, opt_state = tx.update(gradient, state.opt_state, params, key=keys.update, value=value, explore=explore)
+    log_prob = None
+    if explore == "scored":
+        opt_state, log_prob = _take_score(opt_state)
+    moved = optax.apply_updates(params, updates)
+    # The loss enters as its value plus a linear term: the reverse pass meets its gradient, already checked, and never
+    # the inside of a loss that overflowed. So does the gradient, where its own derivative is asked for.
+    here = jax.lax.stop_gradient(moved)
+    turn: Callable[[Params], Params] | None = None
+    if second_order:
+        found, oracle_state, turn = _linearised(family, task, here, state.oracle_state, keys.estimate)
+    else:
+        found, oracle_state = _estimates(family, task, here, state.oracle_state, keys.estimate)
+    alive = state.alive & usable_tasks(here) & _usable(found)
+    loss, slope = found.value, found.gradient
+    if objective_batch != "fresh":
+        loss, slope = _on_split(family, task, here, _SPLITS[objective_batch])
+        alive = alive & usable_tasks((loss, slope))
+    if loss is None:
+        loss = jnp.zeros_like(state.initial_loss)
+    estimate = _of_the_alive(alive, found)
+    slope = estimate.gradient if slope is found.gradient else select_tasks(alive, slope, _zeros(slope))
+    estimate, loss, slope, alive = keep((estimate, loss, slope, alive))
+    kept = select_tasks(alive, moved, params)
+    offset = jax.tree.map(lambda new: new - jax.lax.stop_gradient(new), kept)
+    if turn is not None:
+        turned = select_tasks(alive, jax.tree.map(jnp.add, estimate.gradient, turn(offset)), estimate.gradient)
+        value = None if estimate.value is None else estimate.value + inner_product(estimate.gradient, offset)
+        estimate = estimate._replace(gradient=turned, value=value)
+    after = UnrollState(
+        params=kept,
+        opt_state=opt_state,
+        oracle_state=oracle_state,
+        estimate=estimate,
+        step=state.step + 1,
+        key=state.key,
+        alive=alive,
+        initial_loss=state.initial_loss,
+        lower_bound=state.lower_bound,
+    )
+    record = Record(
+        loss=jnp.where(alive, loss + inner_product(slope, offset), jnp.inf),
+        alive=alive,
+        update_norm=jnp.where(alive, jax.lax.stop_gradient(task_norm(updates)), 0.0),
+        log_prob=log_prob,
+        info=found.info,
+        observed=None if observe is None else observe(Seen(state, updates, moved, found)),
+    )
+    return after, record
+
+
+def _zeros(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def _linearised(
+    family: TaskFamily, task: Task, here: Params, oracle_state: OracleState, keys: Key
+) -> tuple[Estimate, OracleState, Callable[[Params], Params]]:
+    """The estimate at θ, and how its gradient turns as θ moves: the Hessian's product with the move."""
+
+    def gradient(params: Params) -> tuple[Params, tuple[Estimate, OracleState]]:
+        found, after = _estimates(family, task, params, oracle_state, keys)
+        return found.gradient, (found, after)
+
+    _, turn, (found, after) = jax.linearize(gradient, here, has_aux=True)
+    return found, after, turn
+
+
+def _on_split(family: TaskFamily, task: Task, params: Params, split: Split) -> tuple[jax.Array, Params]:
+    if split not in family.splits:
+        raise ValueError(
+            f"`objective_batch={split}` needs a {split} split, and {family.name} has {', '.join(family.splits)} alone."
+        )
+
+    def one(task: Task, params: Params) -> tuple[jax.Array, Params]:
+        return jax.value_and_grad(family.loss)(params, task, family.eval_batch(task, family.data, split))
+
+    return jax.vmap(one)(task, params)
+
+
+def _take_score(opt_state: PyTree) -> tuple[PyTree, jax.Array]:
+    """Takes `Scored` out of an optimizer's state: the state as it was laid out before, and log p, [tasks]."""
+
+    def is_scored(node: Any) -> bool:
+        return isinstance(node, Scored)
+
+    nodes = jax.tree.leaves(opt_state, is_leaf=is_scored)
+    scores = [node.log_prob.reshape(node.log_prob.shape[0]) for node in nodes if is_scored(node)]
+    if not scores:
+        raise ValueError("the optimizer's steps have no density; set its option noise=per_coordinate.")
+    bare = jax.tree.map(lambda node: node.state if is_scored(node) else node, opt_state, is_leaf=is_scored)
+    return bare, jnp.sum(jnp.stack(scores), axis=0)

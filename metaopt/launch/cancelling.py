@@ -1,0 +1,99 @@
+"""`metaopt cancel`: what is running saves and stops, what is waiting will not begin."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import signal
+import time
+from pathlib import Path
+
+from metaopt import files
+from metaopt.errors import UserError
+from metaopt.launch import sweep_folder, tables
+from metaopt.launch.states import ACTIVE, Reader, Standing
+from metaopt.runs import folder
+
+STOP_SECONDS = 60.0  # to wait for what is running to save
+
+
+def cancel(paths: list[Path]) -> None:
+    """Ends runs and sweeps, and waits a minute for them.
+
+    Raises:
+      UserError: a path is neither.
+      SystemExit: with 1, something is still running.
+    """
+    reader = Reader()
+    for path in paths:
+        if not sweep_folder.is_sweep(path) and not (path / folder.CONFIG).is_file():
+            raise UserError(f"{path} is neither a run folder nor a sweep's.")
+    running = [row for path in paths for row in (_in_sweep(reader, path) or _by_itself(reader, path))]
+    left = _end(reader, running)
+    for row in running:
+        now = reader.run(row.path, row.name)
+        print(f"{now.name}: {now.state}, meta-step {now.meta_step}/{now.num_meta_steps}")
+    if left:
+        print("what still runs stops at the end of its chunk of meta-steps; see `metaopt status`")
+        raise SystemExit(1)
+
+
+def _in_sweep(reader: Reader, path: Path) -> list[Standing]:
+    """Cancels a sweep, or one run of a sweep; returns what is running, and nothing where it is neither."""
+    whole = sweep_folder.is_sweep(path)
+    parent = path if whole else path.resolve().parent
+    if not sweep_folder.is_sweep(parent):
+        return []
+    sweep = sweep_folder.read(parent)
+    rows = [row for row in reader.sweep(sweep) if whole or row.name == path.resolve().name]
+    active = [row for row in rows if row.state in ACTIVE]
+    # A launcher that begins one of them at this moment sees its mark afterwards, or we see what it has begun.
+    for row in active:
+        files.write_json(row.path / folder.CANCELLED, {"time": sweep_folder.now()})
+    if sweep.where == "slurm":
+        from metaopt.launch import slurm
+
+        slurm.cancel(sweep, [row.name for row in active])
+    active = [reader.run(row.path, row.name) for row in active]
+    running = [row for row in active if row.state == "running"]
+    others = tables.counts(row for row in rows if row.state not in ACTIVE)
+    print(
+        f"{path}: {len(active) - len(running)} waiting cancelled, {len(running)} running asked to save and stop"
+        + (f"; {others} left alone" if others else "")
+    )
+    return running
+
+
+def _by_itself(reader: Reader, path: Path) -> list[Standing]:
+    """The run, where it is running and in no sweep."""
+    if sweep_folder.is_sweep(path) or sweep_folder.is_sweep(path.resolve().parent):
+        return []
+    row = reader.run(path)
+    running = row.state == "running"
+    print(f"{path}: asked to save and stop" if running else f"{path}: not running ({row.state})")
+    return [row] if running else []
+
+
+def _end(reader: Reader, rows: list[Standing]) -> list[Standing]:
+    """Has each of the runs stop and waits for them; returns those that still run."""
+    told: set[Path] = set()
+    until = time.monotonic() + STOP_SECONDS
+    while True:
+        rows = [row for row in rows if reader.run(row.path).state == "running"]
+        if not rows or time.monotonic() > until:
+            return rows
+        # Again where it had not said yet who it is.
+        told |= {row.path for row in rows if row.path not in told and _ask_to_stop(row.path)}
+        time.sleep(0.2)
+
+
+def _ask_to_stop(run: Path) -> bool:
+    """SIGTERM to the process that trains a run, where it is one of this host; whether there was one."""
+    job, told = sweep_folder.read_job(run), files.read_object(run / folder.STATE)
+    held = job if sweep_folder.job_lives(job) else told if folder.is_locked(run) else {}
+    if held.get("state") == "running" and held.get("host") == platform.node() and isinstance(held.get("pid"), int):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(held["pid"], signal.SIGTERM)
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""Looking closely: the doctor and its advice, inner runs step by step, divergence capsules."""

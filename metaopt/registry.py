@@ -1,0 +1,309 @@
+"""What can be named: registries of factories with their traits, choices of an entry with options, and building them.
+
+An entry registers itself where it is written, `@TASKS.register`, and says there what others need to know of it. The
+folder of a registry's own entries is imported when it is first read; a user's file is another such place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import inspect
+import math
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import cattrs
+
+from metaopt.errors import UserError, suggest
+
+# ----- traits: what is known of an entry before it is built -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TaskTraits:
+    """Of a task family; the rest stands in the `TaskFamily` itself."""
+
+    places: tuple[str, ...] = ()  # options that say where its data lie and not what it is, left out of its name
+
+
+@dataclass(frozen=True)
+class OracleTraits:
+    """Of an oracle."""
+
+    default: bool = False  # a family that brings an oracle of its own keeps it
+
+
+def _none(options: Mapping[str, Any]) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class OptimizerTraits:
+    """Of an optimizer: from its options to the setting that mends something, None where none does or it is taken."""
+
+    shorter_steps: Callable[[Mapping[str, Any]], str | None] = _none  # the option that a fresh φ's steps grow with
+    scale_free: Callable[[Mapping[str, Any]], str | None] = _none  # its inputs do not change with the loss's scale
+    shrinking_steps: Callable[[Mapping[str, Any]], str | None] = _none  # its step length can go on shrinking
+    inputs_in_words: str = ""  # what its network reads, for a reader who meets the names first
+
+
+@dataclass(frozen=True)
+class EstimatorTraits:
+    """Of an estimator of the meta-gradient."""
+
+    differentiates: bool = False  # losses of the inner run with respect to φ
+    sides: int = 1  # inner runs of each task side by side, at φ + σε and φ - σε
+    noise: Literal["never", "drawn", "needed"] = "drawn"  # whether it draws the optimizer's step noise
+    windows: bool = True  # whether it may run a part of the horizon a meta-step
+    unbiased_windows: bool = False  # whether windows leave its expectation as it is
+    cost: float = 1.0  # of a meta-step, in those of back-propagation through the same runs, about
+    short: str | None = None  # what it is called where there is little room
+
+
+@dataclass(frozen=True)
+class ObjectiveTraits:
+    """Of a meta-objective."""
+
+    scale_free: bool = False  # a task's scale has no part in its gradient, so families need no balancing
+    positive: bool = False  # it divides by losses or takes their logarithm, and has to know their lower bound
+
+
+OWN_ENTRIES = "One of your own comes with --plugin FILE, or in Python with the import of its file."
+
+Traits = TypeVar("Traits")
+
+
+class UnknownEntry(UserError):
+    """No entry of this name; a plugin that was not given may hold it."""
+
+
+@dataclass(frozen=True)
+class Entry(Generic[Traits]):
+    """A factory with what was said of it."""
+
+    name: str
+    factory: Callable[..., Any]
+    traits: Traits
+    file: str  # that registered it
+
+
+class Registry(Mapping[str, Callable[..., Any]], Generic[Traits]):
+    """Name -> factory, in order of registration."""
+
+    def __init__(self, kind: str, traits: type[Traits], room: str, *, named: bool = False) -> None:
+        self.kind = kind
+        self._traits, self._room, self._named = traits, room, named
+        self._entries: dict[str, Entry[Traits]] = {}
+        self._read = False
+
+    def register(self, factory: Any = None, /, *, name: str | None = None, **traits: Any) -> Any:
+        """A decorator, with or without traits: `@TASKS.register`, `@ESTIMATORS.register(differentiates=True)`.
+
+        Args:
+          name: what the entry is called; the factory's own name unless given.
+          traits: fields of this registry's class of traits; all have defaults.
+
+        Raises:
+          UserError: the name is another entry's, or cannot be written on the command line, or an unknown trait.
+        """
+        if factory is None:
+            return lambda factory: self.register(factory, name=name, **traits)
+        known = [field.name for field in fields(self._traits)]  # type: ignore[arg-type]
+        for trait in traits:
+            if trait not in known:
+                raise UserError(f"trait of {self.kind} {suggest(trait, known) if known else f'{trait!r} is unknown.'}")
+        called = name or getattr(factory, "__name__", "")
+        if not callable(factory) or not called.isidentifier():
+            raise UserError(f"a {self.kind} is registered as a function with a plain name; got {factory!r}.")
+        file = getattr(getattr(inspect.unwrap(factory), "__code__", None), "co_filename", "") or factory.__module__
+        held = self._entries.get(called)
+        # A file that is read twice, as an experiment and as a plugin, brings the same entries again.
+        if held is not None and (held.file, held.factory.__qualname__) != (file, factory.__qualname__):
+            raise UserError(
+                f"{self.kind} {called!r} is registered already, by {held.file}; give it another name, "
+                f"`register(name=...)`."
+            )
+        said = self._traits(**traits)
+        made = _names_what_it_makes(factory, called, getattr(said, "places", ())) if self._named else factory
+        self._entries[called] = Entry(called, made, said, file)
+        return made
+
+    def traits(self, name: str) -> Traits:
+        """What an entry's file says of it.
+
+        Raises:
+          UserError: there is no such entry.
+        """
+        return self.entry(name).traits
+
+    def entry(self, name: str) -> Entry[Traits]:
+        """The entry of this name.
+
+        Raises:
+          UserError: there is none; the line names the closest.
+        """
+        entries = self._all()
+        if name not in entries:
+            raise UnknownEntry(f"{self.kind} {suggest(name, entries)} {OWN_ENTRIES}")
+        return entries[name]
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return self._all()[name].factory
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def _all(self) -> dict[str, Entry[Traits]]:
+        if not self._read:
+            self._read = True
+            room = importlib.import_module(self._room)
+            for module in pkgutil.iter_modules(getattr(room, "__path__", ())):
+                importlib.import_module(f"{self._room}.{module.name}")
+        return self._entries
+
+
+def _names_what_it_makes(factory: Callable[..., Any], name: str, places: Sequence[str]) -> Callable[..., Any]:
+    """The factory, whose results without a name bear that of the choice that makes them."""
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def make(*args: Any, **options: Any) -> Any:
+        made = factory(*args, **options)
+        if not dataclasses.is_dataclass(made) or getattr(made, "name", None) != "":
+            return made
+        given = signature.bind(*args, **options).arguments
+        changed = {
+            key: value
+            for key, value in given.items()
+            if key not in places and value != signature.parameters[key].default
+        }
+        return dataclasses.replace(made, name=str(Choice(name, changed)))  # type: ignore[type-var]
+
+    return make
+
+
+TASKS = Registry("task family", TaskTraits, "metaopt.tasks", named=True)
+ORACLES = Registry("oracle", OracleTraits, "metaopt.oracles")
+OPTIMIZERS = Registry("optimizer", OptimizerTraits, "metaopt.optimizers")
+ESTIMATORS = Registry("estimator", EstimatorTraits, "metaopt.estimators")
+OBJECTIVES = Registry("objective", ObjectiveTraits, "metaopt.inner.objectives")
+REGISTRIES = (TASKS, ORACLES, OPTIMIZERS, ESTIMATORS, OBJECTIVES)
+
+# ----- choices ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One entry of a registry with its settings; as text `classifier:hidden_layers=3,batch_norm=true`."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        options = ",".join(f"{key}={self.text(key)}" for key in self.options)
+        return f"{self.name}:{options}" if options else self.name
+
+    def text(self, key: str) -> str:
+        """An option's value as the command line writes it."""
+        return _to_text(self.options[key])
+
+
+def choice(name: str, **options: Any) -> Choice:
+    """`choice("quadratic", dim=20)`."""
+    return Choice(name, options)
+
+
+def _to_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+
+
+def _from_text(text: str) -> Any:
+    words = {"true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    for convert in (int, float):  # "none" stays a word: whether it means None the option's type decides
+        try:
+            return convert(text)
+        except ValueError:
+            pass
+    return text
+
+
+def parse_choice(text: str, *, base: Choice | None = None) -> Choice:
+    """Reads `NAME`, `NAME:key=value,...` or, on top of `base`, `:key=value,...` (keeps its name and other options)."""
+    name, _, tail = text.partition(":")
+    options: dict[str, Any] = {}
+    if not name:
+        if base is None:
+            raise UserError(f"{text!r} names no entry; write NAME:key=value,...")
+        name, options = base.name, dict(base.options)
+    for part in filter(None, tail.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals or not key:
+            raise UserError(f"{part!r} in {text!r} is not key=value; write NAME:key=value,...")
+        options[key.strip()] = _from_text(value.strip())
+    return Choice(name, options)
+
+
+def build(picked: Choice, registry: Registry[Any], *args: Any, others: Sequence[str] = (), **fixed: Any) -> Any:
+    """Calls the registry's factory with the choice's options, checked against the factory's annotated signature.
+
+    Args:
+      others: names of options that were taken out of the choice before, to be suggested.
+
+    Raises:
+      UserError: unknown name or option (with a suggestion), an ill-typed value, or what the factory itself refuses.
+    """
+    factory, kind = registry.entry(picked.name).factory, registry.kind
+    hints = get_type_hints(factory)
+    parameters = inspect.signature(factory).parameters
+    known = [name for name in list(parameters)[len(args) :] if name not in fixed]
+    fixed = {name: value for name, value in fixed.items() if name in parameters}
+    options = {}
+    for key, value in picked.options.items():
+        if key not in known:
+            raise UserError(f"option of {kind} {picked.name!r}: {suggest(key, [*known, *others])}")
+        options[key] = typed(value, hints.get(key, Any), f"{kind} {picked.name!r}: {key}")
+    try:
+        return factory(*args, **options, **fixed)
+    except UserError:
+        raise
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"{kind} {picked.name!r}: {error}") from error
+
+
+def typed(value: Any, hint: Any, where: str) -> Any:
+    """An option's value, if it is of the annotated type.
+
+    Raises:
+      UserError: it is not; the line begins with `where`.
+    """
+    # cattrs would turn "abc" or 1.5 into an int or fail; strings and booleans must not pass for numbers.
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where} is {value}; give a finite number.")
+    if value == "none" and type(None) in get_args(hint):
+        return None
+    if get_origin(hint) is Literal and value not in get_args(hint):
+        close = difflib.get_close_matches(str(value), map(str, get_args(hint)), n=1)
+        meant = f"; did you mean {close[0]!r}?" if close else "."
+        raise UserError(f"{where} is {_to_text(value)!r}; give one of {', '.join(map(str, get_args(hint)))}{meant}")
+    names = str(hint).replace("typing.", "").replace("<class '", "").replace("'>", "")
+    wrong = UserError(f"{where} is {value!r}, which is not of type {names}; give a value of that type.")
+    if isinstance(value, bool) and "bool" not in names and hint is not Any:
+        raise wrong
+    if isinstance(value, str) and "str" not in names and "Literal" not in names and hint is not Any:
+        raise wrong
+    if isinstance(value, float) and "float" not in names and hint is not Any:
+        raise wrong
+    try:
+        return value if hint is Any else cattrs.structure(value, hint)
+    except Exception as error:
+        raise wrong from error

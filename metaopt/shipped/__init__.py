@@ -1,0 +1,1 @@
+"""Trained optimizers as files, and those that come with the package."""

@@ -1,0 +1,243 @@
+"""`metaopt dashboard`: run folders on a local page, filled from their metrics.jsonl and kept up with as they grow.
+
+The page is trackio's. It is served to this machine only and asks no other; its database is made anew in a folder of its
+own and removed at the end, for the run folders are the truth.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from metaopt import files
+from metaopt.errors import UserError
+from metaopt.runs import folder, index
+from metaopt.runs.metrics import Follower, begun, grouped, time_of
+from metaopt.sinks.contents import pictures, result_rows
+
+REMEDY = "pip install 'metaopt-jax[dashboard]'"
+EVERY = 2.0  # seconds between two looks at the folders
+ROWS_AT_ONCE = 20_000
+# What is looked at first is on top; within a group by name.
+ORDER = ("train/meta_loss", "train/last_loss", "validation/*", "health/*", "train/*", "time/*")
+# Okabe and Ito's, which the colour-blind can tell apart.
+PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#57606a", "#e69f00")
+
+
+def _port(words: list[str]) -> int | None:
+    text = words[0]
+    if text.lower() == "none":
+        return None
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 65535):
+        raise UserError(f"{text!r} is no port; give a number from 1 to 65535.")
+    return int(text)
+
+
+Port = Annotated[
+    int | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PORT",
+        instance_from_str=_port,
+        is_instance=lambda value: value is None or isinstance(value, int),
+        str_from_instance=lambda value: [str(value).lower()],
+    ),
+]
+
+
+@dataclass(frozen=True)
+class DashboardArguments:
+    """Shows runs on a local web page that follows them; Ctrl-C ends it."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()  # run folders, or folders of runs; none: runs
+    port: Port = None  # None: the first free one from 7860 on
+
+
+def show(arguments: DashboardArguments, say: Callable[[str], None] = print) -> None:
+    """Serves until Ctrl-C or SIGTERM.
+
+    Raises:
+      UserError: no such folder, trackio is not installed, or the port is taken.
+    """
+    roots = [Path(run) for run in arguments.runs or ("runs",)]
+    if not arguments.runs and not roots[0].is_dir():
+        raise UserError("there is no folder runs here; `metaopt train` makes one, or name a folder of runs.")
+    for root in roots:
+        index.find_runs(root)
+    with _served(arguments.port) as (address, board):
+        known = board.update(roots)
+        say(f"dashboard: {address} ({known} runs below {', '.join(map(str, roots))}); Ctrl-C ends it")
+        with contextlib.suppress(KeyboardInterrupt), _terminable():
+            while True:
+                time.sleep(EVERY)
+                board.update(roots)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that the database's folder goes too."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _served(port: int | None) -> Iterator[tuple[str, Board]]:
+    """(address, board) of a page that is served within the block."""
+    place = Path(tempfile.mkdtemp(prefix="metaopt-dashboard-"))
+    try:
+        _keep_to_itself(place)
+        try:
+            import trackio
+        except ImportError:
+            raise UserError(f"the dashboard needs trackio, which is not installed; {REMEDY}") from None
+        project = "metaopt"
+        from trackio.sqlite_storage import SQLiteStorage
+
+        SQLiteStorage.init_db(project)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it would print an address with a token for changes
+                server, address, _, _ = trackio.show(
+                    project=project,
+                    host="127.0.0.1",
+                    server_port=port,
+                    share=False,
+                    open_browser=False,
+                    block_thread=False,
+                    color_palette=list(PALETTE),
+                )
+        except OSError:
+            taken = "no port is free" if port is None else f"port {port} is taken"
+            raise UserError(f"{taken}; give another --port.") from None
+        try:
+            yield f"{address}?project={project}&x_axis=meta_step&hide_empty_tabs=true", Board(project, place)
+        finally:
+            with contextlib.redirect_stdout(io.StringIO()):
+                server.close()
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _keep_to_itself(place: Path) -> None:
+    """Has to come before trackio is imported: its folder, and nothing sent anywhere."""
+    for name in ("TRACKIO_BUCKET_ID", "TRACKIO_DATASET_ID", "TRACKIO_SPACE_ID", "TRACKIO_WEBHOOK_URL", "SPACE_ID"):
+        os.environ.pop(name, None)
+    os.environ |= {
+        "TRACKIO_DIR": str(place),
+        "TRACKIO_PLOT_ORDER": ",".join(ORDER),
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
+
+
+class Board:
+    """Writes run folders into trackio's database, and what was added to them since."""
+
+    def __init__(self, project: str, place: Path) -> None:
+        from trackio.sqlite_storage import SQLiteStorage
+
+        self._storage = SQLiteStorage
+        self._project = project
+        self._place = place
+        self._names: dict[Path, str] = {}
+        self._followers: dict[Path, Follower] = {}
+        self._evaluated: dict[Path, int] = {}  # when the evaluation on the page was written, in ns
+        self._last: dict[Path, int] = {}  # the last meta-step
+
+    def update(self, roots: list[Path]) -> int:
+        """Looks for new runs, new rows and new evaluations. Returns the number of runs."""
+        for root in roots:
+            with contextlib.suppress(UserError):  # it was there at first
+                for path in index.find_runs(root):
+                    self._names.setdefault(path, _unique(run_name(path, root), self._names.values()))
+        for path, name in self._names.items():
+            self._follow(path, name)
+            self._show_evaluation(path, name)
+        return len(self._names)
+
+    def _follow(self, path: Path, name: str) -> None:
+        follower = self._followers.setdefault(path, Follower(path / folder.METRICS))
+        rows = follower.new_rows()
+        if follower.restarted:  # resumed from a checkpoint before its last rows
+            self._storage.delete_run(self._project, name)
+            self._evaluated.pop(path, None)
+        begin = begun(path)
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            part = rows[first : first + ROWS_AT_ONCE]
+            self._storage.bulk_log(
+                project=self._project,
+                run=name,
+                metrics_list=[{**grouped(row), "meta_step": row["meta_step"]} for row in part],
+                steps=[row["meta_step"] for row in part],
+                timestamps=[time_of(row, begin).isoformat() for row in part],
+                config=_config(path) if first == 0 else None,
+            )
+            self._last[path] = max(row["meta_step"] for row in part)
+
+    def _show_evaluation(self, path: Path, name: str) -> None:
+        """Tables and curves of evaluation.json beside the metrics, at the last meta-step."""
+        try:
+            written = (path / folder.EVALUATION).stat().st_mtime_ns
+        except OSError:
+            return
+        # Before its first row a run has no place on the page.
+        if path not in self._last or self._evaluated.get(path) == written:
+            return
+        self._evaluated[path] = written
+        import trackio
+
+        results = files.read_object(path / folder.EVALUATION).get("results") or []
+        step = self._last[path]
+        media: dict[str, Any] = {}
+        rows = result_rows(results)
+        if rows:
+            table = [{key: _words(value) for key, value in row.items()} for row in rows]
+            media["evaluation/results"] = trackio.Table(data=table)._to_dict(self._project, name, step)  # pyright: ignore
+        for title, file, caption in pictures(results, {}, self._place / "pictures"):
+            image = trackio.Image(str(file), caption=caption)
+            image._save(self._project, name, step)
+            media[title] = image._to_dict()
+        if media:
+            self._storage.bulk_log(project=self._project, run=name, metrics_list=[media], steps=[step])
+
+
+def run_name(path: Path, root: Path) -> str:
+    """`quadratic_rl/001` for a run below `runs`; below another folder its name comes first."""
+    path, root = path.resolve(), root.resolve()
+    base = path.parent.parent if path == root else root if root.name == "runs" else root.parent
+    return str(path.relative_to(base))
+
+
+def _unique(name: str, taken: Any) -> str:
+    taken, number, first = set(taken), 1, name
+    while name in taken:
+        number += 1
+        name = f"{first} ({number})"
+    return name
+
+
+def _config(path: Path) -> dict[str, Any]:
+    fields = index.fields_of(files.read_object(path / folder.CONFIG))
+    return {name: index.value_words(fields, name) for name in fields}
+
+
+def _words(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,1 @@
+"""Meta-training: the meta-step, the optimizer of φ, validation."""

@@ -1,0 +1,146 @@
+"""Pictures hold the numbers they are given, in colours that a page can change."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+
+from metaopt.report import pictures
+from metaopt.report.series import binned, numbers, series, validation_series
+
+
+def record(kind: str, mean: list, rate: float | None = None) -> dict:
+    steps = list(range(0, 10 * len(mean), 10))
+    parts = {part: mean for part in ("mean", "median", "q25", "q75")}
+    return {"kind": kind, "tuned": rate and {"learning_rate": rate}, "curve": {"steps": steps, **parts}}
+
+
+@pytest.fixture
+def result() -> dict:
+    return {
+        "task": "classifier:hidden_layers=3",
+        "horizon": 40,
+        "train_horizon": 10,
+        "num_tasks": 4,
+        "best_baseline": "adam",
+        "optimizers": {
+            "mine": record("learned", [2.0, 1.0, 0.5, 0.25, 0.125]),
+            "lost": record("learned", [2.0, 5.0, "inf", "inf", "inf"]),
+            "sgd": record("baseline", [2.0, 1.9, 1.8, 1.7, 1.6], 0.316228),
+            "adam": record("baseline", [2.0, 1.0, None, 0.0, 0.5], 0.01),
+        },
+    }
+
+
+def line(axes: Axes, label: str) -> np.ndarray:
+    return next(np.asarray(line.get_ydata()) for line in axes.get_lines() if line.get_label() == label)
+
+
+def test_the_lines_are_the_curves(result: dict) -> None:
+    figure = pictures.evaluation_figure(result)
+    mean_axes, median_axes = figure.axes
+    assert line(mean_axes, "mine").tolist() == [2.0, 1.0, 0.5, 0.25, 0.125]
+    np.testing.assert_array_equal(line(mean_axes, "lost"), [2.0, 5.0, np.nan, np.nan, np.nan])
+    crosses = [marks for marks in mean_axes.get_lines() if marks.get_marker() == "x"]
+    assert [(marks.get_xdata()[0], marks.get_ydata()[0]) for marks in crosses] == [(10, 5.0)]  # where it was lost
+    for axes in (mean_axes, median_axes):
+        assert axes.get_yscale() == "log" and axes.get_xscale() == "linear" and axes.get_xlim() == (0, 40)
+        dashed = [mark for mark in axes.get_lines() if list(mark.get_xdata()) == [10, 10]]
+        assert len(dashed) == 1 and dashed[0].get_linestyle() == "--"
+        assert [text.get_text() for text in axes.texts] == ["trained to 10"]
+    assert len(median_axes.collections) == 3  # bands of the learned ones and of the best baseline
+
+
+def test_baselines_are_grey_dashed_and_labelled_with_their_rate(result: dict) -> None:
+    styles = pictures.styles(result)
+    assert styles["sgd"] == pictures.Style("sgd, rate 0.32", "baseline-0", "--")
+    assert styles["mine"] == pictures.Style("mine", "learned-0", "-")
+    assert len({style.role for style in styles.values()}) == len({str(style) for style in styles.values()}) == 4
+    for role, colour in pictures.COLOURS.items():
+        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        if role.startswith("baseline"):
+            assert max(red, green, blue) - min(red, green, blue) < 24
+    assert len(set(pictures.COLOURS.values())) == len(pictures.COLOURS)  # replaced by colour in the SVG
+
+
+def test_far_beyond_training_the_step_is_logarithmic(result: dict) -> None:
+    result["train_horizon"] = 1
+    mean_axes = pictures.evaluation_figure(result).axes[0]
+    assert mean_axes.get_xscale() == "log" and mean_axes.get_xlim() == (10, 40)
+
+
+def test_a_curve_that_explodes_does_not_squash_the_others(result: dict) -> None:
+    result["optimizers"]["lost"] = record("learned", [2.0, 1e4, 1e9, 1e14, 1e20])
+    low, high = pictures.evaluation_figure(result).axes[0].get_ylim()
+    assert high < 1e3 and low < 0.125
+
+
+def test_svg_takes_colours_from_the_page_and_nothing_from_elsewhere(result: dict) -> None:
+    texts = [
+        pictures.to_svg(pictures.evaluation_figure(result, narrow=narrow), prefix=prefix, description='a "<b>"')
+        for narrow, prefix in ((False, "one"), (True, "two"))
+    ]
+    for text in texts:
+        assert text.startswith("<svg viewBox=") and text.rstrip().endswith("</svg>")
+        assert 'aria-label="a &quot;&lt;b&gt;&quot;"' in text
+        assert "http" not in text and "DOCTYPE" not in text and "<metadata" not in text
+        for role in ("ink", "learned-0", "learned-1", "baseline-0", "baseline-1"):
+            assert f"var(--{role}, {pictures.COLOURS[role]})" in text
+        assert set(re.findall(r"#[0-9a-f]{6}\b", text)) <= {*pictures.COLOURS.values()}
+        assert "trained to 10" in text  # text stays text
+        ids = re.findall(r'\bid="([^"]*)"', text)
+        assert len(ids) == len(set(ids))
+        for target in re.findall(r'url\(#([^)]*)\)|href="#([^"]*)"', text):
+            assert "".join(target) in ids
+    assert not set(re.findall(r'\bid="([^"]*)"', texts[0])) & set(re.findall(r'\bid="([^"]*)"', texts[1]))
+
+
+def test_png_files(result: dict, tmp_path: Path) -> None:
+    path = pictures.save_png(pictures.evaluation_figure(result), tmp_path / "a.png")
+    rows = [{"meta_step": 1, "meta_loss": 0.5}, {"meta_step": 2, "meta_loss": 0.4, "validation/1x/median": 0.3}]
+    other = pictures.save_png(pictures.meta_training_figure(rows), tmp_path / "b.png")
+    for file in (path, other):
+        assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 10_000
+
+
+def test_meta_training_figure_with_and_without_validation() -> None:
+    rows: list[dict] = [{"meta_step": step, "meta_loss": -1.0 / step} for step in range(1, 20)]
+    (axes,) = pictures.meta_training_figure(rows).axes
+    assert axes.get_yscale() == "linear"  # the logarithm of a loss may be negative
+    rows.append(
+        {"meta_step": 10, "validation/10x/median": 0.5, "validation/1x/mean": "inf", "validation/1x/median": 0.7}
+    )
+    left, right = pictures.meta_training_figure(rows).axes
+    assert right.get_yscale() == "log"
+    labels = [line.get_label() for line in right.get_lines() if not line.get_label().startswith("_")]
+    assert labels == ["median at the training horizon", "mean at the training horizon", "median at 10 times it"]
+    assert pictures.meta_training_figure([]).axes  # nothing yet
+
+
+def test_series_leave_out_what_is_missing() -> None:
+    rows = [
+        {"meta_step": 1, "a": 1.0},
+        {"a": 2.0},
+        {"meta_step": 3},
+        {"meta_step": 4, "a": None},
+        {"meta_step": 5, "a": "inf"},
+    ]
+    steps, values = series(rows, "a")
+    assert steps.tolist() == [1, 4, 5]
+    np.testing.assert_array_equal(values, [1.0, np.nan, np.inf])
+    np.testing.assert_array_equal(numbers([1, None, "-inf"]), [1.0, np.nan, -np.inf])
+    found = validation_series([{"meta_step": 2, "validation/10x/quadratic/median": 1.0, "validation/10x/median": 2.0}])
+    assert list(found) == [("10x", "median")]
+
+
+def test_bins_are_medians_of_neighbours() -> None:
+    values = np.arange(1000.0)
+    values[5] = np.inf
+    steps, low, middle, high = binned(np.arange(1, 1001), values, bins=10)
+    assert len(steps) == len(low) == len(middle) == len(high) == 10
+    assert middle[-1] == np.median(values[-99:]) and (low <= middle).all() and (middle <= high).all()
+    assert len(binned(np.array([1.0]), np.array([np.nan]))[0]) == 0

@@ -1,0 +1,295 @@
+"""The report: whole, offline, escaped, and honest about what is missing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from metaopt.errors import UserError
+from metaopt.experiment import Experiment
+from metaopt.experiment.plain import to_json
+from metaopt.registry import choice
+from metaopt.report import parts as report_parts
+from metaopt.report.comparison_pictures import run_style
+from metaopt.report.horizon_section import Evaluated, horizon_section
+from metaopt.report.run_page import write_report
+from metaopt.runs.state import write_state
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+BAD = "<script>alert('x')</script>"
+
+
+class Page(HTMLParser):
+    """Collects tags, text and attributes, and checks that elements close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if not {"style", "script"} & set(self.open):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def optimizer(kind: str, rate: float | None, final: object, failed: float, ratio: object) -> dict:
+    summary = {"mean": final, "mean_interval": [0.1, final], "median": 0.25, "q25": 0.125, "q75": 0.5}
+    curve = {"steps": [0, 5, 50], **{part: [2.0, 1.0, final] for part in ("mean", "median", "q25", "q75")}}
+    return {
+        "kind": kind,
+        "tuned": rate and {"learning_rate": rate, "grid": [{"learning_rate": rate}], "num_tasks": 3, "inside": True},
+        "final": summary,
+        "failed": failed,
+        "rises": 0.0,
+        "keeps_improving": 1.0,
+        "ratio_to_best_baseline": {"of_means": ratio, "interval": [0.5, ratio], "median": 1.0},
+        "test": {"accuracy": 0.9375, "loss": 0.3},
+        "curve": curve,
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    experiment = Experiment(
+        tasks=(choice("quadratic", dim=7),),
+        optimizer=choice("lstm", features="all"),
+        estimator=choice("reparameterised"),
+    )
+    (tmp_path / "config.json").write_text(json.dumps(to_json(experiment)))
+    return tmp_path
+
+
+@pytest.fixture
+def full(run: Path) -> Path:
+    optimizers = {
+        f"mine {BAD}": optimizer("learned", None, "inf", 0.25, "inf"),
+        "adam": optimizer("baseline", 0.0316228, 0.0123456, 0.0, 1.0),
+    }
+    optimizers["adam"]["tuned"]["lowered_from"] = 0.1
+    result = {
+        "task": f"quadratic:{BAD}",
+        "horizon": 50,
+        "train_horizon": 5,
+        "num_tasks": 16,
+        "seed": 0,
+        "evaluated_on": f"exact {BAD}",
+        "best_baseline": "adam",
+        "keeps_improving_at": 50,
+        "optimizers": optimizers,
+    }
+    (run / "evaluation.json").write_text(json.dumps({"version": 1, "results": [result]}))
+    environment = {
+        "experiment": f"demo {BAD}",
+        "command": ["metaopt", "train", "demo"],
+        "versions": {"jax": "0.10.2"},
+        "git": {"commit": "abc123", "dirty": True},
+    }
+    (run / "environment.json").write_text(json.dumps(environment))
+    rows: list[dict] = [
+        {
+            "kind": "train",
+            "meta_step": step,
+            "meta_loss": 1 / step,
+            "grad_norm": 0.5,
+            "alive": 1.0,
+            "diverged": 2,
+            "skipped": 0,
+        }
+        for step in range(1, 2001)
+    ]
+    rows.insert(
+        1000, {"kind": "validation", "meta_step": 1000, "validation/1x/median": 0.321, "validation/10x/median": "inf"}
+    )
+    lines = [json.dumps(row) for row in rows]
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:10], "not json", *lines[10:]]) + '\n{"kind": "train", "meta_')
+    return run
+
+
+def test_the_page_holds_everything(full: Path) -> None:
+    path = write_report(full)
+    assert path == full / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    for words in (
+        "Meta-training is done: 2,000 meta-steps.",
+        "∞ 0.1 to ∞",  # the mean and its interval
+        "4 of 16",  # failed
+        "none of 16",
+        "all 16",  # keeps improving
+        "the best baseline",
+        "93.8%",
+        "rate 0.0316",
+        "trained to 5",
+        "The dashed line marks the training horizon, 5 steps.",
+        "Keeps improving: lower at step 50",
+        "4,000 inner runs became non-finite and were masked.",
+        "0.321",
+        "quadratic: dim = 7",
+        "lstm: features = all",
+        "num_meta_steps 2000",
+        "meta_optimizer.learning_rate 0.001",
+        "versions.jax 0.10.2",
+        "commit abc123, with changes that were not committed",
+        "metaopt train demo",
+        "3 other tasks",
+        "lowered from 0.1, which failed on some of the tasks reported here",
+        "above 10 times the first loss, at any step",
+        "the loss of a step between two recorded ones is its minibatch's",
+    ):
+        assert words in page.text, words
+    assert page.tags.count("figure") == 2 and page.tags.count("details") == 3
+
+
+def test_nothing_from_a_file_becomes_markup(full: Path) -> None:
+    page = Page(write_report(full).read_text(encoding="utf-8"))
+    assert page.tags.count("script") == 1  # the page's own
+    assert page.text.count("alert('x')") >= 4
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(full: Path) -> None:
+    text = write_report(full).read_text(encoding="utf-8")
+    page = Page(text)
+    assert not {"link", "img", "iframe", "object", "form"} & set(page.tags)
+    for name, value in page.attributes:
+        assert not name.startswith("on") and name != "src"
+        assert name != "href" or (value or "").startswith("#")
+    assert not {"http:", "https:", "@import", "url(//"} & set(re.findall(r"https?:|@import|url\(//", text))
+    (policy,) = re.findall(r'content="(default-src[^"]*)"', text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    assert len(text) < 200_000
+
+
+def test_every_picture_says_what_it_shows(full: Path) -> None:
+    text = write_report(full).read_text(encoding="utf-8")
+    page = Page(text)
+    labels = re.findall(r'role="img" aria-label="([^"]*)"', text)
+    assert len(labels) == 4 and all(label and "table" in label for label in labels)  # two figures, wide and narrow
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_average_over_meta_steps_has_its_lines_and_columns(run: Path) -> None:
+    def row(step: int) -> dict:
+        values = {f"{prefix}/{m}x/median": 1 / step for prefix in ("validation", "validation_ema") for m in (1, 10)}
+        return {"kind": "validation", "meta_step": step, **values}
+
+    rows = [{"kind": "train", "meta_step": step, "meta_loss": 1.0} for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, row(2), row(4)]))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    for words in (
+        "median at the training horizon, averaged φ",
+        "median at 10 times it, averaged φ",
+        "averaged φ, 10x, median",
+        "which is what the run leaves",
+    ):
+        assert words in page.text, words
+
+
+def test_horizons_stand_beside_one_another(full: Path) -> None:
+    page = Page(write_report(full).read_text(encoding="utf-8"))
+    assert "Horizon generalisation" not in page.text  # at one horizon there is nothing to compare
+    held = json.loads((full / "evaluation.json").read_text())
+    (far,) = held["results"]
+    near = {**json.loads(json.dumps(far)), "horizon": 5}
+    for record in near["optimizers"].values():
+        record["final"] |= {"median": 0.75}
+    held["results"] = [near, far]
+    (full / "evaluation.json").write_text(json.dumps(held))
+    page = Page(write_report(full).read_text(encoding="utf-8"))
+    assert "1× 5 16 0.75" in page.text and "10× 50 16 0.25" in page.text
+
+
+def test_runs_evaluated_at_one_horizon_have_a_table(full: Path) -> None:
+    (far,) = json.loads((full / "evaluation.json").read_text())["results"]
+    runs = [Evaluated(name, run_style(0, name), [{**far, "horizon": 5}]) for name in ("one", "two")]
+    section = horizon_section(runs)
+    assert "<h2>Evaluation</h2>" in section and "<figure" not in section
+    assert all(f"{name}</th>" in section for name in ("one", "two"))
+    assert horizon_section(runs[:1]) == ""
+
+
+def test_what_is_missing_is_said(run: Path) -> None:
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    for words in (
+        "No meta-step has been recorded yet.",
+        "It has not been evaluated yet",
+        "no environment.json",
+        "quadratic: dim = 7",
+    ):
+        assert words in page.text, words
+
+
+def test_a_run_that_goes_on_is_said(run: Path) -> None:
+    (run / "metrics.jsonl").write_text(json.dumps({"kind": "train", "meta_step": 3, "meta_loss": 1.0}) + "\n")
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "Meta-training stands at meta-step 3 of 2,000." in text and "No inner run became non-finite." in text
+
+
+def test_a_run_that_did_not_come_to_its_end_is_said(run: Path) -> None:
+    write_state(run, "diverged", num_meta_steps=9, reason="no task was alive; try <less>")
+    assert "The run diverged: no task was alive; try <less>" in Page(write_report(run).read_text(encoding="utf-8")).text
+    write_state(run, "running", num_meta_steps=9)  # and nobody holds the lock
+    assert "process ended without a word." in Page(write_report(run).read_text(encoding="utf-8")).text
+    write_state(run, "finished", num_meta_steps=9)
+    assert "The run" not in Page(write_report(run).read_text(encoding="utf-8")).text
+
+
+def test_a_real_run_has_a_report(finished: Path) -> None:
+    text = Page((finished / "report.html").read_text(encoding="utf-8")).text
+    assert "Meta-training is done: 8 meta-steps." in text and "trained to 4" in text
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        write_report(tmp_path)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "evaluation.json").write_text('{"results": [')
+    with pytest.raises(UserError, match=r"evaluation\.json is not valid JSON"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "–"), ("inf", "∞"), ("-inf", "−∞"), (0, "0"), (0.123456, "0.123"), (1234.5, "1,234"), (-0.5, "−0.5"),
+        (1e-7, "1.00e−7"), (3.2e9, "3.20e9"), ("<b>", "&lt;b&gt;"), (float("nan"), "–"),
+    ],
+)  # fmt: skip
+def test_numbers_in_words(value: object, words: str) -> None:
+    assert report_parts.number(value) == words
+
+
+def test_counts_in_words() -> None:
+    assert [report_parts.count_words(x, 16) for x in (None, 0.0, 0.25, 1.0)] == ["–", "none of 16", "4 of 16", "all 16"]

@@ -1,0 +1,334 @@
+"""wandb beside a run: what it holds, and that no trouble with it is trouble for training.
+
+The servers are of the standard library and live in the test's process; nothing leaves the machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import http.server
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metaopt.experiment import Experiment, Log
+from metaopt.runs.train import resume, train
+from metaopt.sinks import wandb_logger
+from metaopt.sinks.uploads import unreachable
+from metaopt.sinks.wandb_logger import logging_beside, place_of, run_id
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, no settings and no server of this machine's user; proxies left out."""
+    for name in [name for name in os.environ if name.startswith("WANDB_") or name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+
+
+class Lines:
+    """A console that keeps what is printed, and does something at the line that contains a word."""
+
+    is_terminal = False
+
+    def __init__(self, at: str = "", do: Callable[[], Any] = lambda: None) -> None:
+        self.said: list[str] = []
+        self._at, self._do = at, do
+
+    def print(self, text: Any = "", **_: Any) -> None:
+        self.said.append(str(text))
+        if self._at and self._at in str(text):
+            self._do()
+
+    def of_wandb(self) -> list[str]:
+        return [line for line in self.said if line.startswith("wandb: ")]
+
+
+def with_log(tiny: Experiment, mode: Any, **fields: Any) -> Experiment:
+    return dataclasses.replace(tiny, log=Log(every=2, wandb=mode, project="metaopt-test"), **fields)
+
+
+def whole(path: Path, num_meta_steps: int = 8) -> bool:
+    """Every meta-step once in metrics.jsonl, and the evaluation there."""
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    steps = [row["meta_step"] for row in rows if row["kind"] == "train"]
+    return steps == list(range(1, num_meta_steps + 1)) and (path / "evaluation.json").is_file()
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if int(status.read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(status.parent.name))
+    return found
+
+
+def gone(pid: int, seconds: float = 10.0) -> bool:
+    """Whether a process ends, a zombie counting as ended."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.05)
+    return False
+
+
+# ----- what an offline run holds --------------------------------------------------------------------------------------
+
+
+def records(folder: Path) -> Iterator[Any]:
+    """The records of a .wandb file: LevelDB's log format, in blocks of 32 KiB after a header of 7 bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    (file,) = folder.glob("*.wandb")
+    content, position, parts = file.read_bytes(), 7, []
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = int.from_bytes(content[position + 4 : position + 6], "little"), content[position + 6]
+        parts.append(content[position + 7 : position + 7 + length])
+        position += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(b"".join(parts))
+            parts = []
+
+
+def items(entries: Any) -> dict[str, Any]:
+    return {entry.key or "/".join(entry.nested_key): json.loads(entry.value_json) for entry in entries}
+
+
+def test_a_run_and_its_resumption_are_whole_under_one_id(
+    tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for online without a key: one line says so, and the run is logged offline."""
+    monkeypatch.setenv("WANDB_RUN_GROUP", "sweep-7")
+    monkeypatch.setenv("WANDB_JOB_TYPE", "sweep")
+    path, console = tmp_path / "run", Lines()
+    (tmp_path / "wandb").mkdir()  # in the way of `import wandb`
+    monkeypatch.chdir(tmp_path)
+    train(with_log(tiny, "online"), path, name="tiny", console=console)
+    assert len(console.of_wandb()) == 2 and "no key; after `wandb login`" in console.of_wandb()[1]
+    assert whole(path) and "wandb" not in sys.modules
+    time.sleep(max(0.0, 1.1 - (time.time() % 1)))  # parts are named by the second
+    resume(path, num_meta_steps=12, console=Lines())
+    assert whole(path, 12)
+
+    parts = sorted((path / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2 and all(part.name.endswith(run_id(path)) for part in parts)
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    for part, last in zip(parts, (8, 12), strict=True):
+        found: dict[str, list[Any]] = {}
+        for record in records(part):
+            kind = record.WhichOneof("record_type")
+            found.setdefault(kind, []).append(getattr(record, kind))
+        (run,) = found["run"]
+        assert (run.run_id, run.project) == (run_id(path), "metaopt-test")
+        assert (run.run_group, run.job_type) == ("sweep-7", "sweep")
+        config = items(run.config.update)
+        assert config["optimizer"] == {"name": "momentum", "options": {}} and config["environment"]["versions"]["jax"]
+        assert {(m.name or m.glob_name, m.step_metric) for m in found["metric"]} >= {("*", "meta_step")}
+
+        history = [items(entry.item) for entry in found["history"]]
+        logged = {row["meta_step"]: row for row in history if "train/meta_loss" in row}
+        wanted = {row["meta_step"]: row for row in lines if row["kind"] == "train" and row["meta_step"] <= last}
+        assert list(logged) == list(wanted) == list(range(1, last + 1))
+        for step, row in wanted.items():
+            assert logged[step]["train/meta_loss"] == row["meta_loss"]
+            assert logged[step]["health/diverged"] == row["diverged"]
+        validations = {row["meta_step"]: row for row in history if "validation/2x/median" in row}
+        assert list(validations) == list(range(4, last + 1, 4))
+
+        end = history[-1]
+        assert end["meta_step"] == last
+        assert end["evaluation/curves/_type"] == end["evaluation/results/_type"] == "table-file"
+        assert end["evaluation/quadratic:dim=2/4/_type"] == "image-file"
+        summary = {key: value for entry in found["summary"] for key, value in items(entry.update).items()}
+        result = json.loads((path / "evaluation.json").read_text())["results"][0]
+        if last == 12:  # the first part holds the evaluation that the second took the place of
+            mean = result["optimizers"]["tiny"]["final"]["mean"]
+            assert summary["evaluation/quadratic:dim=2/4/tiny/mean"] == pytest.approx(mean)
+        assert summary["health/diverged_total"] == 0
+        (artifact,) = [artifact for artifact in found["artifact"] if artifact.type == "optimizer"]
+        assert "optimizer.safetensors" in {entry.path for entry in artifact.manifest.contents}
+        card = json.loads(artifact.metadata)
+        assert card["meta_step"] in (4, 8, 12) and card["experiment"]["optimizer"]["name"] == "momentum"
+
+
+def test_the_runs_of_a_sweep_are_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "rates" / "seed=1"
+    assert place_of(run, "digits_rl") == ("digits_rl", "train")
+    run.mkdir(parents=True)
+    (tmp_path / "rates" / "sweep.json").touch()
+    assert place_of(run, "digits_rl") == ("rates", "sweep")
+    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
+    assert place_of(run, "digits_rl") == ("mine", "sweep")
+
+
+def test_nothing_of_it_is_loaded_when_disabled(finished: Path) -> None:
+    assert not (finished / "wandb").exists()
+    code = "import sys, metaopt.sinks.wandb_logger as w; assert not {'wandb', 'jax', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+# ----- servers --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def server(health: str, rest: str) -> Iterator[str]:
+    """The address of a server which answers as told, to /healthz and otherwise: "ok", "500" or "hang"."""
+    stop = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            word = health if self.path == "/healthz" else rest
+            if word == "hang":
+                stop.wait(60)
+            with contextlib.suppress(OSError):
+                self.send_response(500 if word == "500" else 200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        do_POST = do_PUT = do_GET
+
+        def log_message(self, *_: Any) -> None: ...
+
+    served = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    served.daemon_threads = True
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{served.server_port}"
+    finally:
+        stop.set()
+        served.shutdown()
+        served.server_close()
+
+
+def closed_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return held.getsockname()[1]
+
+
+def test_a_server_is_asked_before_anything_is_uploaded() -> None:
+    assert "refused" in str(unreachable(f"http://127.0.0.1:{closed_port()}"))
+    with server("500", "500") as address:
+        assert unreachable(address) == "status 500"
+    with server("hang", "hang") as address:
+        assert "timed out" in str(unreachable(address, timeout=0.2))
+    with server("ok", "500") as address:
+        assert unreachable(address) is None
+
+
+@pytest.mark.parametrize("kind", ["refuses", "500", "hang"])
+def test_a_server_in_trouble_is_one_line_and_no_trouble(
+    kind: str, tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    console, path = Lines(), tmp_path / "run"
+    with contextlib.ExitStack() as stack:
+        refusing = f"http://127.0.0.1:{closed_port()}"
+        address = refusing if kind == "refuses" else stack.enter_context(server(kind, kind))
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        train(with_log(tiny, "online"), path, name="tiny", console=console)
+    assert whole(path)
+    said = console.of_wandb()
+    assert len(said) == 2 and said[0].startswith("wandb: offline in ")
+    assert f"{address} does not answer" in said[1] and "`wandb sync " in said[1]
+    (part,) = (path / "wandb").glob("offline-run-*")
+    history = [record for record in records(part) if record.WhichOneof("record_type") == "history"]
+    assert len(history) == 8 + 2 + 1  # meta-steps, validations, the end
+
+
+def test_a_server_that_goes_bad_keeps_the_upload_only(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    path, said = tmp_path / "run", []
+    shutil.copytree(finished, path)
+    with server("ok", "hang") as address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        with logging_beside(path, "online", said.append, upload_patience=0.5) as pid:
+            assert pid is not None
+        assert gone(pid)
+    assert [line for line in said if "off from here on" in line] == []
+    assert "uploading beside the run" in said[1] and "the upload goes on" in said[2] and len(said) == 3
+
+
+# ----- its own processes ----------------------------------------------------------------------------------------------
+
+
+def test_a_killed_wandb_core_is_one_line(tiny: Experiment, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        for child in children(os.getpid()):
+            for grandchild in children(child):
+                with contextlib.suppress(OSError):
+                    if "wandb-core" in Path(f"/proc/{grandchild}/cmdline").read_text():
+                        os.kill(grandchild, signal.SIGKILL)
+                        killed.append(grandchild)
+
+    console = Lines(at="wandb: offline in", do=kill)
+    path = tmp_path / "run"
+    train(with_log(tiny, "offline"), path, name="tiny", console=console)
+    assert len(killed) == 1 and whole(path)
+    said = console.of_wandb()
+    assert len(said) == 2 and said[1].startswith("wandb: off from here on (") and "metrics.jsonl goes on" in said[1]
+
+
+def test_a_wandb_that_hangs_is_left_at_the_end(tmp_path: Path) -> None:
+    said: list[str] = []
+    with logging_beside(tmp_path, "offline", said.append, patience=0.2) as pid:
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+    assert said == ["wandb: not done within 0.2 s; it goes on by itself, or ends itself"]
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
+
+
+def test_ctrl_c_at_the_end_does_not_wait(tmp_path: Path) -> None:
+    said: list[str] = []
+    began = time.monotonic()
+    timer = threading.Timer(0.3, signal.pthread_kill, [threading.get_ident(), signal.SIGINT])
+    with logging_beside(tmp_path, "offline", said.append, patience=30) as pid:
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        timer.start()
+    assert time.monotonic() - began < 5
+    os.kill(pid, signal.SIGKILL)
+    assert gone(pid)
+
+
+def test_a_process_that_dies_or_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with logging_beside(tmp_path, "offline", said.append) as pid:
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    assert said == ["wandb: off from here on (its process ended with status -9); metrics.jsonl goes on"]
+    said.clear()
+    monkeypatch.setattr(wandb_logger.sys, "executable", str(tmp_path / "no-python"))
+    with logging_beside(tmp_path, "offline", said.append) as pid:
+        assert pid is None
+    assert len(said) == 1 and "No such file" in said[0]

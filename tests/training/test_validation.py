@@ -1,0 +1,44 @@
+"""When a curriculum goes on, and what validation leaves out."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+
+from metaopt.experiment import Experiment
+from metaopt.training.loop import Trainer
+from metaopt.training.validation import Stage, Validator, after_validation
+
+
+def levels(scores: list[float], patience: int) -> list[int]:
+    stage, seen = Stage(), []
+    for score in scores:
+        stage = after_validation(stage, score, patience)
+        seen.append(stage.level)
+    return seen
+
+
+def test_the_level_rises_when_so_many_validations_in_a_row_were_no_better() -> None:
+    scores = [5.0, 4.0, 4.0, 3.9, 4.5, 4.2, 9.0, 8.0, 8.5, 7.0, 7.0, 7.1]
+    #         best best  1   best  1   up   best best  1   best  1   up
+    assert levels(scores, 2) == [0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 2]
+    assert levels(scores[:4], 1) == [0, 0, 1, 1]
+
+
+def test_a_level_at_which_most_tasks_fail_is_not_left() -> None:
+    inf = math.inf
+    assert levels([inf, inf, inf, 2.0, inf, inf, inf, 1.0, 1.0, 1.0], 2) == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2]
+    assert levels([inf] * 5, 1) == [0] * 5
+
+
+def test_validation_is_the_same_with_augmentations_that_belong_to_training(tiny: Experiment) -> None:
+    plain = Trainer(tiny)
+    augmented = Trainer(dataclasses.replace(tiny, companion=3, bfloat16=1.0))
+    meta_params = plain.optimizer.init(jax.random.key(0))
+    score, row = Validator(plain)(meta_params)
+    other, same = Validator(augmented)(meta_params, "validation_ema")
+    assert score == other and [*same] == [name.replace("validation/", "validation_ema/") for name in row]
+    assert [*same.values()] == [*row.values()]
+    assert Validator(plain).score_at(tiny.horizon * 2, meta_params) == row["validation/2x/median"]
