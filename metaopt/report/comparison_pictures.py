@@ -21,8 +21,8 @@ from metaopt.report.pictures import (
     draw_curve,
     frame,
     maybe_log_y,
-    to_svg,
 )
+from metaopt.report.words import shortened
 
 MOST_STYLES = 10  # more lines than this cannot be told apart: the others are grey
 OTHERS = Style("others", "baseline-3", "-")
@@ -72,16 +72,6 @@ def panels_figure(panels: Sequence[Panel], *, narrow: bool = False) -> Figure:
     return figure
 
 
-def panels_drawings(panels: Sequence[Panel], prefix: str, description: str) -> list[str]:
-    """The panels as SVG, for a wide page and for a narrow one; `prefix` keeps the ids of a page's drawings apart."""
-    return [
-        to_svg(
-            panels_figure(panels, narrow=narrow), prefix=f"{prefix}{'n' if narrow else 'w'}", description=description
-        )
-        for narrow in (False, True)
-    ]
-
-
 def _draw(axes: Axes, panel: Panel) -> None:
     frame(axes)
     if panel.log_x:
@@ -90,7 +80,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
         _line(axes, line)
     values = np.concatenate([line.y for line in panel.lines] or [np.ones(1)])
     maybe_log_y(axes, values)
-    axes.set_title(_cut(panel.title), loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
+    axes.set_title(shortened(panel.title), loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     if panel.ticks is None:
@@ -100,7 +90,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     most = max(6, 32 // max(1, len(panel.ticks)))  # letters that fit
-    axes.set_xticks([place for place, _ in panel.ticks], [_cut(words, most) for _, words in panel.ticks])
+    axes.set_xticks([place for place, _ in panel.ticks], [shortened(words, most) for _, words in panel.ticks])
     if not panel.log_x:
         axes.margins(x=0.12)
 
@@ -115,8 +105,3 @@ def _line(axes: Axes, line: Line) -> None:
     else:
         look["linestyle"] = "none"
     draw_curve(axes, line.x, line.y, marker=style.marker if style.marker or line.joined else ".", **look)
-
-
-def _cut(text: str, most: int = 40) -> str:
-    """Cut in the middle: options at the end tell families apart."""
-    return text if len(text) <= most else f"{text[: most // 3]}…{text[-(most - most // 3 - 1) :]}"

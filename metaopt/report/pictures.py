@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from metaopt.report.series import binned, numbers, series, validation_series
+from metaopt.report.series import binned, is_above_bound, numbers, series, validation_series
 
 # Roles and their colours on a light ground; on a page each is the CSS variable of its role. Learned optimizers in the
 # palette of Okabe and Ito, which the colour-blind can tell apart; baselines grey.
@@ -41,6 +41,13 @@ class Style(NamedTuple):
     role: str  # a key of COLOURS
     dash: Any  # matplotlib's line style
     marker: str | None = None  # matplotlib's, at some of the points
+
+    @property
+    def dasharray(self) -> str:
+        """The line style as SVG has it."""
+        if isinstance(self.dash, str):
+            return {"-": "none", "--": "6 3", "-.": "7 2.5 1.5 2.5", ":": "1.6 2.4"}[self.dash]
+        return " ".join(f"{1.6 * length:g}" for length in self.dash[1])
 
 
 def styles(result: Mapping[str, Any]) -> dict[str, Style]:
@@ -104,6 +111,13 @@ def evaluation_figure(result: Mapping[str, Any], *, narrow: bool = False, legend
     far = bool(train_horizon) and horizon > 20 * train_horizon
     recorded = [step for record in result["optimizers"].values() for step in record["curve"]["steps"] if step > 0]
     first = min(recorded, default=1)  # where a logarithmic axis begins
+    values = {
+        part: np.concatenate([numbers(record["curve"][part]) for record in result["optimizers"].values()])
+        for part in ("mean", "median", "q25", "q75")
+    }
+    every = np.concatenate(list(values.values()))
+    negative = bool((every < 0).any())  # losses without a bound
+    outside = 100 * np.abs(every[np.isfinite(every)]).max(initial=1.0) if negative else 1e30
     for name, record in result["optimizers"].items():
         style, curve = drawn[name], record["curve"]
         steps = numbers(curve["steps"])
@@ -117,15 +131,15 @@ def evaluation_figure(result: Mapping[str, Any], *, narrow: bool = False, legend
         draw_curve(mean_axes, steps, numbers(curve["mean"]), label=style.label, **look)
         draw_curve(median_axes, steps, numbers(curve["median"]), **look)
         if learned or name == result.get("best_baseline"):
-            low, high = _plottable(numbers(curve["q25"])), _plottable(numbers(curve["q75"]), top=1e30)
+            low, high = _plottable(numbers(curve["q25"])), _plottable(numbers(curve["q75"]), top=outside)
             alpha = 0.2 if learned else 0.13
             median_axes.fill_between(steps, low, high, color=COLOURS[style.role], alpha=alpha, linewidth=0, zorder=2)
     for axes, field, title in (
         (mean_axes, ("mean",), "Mean over tasks"),
         (median_axes, ("median", "q25", "q75"), "Median and interquartile band"),
     ):
-        values = [numbers(record["curve"][part]) for record in result["optimizers"].values() for part in field]
-        _log_y(axes, np.concatenate(values), start=values[0][0] if len(values[0]) else 1.0)
+        shown = np.concatenate([values[part] for part in field])
+        (_linear_y if negative else _log_y)(axes, shown, start=values[field[0]][0] if len(shown) else 1.0)
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK, pad=20)
         axes.set_xlabel("inner step")
         if far:
@@ -138,7 +152,7 @@ def evaluation_figure(result: Mapping[str, Any], *, narrow: bool = False, legend
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         if train_horizon and train_horizon <= horizon:
             _mark(axes, train_horizon, f"trained to {train_horizon:,}")
-    mean_axes.set_ylabel("loss")
+    mean_axes.set_ylabel("loss above its bound" if is_above_bound(result) else "loss")
     if legend:
         _legend_below(figure, mean_axes)
     return figure
@@ -203,13 +217,14 @@ def frame(axes: Axes) -> None:
 
 
 def _plottable(values: np.ndarray, top: float = np.nan) -> np.ndarray:
-    # Zeros sit on the floor of a logarithmic axis; infinities end a line.
-    return np.where(np.isfinite(values), np.maximum(values, 1e-30), np.where(np.isposinf(values), top, np.nan))
+    # Zeros sit on the floor of the axis, logarithmic where no value is below 0; infinities end a line.
+    raised = values if (values < 0).any() else np.maximum(values, 1e-30)
+    return np.where(np.isfinite(values), raised, np.where(np.isposinf(values), top, np.nan))
 
 
 def draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, **look: Any) -> None:
     """A line that ends in a cross where its values become infinite."""
-    axes.plot(steps, values if (values < 0).any() else _plottable(values), **look)
+    axes.plot(steps, _plottable(values), **look)
     lost = np.flatnonzero(np.isposinf(values))
     if len(lost) and lost[0] > 0:
         last = lost[0] - 1
@@ -243,6 +258,16 @@ def _log_y(axes: Axes, values: np.ndarray, start: float) -> None:
         axes.yaxis.set_major_locator(LogLocator(numticks=7))
         axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
     axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _linear_y(axes: Axes, values: np.ndarray, start: float) -> None:
+    known = values[np.isfinite(values)]
+    low, high = (known.min(), known.max()) if len(known) else (-1.0, 1.0)
+    # What rises above its start by more than the others fall is outside.
+    high = min(high, start + max(start - low, 1e-30)) if np.isfinite(start) else high
+    margin = 0.05 * (high - low) or 0.5
+    axes.set_ylim(low - margin, high + margin)
+    axes.yaxis.set_major_locator(MaxNLocator(6))
 
 
 def maybe_log_y(axes: Axes, values: np.ndarray) -> None:

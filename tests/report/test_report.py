@@ -15,9 +15,10 @@ from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import to_json
 from metaopt.registry import choice
-from metaopt.report import parts as report_parts
+from metaopt.report import words as report_words
 from metaopt.report.comparison_pictures import run_style
-from metaopt.report.horizon_section import Evaluated, horizon_section
+from metaopt.report.horizons import Evaluated, horizons
+from metaopt.report.page import TEMPLATES
 from metaopt.report.run_page import write_report
 from metaopt.runs.state import write_state
 
@@ -232,10 +233,10 @@ def test_horizons_stand_beside_one_another(full: Path) -> None:
 def test_runs_evaluated_at_one_horizon_have_a_table(full: Path) -> None:
     (far,) = json.loads((full / "evaluation.json").read_text())["results"]
     runs = [Evaluated(name, run_style(0, name), [{**far, "horizon": 5}]) for name in ("one", "two")]
-    section = horizon_section(runs)
+    section = TEMPLATES.get_template("horizons.html").render(horizons=horizons(runs))
     assert "<h2>Evaluation</h2>" in section and "<figure" not in section
     assert all(f"{name}</th>" in section for name in ("one", "two"))
-    assert horizon_section(runs[:1]) == ""
+    assert horizons(runs[:1]) is None
 
 
 def test_what_is_missing_is_said(run: Path) -> None:
@@ -284,12 +285,12 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     ("value", "words"),
     [
         (None, "–"), ("inf", "∞"), ("-inf", "−∞"), (0, "0"), (0.123456, "0.123"), (1234.5, "1,234"), (-0.5, "−0.5"),
-        (1e-7, "1.00e−7"), (3.2e9, "3.20e9"), ("<b>", "&lt;b&gt;"), (float("nan"), "–"),
+        (1e-7, "1.00e−7"), (3.2e9, "3.20e9"), ("007", "007"), (float("nan"), "–"), (1234567, "1,234,567"),
     ],
 )  # fmt: skip
 def test_numbers_in_words(value: object, words: str) -> None:
-    assert report_parts.number(value) == words
+    assert report_words.number(value) == words
 
 
 def test_counts_in_words() -> None:
-    assert [report_parts.count_words(x, 16) for x in (None, 0.0, 0.25, 1.0)] == ["–", "none of 16", "4 of 16", "all 16"]
+    assert [report_words.share(x, 16) for x in (None, 0.0, 0.25, 1.0)] == ["–", "none of 16", "4 of 16", "all 16"]

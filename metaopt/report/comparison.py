@@ -46,7 +46,6 @@ class Group(NamedTuple):
 class Comparison(NamedTuple):
     """Runs, the best first."""
 
-    title: str
     runs: list[ComparedRun]
     groups: list[Group]  # the best first
     axes: list[str]  # fields in which configurations differ and which decide φ, the seed last
@@ -54,12 +53,11 @@ class Comparison(NamedTuple):
     warnings: list[str]  # why scores may not be comparable
 
 
-def compare_all(paths: Sequence[Path], title: str, root: Path) -> Comparison:
+def compare_all(paths: Sequence[Path], root: Path) -> Comparison:
     """Reads runs and sets them beside one another. The best come first, those without a validation last.
 
     Args:
       root: the folder below which they are named, where they lie in it.
-
     """
     summaries = [index.summarise(path, root if path.is_relative_to(root) else None) for path in paths]
     every = differing([summary.fields for summary in summaries])
@@ -89,7 +87,7 @@ def compare_all(paths: Sequence[Path], title: str, root: Path) -> Comparison:
             runs.append(_read(member, own, rank, style))
     runs.sort(key=lambda run: (run.summary.best is None, run.summary.best or 0.0))
     warnings = _warnings(summaries) + [run.trouble for run in runs if run.trouble]
-    return Comparison(title, runs, groups, axes, beside, warnings)
+    return Comparison(runs, groups, axes, beside, warnings)
 
 
 def _read(summary: RunSummary, label: str, group: int, style: Style) -> ComparedRun:
@@ -133,8 +131,11 @@ def _warnings(runs: Sequence[RunSummary]) -> list[str]:
     return found
 
 
-def points(runs: Sequence[ComparedRun], axis: str) -> list[tuple[str, float, Style]]:
-    """(value of an axis, best validation, style) of every run that has one, by rising value."""
+def points(runs: Sequence[ComparedRun], axis: str, *, everyone: bool = False) -> list[tuple[str, float, Style]]:
+    """(value of an axis, best validation, style) of every run that has one, by rising value.
+
+    `everyone`: of the others too, with a best validation of 0.
+    """
 
     def place(entry: tuple[str, float, Style]) -> tuple[int, float, str]:
         try:
@@ -143,9 +144,9 @@ def points(runs: Sequence[ComparedRun], axis: str) -> list[tuple[str, float, Sty
             return 1, 0.0, entry[0]
 
     found = [
-        (value_words(run.summary.fields, axis), run.summary.best, run.style)
+        (value_words(run.summary.fields, axis), run.summary.best or 0.0, run.style)
         for run in runs
-        if run.summary.best is not None
+        if everyone or run.summary.best is not None
     ]
     return sorted(found, key=place)
 
