@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from metaopt.report.pictures import FAINT, INK, frame, save_png
+from metaopt.report.panels import FAINT, INK, frame
 from metaopt.report.series import numbers
+from metaopt.report.svg import save_png
 
 Record = Mapping[str, Any]
 MODELS = {"rl": ("RL model", "#0072B2", "-"), "bp": ("BP model", "#D55E00", "-")}

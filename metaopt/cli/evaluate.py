@@ -10,8 +10,9 @@ from typing import Any
 from metaopt import files
 from metaopt.cli.arguments import EvaluateArguments, merged_all
 from metaopt.errors import UserError
-from metaopt.report import pictures
+from metaopt.report.pictures import evaluation_figure
 from metaopt.report.run_page import read_config, write_report
+from metaopt.report.svg import save_png
 from metaopt.runs import folder
 from metaopt.runs.console import make_console, say
 from metaopt.runs.environment import describe_environment
@@ -94,7 +95,7 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
     everything = read_results(path)
     for result in results:
         with files.replacing(path / _picture_name(result, everything)) as part:
-            pictures.save_png(pictures.evaluation_figure(result), part)
+            save_png(evaluation_figure(result), part)
     print_results(console, results)
     last = f"report: {write_report(path)}" if made is None else f"results: {path / folder.EVALUATION}"
     say(console, f"\n{last}")

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 
 from metaopt import files
 from metaopt.errors import UserError
-from metaopt.report.comparison_pictures import MOST_STYLES, run_style
-from metaopt.report.pictures import Style
+from metaopt.report.panels import MOST_STYLES, Style, run_style
 from metaopt.runs import folder, index
 from metaopt.runs.index import Fields, RunSummary, differing, value_words
 from metaopt.runs.loggers import read_rows

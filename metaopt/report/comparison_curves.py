@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from metaopt.report.comparison import ComparedRun, Comparison, points, short_names, shown_groups
-from metaopt.report.comparison_pictures import Line, Panel, panels_figure
 from metaopt.report.page import drawings
-from metaopt.report.pictures import Style
+from metaopt.report.panels import Line, Panel, Style, panels_figure
 from metaopt.report.series import binned, series, validation_series
 
 MOST_AXES = 6  # panels of the picture of the axes

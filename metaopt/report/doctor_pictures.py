@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from metaopt.report.pictures import COLOURS, INK, LEARNED, LEARNED_DASHES, MARKERS, frame
+from metaopt.report.panels import COLOURS, INK, LEARNED, LEARNED_DASHES, MARKERS, frame, write_title
 from metaopt.report.series import numbers
 from metaopt.report.words import shortened
 
@@ -54,10 +54,6 @@ def _figure(width: float, height: float, columns: int = 1, **options: Any) -> tu
     return figure, panels
 
 
-def _title(axes: Axes, words: str) -> None:
-    axes.set_title(words, loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
-
-
 def _words(axes: Axes, words: str) -> None:
     """In the middle of a panel that would look empty."""
     axes.text(0.5, 0.5, words, ha="center", va="center", color=INK, transform=axes.transAxes)
@@ -98,8 +94,8 @@ def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     right.tick_params(labelleft=False)
     if not any((entry["snr"] or {}).get("value") for entry in entries):
         _words(right, "not resolved")
-    _title(left, "Cosine")
-    _title(right, "Signal to noise")
+    write_title(left, "Cosine")
+    write_title(right, "Signal to noise")
     return figure
 
 
@@ -120,7 +116,7 @@ def _jacobian(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     axes.axhline(1.0, color=INK, linewidth=1.0)
     axes.set_xlabel("inner step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    _title(axes, "Jacobian's growth a step")
+    write_title(axes, "Jacobian's growth a step")
     _legend(figure, axes, narrow)
     return figure
 
@@ -154,7 +150,7 @@ def _inputs(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     axes.set_ylim(bottom=lowest / 2)
     axes.set_xticks(columns, names)
     axes.set_ylabel("magnitude")
-    _title(axes, "Range of the inputs")
+    write_title(axes, "Range of the inputs")
     _legend(figure, axes, narrow)
     return figure
 
@@ -189,7 +185,7 @@ def _gates(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     axes.set_ylim(0, 1)
     if max(shares for entry in entries for layer in entry["layers"] for shares in layer.values()) < 0.01:
         _words(axes, "all below 1%")
-    _title(axes, "Saturated gates")
+    write_title(axes, "Saturated gates")
     _legend(figure, axes, narrow)
     return figure
 
@@ -213,7 +209,7 @@ def _steps(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     axes.axvline(result["horizon"], color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
     axes.set_xlabel("inner step")
     axes.set_ylabel("step length")
-    _title(axes, "Step lengths")
+    write_title(axes, "Step lengths")
     _legend(figure, axes, narrow)
     return figure
 

@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metaopt.report.comparison_pictures import BASELINE, OTHERS, Line, Panel, panels_figure, run_style
 from metaopt.report.page import drawings
-from metaopt.report.pictures import Style
+from metaopt.report.panels import BASELINE, OTHERS, Line, Panel, Style, panels_figure, run_style
 from metaopt.report.series import numbers
 
 Result = Mapping[str, Any]  # an entry of evaluation.json

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from metaopt.errors import UserError
 from metaopt.files import replacing
 from metaopt.report import words
-from metaopt.report.pictures import COLOURS, LEARNED, to_svg
+from metaopt.report.panels import COLOURS, LEARNED
+from metaopt.report.svg import to_svg
 
 # The same roles on a dark ground; each keeps its hue, and stays as far from its neighbours for the colour-blind.
 DARK_LEARNED = ("#ff8c42", "#5ab4f0", "#35c79a", "#e59cc8", "#e0b93f")

@@ -85,7 +85,8 @@ def pictures(
     """(name, PNG file, caption) of the evaluation's curves and the doctor's figures."""
     if not results and not doctor:
         return
-    from metaopt.report.pictures import evaluation_figure, save_png
+    from metaopt.report.pictures import evaluation_figure
+    from metaopt.report.svg import save_png
 
     folder.mkdir(parents=True, exist_ok=True)
     for index, result in enumerate(results):

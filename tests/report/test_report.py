@@ -20,10 +20,10 @@ from metaopt.experiment import Experiment
 from metaopt.experiment.plain import to_json
 from metaopt.registry import choice
 from metaopt.report import words as report_words
-from metaopt.report.comparison_pictures import run_style
 from metaopt.report.horizons import Evaluated, horizons
 from metaopt.report.page import TEMPLATES
-from metaopt.report.pictures import COLOURS, evaluation_figure
+from metaopt.report.panels import COLOURS, run_style
+from metaopt.report.pictures import evaluation_figure
 from metaopt.report.run_page import write_report
 from metaopt.runs.state import write_state
 
