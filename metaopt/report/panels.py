@@ -113,7 +113,8 @@ def _draw(axes: Axes, panel: Panel) -> None:
     frame(axes)
     if panel.log_x:
         axes.set_xscale("log")
-    _scale_y(axes, np.concatenate([np.ravel([line.y, *(line.band or ())]) for line in panel.lines]), panel.start)
+    values = [np.ravel([line.y, *(line.band or ())]) for line in panel.lines]
+    _scale_y(axes, np.concatenate(values or [np.ones(1)]), panel.start)
     for line in panel.lines:
         _line(axes, line)
     write_title(axes, shortened(panel.title), pad=20 if panel.mark else 10)

@@ -52,7 +52,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
     environment = _optional(run_dir / ENVIRONMENT)
     rows = list(read_rows(run_dir / METRICS))
     train_rows = [row for row in rows if row.get("kind", "train") == "train" and "meta_loss" in row]
-    results = read_results(run_dir)
+    results, planned = read_results(run_dir), config.get("num_meta_steps")
     title = str(environment.get("experiment") or run_dir.resolve().name)
     return write_page(
         "run.html",
@@ -60,7 +60,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         title=title,
         subtitle=f"Run folder {run_dir.resolve()}",
         done=train_rows[-1]["meta_step"] if train_rows else 0,
-        planned=config.get("num_meta_steps"),
+        planned=planned if isinstance(planned, int) else None,
         ended=read_state(run_dir),
         horizons=horizons([one_run(title, results)]),
         evaluations=[_evaluation(result, index) for index, result in enumerate(results)],
