@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from metaopt.report.panels import COLOURS, INK, LEARNED, LEARNED_DASHES, MARKERS, frame, write_title
+from metaopt.report.panels import COLOURS, INK, LEARNED, LEARNED_DASHES, MARKERS, frame, plain, write_title
 from metaopt.report.series import numbers
-from metaopt.report.words import shortened
 
 TRAINING, OTHER = "learned-1", "learned-0"
 GATE_NAMES = {"i": "input", "f": "forget", "g": "cell", "o": "output"}  # of an LSTM
@@ -66,7 +65,7 @@ def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     labels = []
     for entry in entries:
         name, _, options = str(entry["estimator"]).partition(":")
-        name = shortened((entry.get("short") or name) + (f":{options}" if options else ""), 22 if narrow else 34)
+        name = plain((entry.get("short") or name) + (f":{options}" if options else ""), 22 if narrow else 34)
         labels.append(f"{name}\n{entry['window']:,} of {entry['horizon']:,} steps")
     height = 1.2 + 0.42 * len(entries)
     figure, (left, right) = _figure(4.6 if narrow else 10.0, height, 2, sharey=True)
@@ -108,7 +107,7 @@ def _jacobian(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         index = tasks.index(entry["task"])
         colour, marker = LEARNED[index % len(LEARNED)], MARKERS[index % len(MARKERS)]
         dash = "-" if entry["order"] == "second" else "--"
-        label = f"{shortened(entry['task'], 46)}, {entry['order']} order"
+        label = f"{plain(entry['task'], 46)}, {entry['order']} order"
         axes.plot(
             entry["start"], numbers(entry["median"]), dash, color=colour, marker=marker, markersize=4, label=label
         )
@@ -142,7 +141,7 @@ def _inputs(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         hatched = entry["training"] and entry["steps"] == "beyond"
         at = columns + (index - (len(shown) - 1) / 2) * width
         low, middle, high = magnitude[:, 1], magnitude[:, 2], magnitude[:, 3]
-        label = shortened(entry["task"], 46) + (f", training, {entry['steps']} T" if entry["training"] else "")
+        label = plain(entry["task"], 46) + (f", training, {entry['steps']} T" if entry["training"] else "")
         axes.bar(at, high - low, width * 0.82, bottom=low, label=label, **_fill(colour, hatched))
         axes.plot(at, middle, "o", color="white", markeredgecolor="black", markersize=3.5, markeredgewidth=0.8)
         lowest = min(lowest, float(low.min()))
@@ -179,7 +178,7 @@ def _gates(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         shares = [entry["layers"][layer][gate] for layer, gate in places]
         at = columns + (index - (len(entries) - 1) / 2) * width
         colour = LEARNED[index % len(LEARNED)]
-        axes.bar(at, shares, width * 0.85, color=colour, label=f"{shortened(entry['task'], 46)}, {entry['steps']} T")
+        axes.bar(at, shares, width * 0.85, color=colour, label=f"{plain(entry['task'], 46)}, {entry['steps']} T")
     words = [f"{GATE_NAMES.get(gate, gate)}\nlayer {layer + 1}" for layer, gate in places]
     axes.set_xticks(columns, words, fontsize=7.5 if narrow else 9, rotation=90 if narrow else 0)
     axes.set_ylim(0, 1)
@@ -197,7 +196,7 @@ def _steps(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     for index, entry in enumerate(result["steps"]):
         colour = LEARNED[index % len(LEARNED)]
         low, middle, high = (np.maximum(numbers(entry[part]), SMALLEST) for part in ("q10", "median", "q90"))
-        label = shortened(entry["task"], 46) + (", training" if entry["training"] else "")
+        label = plain(entry["task"], 46) + (", training" if entry["training"] else "")
         axes.plot(entry["step"], middle, color=colour, linewidth=1.8, label=label, linestyle=_dash(index))
         axes.fill_between(entry["step"], low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log")

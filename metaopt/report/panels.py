@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from metaopt.report.words import shortened
-
 # Roles and their colours on a light ground; on a page each is the CSS variable of its role. Learned optimizers in the
 # palette of Okabe and Ito, which the colour-blind can tell apart; baselines grey.
 INK, FAINT = "#24292f", "#d5d9de"
@@ -117,7 +115,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     _scale_y(axes, np.concatenate(values or [np.ones(1)]), panel.start)
     for line in panel.lines:
         _line(axes, line)
-    write_title(axes, shortened(panel.title), pad=20 if panel.mark else 10)
+    write_title(axes, plain(panel.title), pad=20 if panel.mark else 10)
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
     if panel.x_limits is not None:
@@ -127,7 +125,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     if panel.ticks is not None:
         axes.xaxis.set_minor_locator(NullLocator())
         most = max(6, 32 // max(1, len(panel.ticks)))  # letters that fit
-        axes.set_xticks([place for place, _ in panel.ticks], [shortened(words, most) for _, words in panel.ticks])
+        axes.set_xticks([place for place, _ in panel.ticks], [plain(words, most) for _, words in panel.ticks])
         if not panel.log_x:
             axes.margins(x=0.12)
     elif panel.log_x:
@@ -142,7 +140,12 @@ def _line(axes: Axes, line: Line) -> None:
     style, colour, grey = line.style, COLOURS[line.style.role], line.style.role.startswith("baseline")
     log, (bottom, top) = axes.get_yscale() == "log", axes.get_ylim()
     values = _plottable(line.y, log)
-    look: dict[str, Any] = {"color": colour, "markersize": 5, "zorder": 3 if grey else 4, "label": style.label}
+    look: dict[str, Any] = {
+        "color": colour,
+        "markersize": 5,
+        "zorder": 3 if grey else 4,
+        "label": plain(style.label, 200),
+    }
     if line.joined:
         look |= {"linestyle": style.dash, "linewidth": style.width}
         # Markers on some of the points: they tell lines apart, and must not hide them.
@@ -171,6 +174,12 @@ def frame(axes: Axes) -> None:
     axes.set_axisbelow(True)
     for text in (axes.xaxis.label, axes.yaxis.label):
         text.set_color(INK)
+
+
+def plain(text: str, most: int = 40) -> str:
+    """Words to draw: cut in the middle, for options at the end tell families apart; a dollar sign begins no formula."""
+    cut = text if len(text) <= most else f"{text[: most // 3]}…{text[-(most - most // 3 - 1) :]}"
+    return cut.replace("$", r"\$")
 
 
 def write_title(axes: Axes, words: str, pad: float = 10) -> None:

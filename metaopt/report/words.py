@@ -54,11 +54,6 @@ def wordy(text: str) -> bool:
     return False
 
 
-def shortened(text: str, most: int = 40) -> str:
-    """Cut in the middle: options at the end tell families apart."""
-    return text if len(text) <= most else f"{text[: most // 3]}…{text[-(most - most // 3 - 1) :]}"
-
-
 def flatten(value: Any, name: str = "") -> list[tuple[str, str]]:
     """(dotted name, text) of every leaf of nested JSON; a registry's choice stays on one line."""
     if isinstance(value, Mapping):

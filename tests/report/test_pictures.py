@@ -145,3 +145,12 @@ def test_bins_are_medians_of_neighbours() -> None:
     assert len(steps) == len(low) == len(middle) == len(high) == 10
     assert middle[-1] == np.median(values[-99:]) and (low <= middle).all() and (middle <= high).all()
     assert len(binned(np.array([1.0]), np.array([np.nan]))[0]) == 0
+
+
+def test_a_dollar_sign_begins_no_formula(result: dict) -> None:
+    wrong = r"$\frac{"  # matplotlib would refuse to draw the formula
+    result["optimizers"][f"a {wrong} b$"] = record("learned", [2.0, 1.0, 0.5, 0.25, 0.125])
+    text = to_svg(pictures.evaluation_figure(result), prefix="p", description="")
+    assert f"a {wrong} b$" in text
+    panel = panels.Panel(f"{wrong}$", "", "", [panels.Line(panels.OTHERS, np.ones(1), np.ones(1))])
+    assert f"{wrong}$" in to_svg(panels.panels_figure([panel]), prefix="p", description="")
