@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from metaopt.cli import entry as cli
-from metaopt.cli.arguments import parse_experiment
+from metaopt.experiment.flags import parse_experiment
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, Validation
 from metaopt.experiment.checks import validate

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from metaopt.cli import evaluate as compare
+from metaopt.cli import evaluate as evaluate_command
 from metaopt.cli.arguments import EvaluateArguments
 from metaopt.errors import UserError
 from metaopt.evaluation import Curves
@@ -83,7 +83,7 @@ def test_pictures_have_names_of_their_own() -> None:
         entry("classifier:hidden_layers=3"), entry("classifier:hidden_layers=6"), entry(),
         entry(baselines=()), entry(horizon=40), entry("classifier:data_dir=/a b/c"),
     ]  # fmt: skip
-    assert [compare._picture_name(result, everything) for result in everything] == [
+    assert [evaluate_command._picture_name(result, everything) for result in everything] == [
         "classifier-hidden_layers-3-4-steps.png",
         "classifier-hidden_layers-6-4-steps.png",
         "quadratic-4-steps.png",
@@ -152,7 +152,7 @@ def test_a_folder_that_cannot_be_written(copy: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root may write anywhere
     with pytest.raises(UserError, match="cannot write to the folder .*run: Permission denied; give --out"):
-        compare.compare(EvaluateArguments(runs=(str(copy),)))
+        evaluate_command.evaluate(EvaluateArguments(runs=(str(copy),)))
     with pytest.raises(UserError, match="cannot write to the folder .*run: Permission denied; make it writable"):
         write_report(copy)
     assert sorted(copy.iterdir()) == before
@@ -170,7 +170,7 @@ def test_a_folder_that_cannot_be_written(copy: Path, monkeypatch: pytest.MonkeyP
 )
 def test_a_broken_evaluation_file(text: str, message: str, copy: Path) -> None:
     (copy / "evaluation.json").write_text(text)
-    for work in (lambda: compare.compare(EvaluateArguments(runs=(str(copy),))), lambda: write_report(copy)):
+    for work in (lambda: evaluate_command.evaluate(EvaluateArguments(runs=(str(copy),))), lambda: write_report(copy)):
         with pytest.raises(UserError, match=message):
             work()
     assert (copy / "evaluation.json").read_text() == text
@@ -178,15 +178,15 @@ def test_a_broken_evaluation_file(text: str, message: str, copy: Path) -> None:
 
 def test_runs_of_different_training_horizons(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Path(shutil.copytree(copy, copy.parent / "other"))
-    find = compare.find_optimizer
+    find = evaluate_command.find_optimizer
 
     def longer(run: str) -> Any:
         found = find(run)
         horizon = 8 if run == str(other) else 4
         return found._replace(experiment=dataclasses.replace(found.experiment, horizon=horizon))
 
-    monkeypatch.setattr(compare, "find_optimizer", longer)
+    monkeypatch.setattr(evaluate_command, "find_optimizer", longer)
     out = copy.parent / "both"
     with pytest.raises(UserError, match=r"different horizons \(tiny/run 4, tiny/other 8\).*by themselves"):
-        compare.compare(EvaluateArguments(runs=(str(copy), str(other)), out=str(out)))
+        evaluate_command.evaluate(EvaluateArguments(runs=(str(copy), str(other)), out=str(out)))
     assert not out.exists()
