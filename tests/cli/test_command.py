@@ -12,10 +12,10 @@ import jax
 import pytest
 
 from metaopt.cli import entry as cli
-from metaopt.experiment.flags import parse_experiment
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, Validation
 from metaopt.experiment.checks import validate
+from metaopt.experiment.flags import parse_experiment
 from metaopt.experiment.plain import to_json
 from metaopt.files import write_json
 from metaopt.registry import Choice, choice

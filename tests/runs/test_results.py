@@ -99,7 +99,7 @@ def test_baselines_are_checked_with_their_options() -> None:
     for baseline, message in (
         ("sgd:powr=0.5", "did you mean 'power'"),
         ("sdg:power=1", "did you mean 'sgd'"),
-        ("lstm", "'lstm' is unknown"),
+        ("lstm", "'lstm' has no learning rate to be tuned; choose from sgd, momentum"),
         ("sgd:learning_rate=1", "leave learning_rate out"),
     ):
         with pytest.raises(UserError, match=message):
@@ -115,6 +115,20 @@ def test_the_table_counts_failures() -> None:
     assert sgd.split()[-2:] == ["1/400", "3/400"] and "inf" in sgd
 
 
+def test_the_table_shows_gaps_and_differences_where_there_are_any() -> None:
+    said = io.StringIO()
+    one = entry(baselines=("sgd",))
+    mine, sgd = one["optimizers"]["mine"], one["optimizers"]["sgd"]
+    mine["gap"] = {"mean": 0.5, "mean_interval": [0.25, 0.75]}
+    mine["difference_to_best_baseline"] = {"mean": -0.125, "interval": [-0.25, "inf"], "median": 0.0}
+    sgd["gap"] = sgd["difference_to_best_baseline"] = None
+    results.print_results(Console(file=said, width=200), [one])
+    header, first, second = said.getvalue().splitlines()[2:5]
+    assert header.split("  ")[-1] == "rises" and " to best baseline" not in header
+    assert "above the bound" in header and "less best baseline" in header
+    assert "  0.5 [0.25, 0.75]  " in first and "  -0.125 [-0.25, inf]  " in first and "0.5 [" not in second
+
+
 def test_validation_counts_failures_between_recorded_points() -> None:
     loss = np.array([[1.0, 0.5, 0.25]] * 2)
     curves = Curves(
@@ -125,9 +139,16 @@ def test_validation_counts_failures_between_recorded_points() -> None:
         final={"learned": {}},
         evaluated_on="",
         train_horizon=4,
+        lower_bound=np.zeros(2),
     )
-    assert validation._values(curves, 4) == {"median": 0.5, "mean": 0.5, "failed": 0.0, "initial": 1.0}
-    assert validation._values(curves, 8) == {"median": np.inf, "mean": 0.25, "failed": 0.5, "initial": 1.0}
+    assert validation._values(curves, 4) == {"median": 0.5, "mean": 0.5, "failed": 0.0, "initial": 1.0, "bound": 0.0}
+    assert validation._values(curves, 8) == {
+        "median": np.inf,
+        "mean": 0.25,
+        "failed": 0.5,
+        "initial": 1.0,
+        "bound": 0.0,
+    }
 
 
 # ----- refused before the work ----------------------------------------------------------------------------------------
