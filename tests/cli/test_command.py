@@ -62,7 +62,7 @@ MISTAKES = [
     (["train", TINY, "--seed", "abc"], "--seed: invalid literal for int()"),
     (["train", TINY, "--seed"], "missing value for argument '--seed'"),
     (["train", TINY, "stray"], "unrecognized options: stray."),
-    (["train", TINY, "--objective", "men"], "invalid choice 'men'"),
+    (["train", TINY, "--objective", "men"], "objective 'men' is unknown; did you mean 'mean'?"),
     (["train", TINY, "--optimizer", "lstn"], "optimizer 'lstn' is unknown; did you mean 'lstm'?"),
     (["train", TINY, "--optimizer", ":hiden_size=3"], "'hiden_size' is unknown; did you mean 'hidden_size'?"),
     (["train", TINY, "--optimizer", "lstm:hidden_size"], "'hidden_size' in 'lstm:hidden_size' is not key=value"),

@@ -141,14 +141,9 @@ def test_validation_counts_failures_between_recorded_points() -> None:
         train_horizon=4,
         lower_bound=np.zeros(2),
     )
-    assert validation._values(curves, 4) == {"median": 0.5, "mean": 0.5, "failed": 0.0, "initial": 1.0, "bound": 0.0}
-    assert validation._values(curves, 8) == {
-        "median": np.inf,
-        "mean": 0.25,
-        "failed": 0.5,
-        "initial": 1.0,
-        "bound": 0.0,
-    }
+    start = {"initial": 1.0, "bound": 0.0}
+    assert validation._values(curves, 4) == {"median": 0.5, "mean": 0.5, "failed": 0.0, **start}
+    assert validation._values(curves, 8) == {"median": np.inf, "mean": 0.25, "failed": 0.5, **start}
 
 
 # ----- refused before the work ----------------------------------------------------------------------------------------
