@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, PackageLoader
+from jinja2 import ChainableUndefined, Environment, PackageLoader, UndefinedError
+from jinja2.utils import missing
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -36,19 +37,28 @@ LIGHT = {**COLOURS, "paper": "#ffffff", "quiet": "#5b6570", "bad": "#a8290f"}
 Drawings = tuple[Markup, Markup]  # a figure as SVG, for a wide page and for a narrow one
 
 
+class Absent(ChainableUndefined):
+    """A field that a JSON record lacks, as those of older runs do. Whatever else a template misses is its mistake."""
+
+    def __init__(self, hint: Any = None, obj: Any = missing, name: Any = None, exc: Any = UndefinedError) -> None:
+        super().__init__(hint, obj, name, exc)
+        if name is not None and obj is not None and not isinstance(obj, Mapping):
+            self._fail_with_undefined_error()
+
+
 def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _optional(show: Callable[..., str]) -> Callable[..., str]:
     """Takes what a record lacks for null."""
-    return lambda value, *more: show(None if isinstance(value, ChainableUndefined) else value, *more)
+    return lambda value, *more: show(None if isinstance(value, Absent) else value, *more)
 
 
 TEMPLATES = Environment(
     loader=PackageLoader("metaopt.report"),
     autoescape=True,
-    undefined=ChainableUndefined,  # records of older runs lack fields
+    undefined=Absent,
     trim_blocks=True,
     lstrip_blocks=True,
 )

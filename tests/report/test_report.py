@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from metaopt.errors import UserError
 from metaopt.evaluation.curves import Curves
@@ -382,3 +383,15 @@ def test_numbers_in_words(value: object, words: str) -> None:
 
 def test_counts_in_words() -> None:
     assert [report_words.share(x, 16) for x in (None, 0.0, 0.25, 1.0)] == ["–", "none of 16", "4 of 16", "all 16"]
+
+
+def test_a_record_may_lack_fields_and_a_template_may_not_misspell_them() -> None:
+    def shown(template: str) -> str:
+        return TEMPLATES.from_string(template).render(record={"gap": None}, style=run_style(0, "<b>"))
+
+    assert (
+        shown("{{ record.gap.mean|number }} {{ record.test.accuracy|share(4) }} {{ style.label }}") == "– – &lt;b&gt;"
+    )
+    for wrong in ("{{ style.lable }}", "{{ recrod.gap }}", "{% if style.colour %}{% endif %}"):
+        with pytest.raises(UndefinedError):
+            shown(wrong)
