@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from metaopt import files
-from metaopt.cli.arguments import EvaluateArguments, merged_all
+from metaopt.cli.arguments import EvaluateArguments
 from metaopt.errors import UserError
+from metaopt.experiment.flags import merged_all
+from metaopt.microscope.capture import keep_failures
 from metaopt.report.pictures import evaluation_figure
 from metaopt.report.run_page import read_config, write_report
 from metaopt.report.svg import save_png
@@ -30,7 +32,7 @@ from metaopt.runs.train import learned_name
 from metaopt.shipped.loading import Trained, find_optimizer
 
 
-def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
+def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     """Evaluates, prints the tables, writes JSON and pictures. Returns the folder they are in.
 
     One run's results go into its own folder and its report; those of several, or of a pretrained optimizer, into `out`.
@@ -82,6 +84,7 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
             num_devices=arguments.num_devices,
             trained={name: one.card.get("meta_step") for name, one in trained.items()},
             experiments={name: one.experiment for name, one in trained.items()},
+            look=keep_failures,
             progress=lambda line: say(console, f"  {line}"),
         )
     except BaseException:

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 
 from metaopt import files
-from metaopt.cli.arguments import DoctorArguments
+from metaopt.cli.arguments import DoctorArguments, ReplayArguments
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.experiment.checks import validate
 from metaopt.microscope.advice import reference_in_words
-from metaopt.microscope.capsules import TASKS_KEPT, read_capsule, replay
+from metaopt.microscope.capsules import TASKS_KEPT, read_capsule
+from metaopt.microscope.capsules import replay as run_again
 from metaopt.microscope.doctor import diagnose
 from metaopt.microscope.last_steps import first_cause, look_closely
 from metaopt.report.doctor_pictures import doctor_figures
 from metaopt.report.run_page import write_report
 from metaopt.report.svg import save_png
-from metaopt.runs import folder
+from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
 from metaopt.runs.experiments import load_experiment
-from metaopt.runs.interrupts import Interrupted
+from metaopt.runs.interrupts import Interrupted, SignalGuard
 from metaopt.runs.results import check_writable
 from metaopt.shipped.loading import find_optimizer, pretrained
 from metaopt.training.loop import Trainer
@@ -37,7 +37,7 @@ from metaopt.types import MetaParams
 SHOWN_STEPS = 8  # of a capsule, before and at the death
 
 
-def examine(arguments: DoctorArguments, console: Any = None) -> Path:
+def doctor(arguments: DoctorArguments, console: Any = None) -> Path:
     """Examines φ, prints the figures and the advice, writes doctor.json and pictures. Returns the folder.
 
     A run's go into its own folder and report; those of an experiment's fresh φ, or of a .safetensors file, into `out`.
@@ -61,7 +61,8 @@ def examine(arguments: DoctorArguments, console: Any = None) -> Path:
     phi = "a fresh φ" if meta_step is None else f"φ of meta-step {meta_step}"
     say(console, f"examining {phi} of {name}")
     try:
-        with _Bar(console) as bar, _stopped_in_words():
+        with SignalGuard() as guard, _Bar(console) as bar:
+            guard.at_once = True
             result = diagnose(
                 experiment,
                 meta_params,
@@ -70,9 +71,12 @@ def examine(arguments: DoctorArguments, console: Any = None) -> Path:
                 seed=arguments.seed,
                 progress=bar.show,
             )
-    except BaseException:
+    except BaseException as error:
         if made is not None:
             made.discard()
+        if isinstance(error, KeyboardInterrupt):
+            message = "the examination was stopped; nothing was written."
+            raise Interrupted(guard.received or signal.SIGINT, message) from None
         raise
     result = {"name": name, **result}
     files.write_json(path / folder.DOCTOR, result)
@@ -131,24 +135,6 @@ class _Bar:
 
 def _minutes(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds >= 90 else f"{round(seconds, -1):.0f} s"
-
-
-@contextlib.contextmanager
-def _stopped_in_words() -> Iterator[None]:
-    """A signal ends the examination with one line."""
-
-    def stop(signum: int, frame: Any) -> None:
-        raise Interrupted(signum, "the examination was stopped; nothing was written.")
-
-    if threading.current_thread() is not threading.main_thread():  # elsewhere no handler can be set
-        yield
-        return
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 # ----- text -----------------------------------------------------------------------------------------------------------
@@ -238,7 +224,7 @@ def _cosine(cosine: Mapping[str, Any]) -> str:
 
 
 def _n(value: Any) -> str:
-    return "–" if value is None else f"{float(value):.3g}"
+    return tables.number(value, missing="–")
 
 
 def _growth(value: Any) -> str:
@@ -246,45 +232,40 @@ def _growth(value: Any) -> str:
 
 
 def _percent(share: Any) -> str:
-    if share is None:
-        return "–"
-    return "0" if share == 0 else "<1%" if share < 0.01 else f"{share:.0%}"
+    return tables.percent(share, missing="–")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """The first column to the left, at most 44 wide, the others to the right."""
-    rows = [[row[0] if len(row[0]) <= 44 else row[0][:43] + "…", *row[1:]] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    gap = "  " if sum(widths) + 2 * len(widths) < 99 else " "
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        yield gap + gap.join(cells).rstrip()
+    short = [[row[0] if len(row[0]) <= 44 else row[0][:43] + "…", *row[1:]] for row in rows]
+    width = sum(max(map(len, column)) + 2 for column in zip(*short, strict=True))
+    gap = "  " if width < 99 else " "
+    yield from (gap + line for line in tables.aligned(short, short[0][0].__eq__, gap))
 
 
-def _wrapped(text: str) -> Iterator[str]:
-    from textwrap import wrap
-
-    yield from wrap(text, 96, subsequent_indent="   ", break_on_hyphens=False, break_long_words=False)
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, 96, subsequent_indent="   ", break_on_hyphens=False, break_long_words=False)
 
 
 # ----- replay ---------------------------------------------------------------------------------------------------------
 
 
-def show_again(path: Path, console: Any = None) -> bool:
-    """Runs a capsule again and prints the steps around each death. Returns whether the bits are those it holds.
+def replay(arguments: ReplayArguments, console: Any = None) -> None:
+    """Runs a capsule again and prints the steps around each death.
 
     Raises:
       UserError: the file is no capsule.
+      SystemExit: with 1, the bits are not those it holds.
     """
     console = console or make_console()
-    capsule = read_capsule(path)
+    capsule = read_capsule(Path(arguments.capsule))
     setting = capsule.setting
     at = "" if setting.meta_step is None else f", φ of meta-step {setting.meta_step}"
     noise = "with step noise" if setting.explore else "without step noise"
     say(console, f"{setting.kind} on {setting.task}{at}, {len(capsule.batch.keys)} tasks a batch, {noise}")
     for name, value in setting.about.items():
         say(console, f"  {name.replace('_', ' ')}: {value}")
-    found, closely = replay(capsule), look_closely(setting, capsule.batch)
+    found, closely = run_again(capsule), look_closely(setting, capsule.batch)
     tasks = [task for task, _ in capsule.died]
     most = f", the first {TASKS_KEPT} of those that blew up" if len(tasks) == TASKS_KEPT else ""
     say(console, f"shown: task {', '.join(map(str, tasks))} of {len(capsule.batch.keys)} in the batch{most}")
@@ -309,7 +290,7 @@ def show_again(path: Path, console: Any = None) -> bool:
         say(console, "\nthe same bits as when it was kept")
     else:
         say(console, "\nthe bits DIFFER from those kept: another machine, jax or version of metaopt rounds otherwise")
-    return found.same
+        raise SystemExit(1)
 
 
 def _cause(cause: tuple[str, int] | None, begun: int, kind: str) -> str:

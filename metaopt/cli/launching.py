@@ -59,6 +59,6 @@ def resume(arguments: list[str]) -> None:
 
         sweeps.resume(arguments)
     else:
-        from metaopt.cli import train as training
+        from metaopt.cli.train import train
 
-        training.train(["--resume", *arguments])
+        train(["--resume", *arguments])

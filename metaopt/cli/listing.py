@@ -27,6 +27,21 @@ MAIN_FIELDS = (
 )
 
 
+def show_list(names: list[str]) -> None:
+    """The command.
+
+    Raises:
+      UserError: a name that nothing has.
+    """
+    if any(word in ("-h", "--help") for word in names):
+        print("usage: metaopt list [NAME ...]\n\nWithout a name: everything that can be named. With: its options.")
+        return
+    for name in names:
+        print_entry(name)
+    if not names:
+        print_listing()
+
+
 def print_listing() -> None:
     """Experiments, task families, optimizers, estimators, oracles and pretrained optimizers."""
     sections: dict[str, Mapping[str, str]] = {

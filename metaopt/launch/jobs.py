@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 from metaopt.launch import sweep_folder
 from metaopt.launch.sweep_folder import LOG
+from metaopt.runs.state import how_it_ended
 
 COMMAND = (sys.executable, "-m", "metaopt", "train", "--resume")  # and the run's folder
 LONGEST_ERROR = 500  # characters
@@ -69,11 +69,3 @@ class Job:
         if said:
             return said[-1].removeprefix("metaopt: ").removeprefix("error: ").strip()[:LONGEST_ERROR]
         return how_it_ended(self._status or 0)
-
-
-def how_it_ended(status: int) -> str:
-    """`ended by SIGKILL` or `ended with exit status 1`."""
-    try:
-        return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-    except ValueError:
-        return f"ended by signal {-status}"

@@ -14,14 +14,15 @@ from types import FrameType
 from typing import Any
 
 from metaopt.errors import UserError
-from metaopt.launch import sweep_folder, tables
+from metaopt.launch import sweep_folder
 from metaopt.launch.jobs import Job
 from metaopt.launch.machine import accelerator, plugins, shares
-from metaopt.launch.states import TO_DO, Reader, Standing
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs import folder
+from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
+from metaopt.runs.index import Run, Seen, read_run
 from metaopt.runs.interrupts import SIGNALS, Interrupted
+from metaopt.runs.state import TO_DO
 
 POLL_SECONDS = 0.1
 REDRAW_SECONDS = 1.0
@@ -66,8 +67,8 @@ class _Launcher:
     def __init__(self, sweep: Sweep, workers: int, console: Any) -> None:
         self._sweep = sweep
         self._console = console
-        self._reader = Reader()
-        first = self._reader.sweep(sweep)
+        self._seen: Seen = {}
+        first = sweep.read_runs(self._seen)
         self._queue = [one.name for one in first if one.state in TO_DO]
         workers = min(workers, len(self._queue)) or 1
         several = len(os.sched_getaffinity(0)) > 1
@@ -153,7 +154,7 @@ class _Launcher:
     def _redraw(self, *, now: bool = False) -> None:
         if self._live is None or not (now or time.monotonic() > self._redrawn + REDRAW_SECONDS):
             return
-        rows = self._reader.sweep(self._sweep)
+        rows = self._sweep.read_runs(self._seen)
         self._live.update(tables.standings(rows, f"{self._sweep.path}: {tables.counts(rows)}"), refresh=True)
         self._redrawn = time.monotonic()
 
@@ -176,16 +177,16 @@ class _Launcher:
 
     def _tell_end(self, name: str) -> None:
         if self._live is None:
-            one = self._reader.run(self._sweep.run(name), name)
+            one = read_run(self._sweep.run(name), name, self._seen)
             loss = tables.number(one.progress.meta_loss)
-            figures = f"meta-step {one.meta_step}/{one.num_meta_steps}" + (f", meta-loss {loss}" if loss else "")
+            figures = f"meta-step {one.done}" + (f", meta-loss {loss}" if loss else "")
             self._say(f"{name}: {one.state}, {figures}" + (f" ({one.note})" if one.note else ""))
 
     def _say(self, text: str) -> None:
         say(self._console, text)
 
     def _finish(self) -> None:
-        rows = self._reader.sweep(self._sweep)
+        rows = self._sweep.read_runs(self._seen)
         if not self._console.is_terminal:
             self._console.print(tables.standings(rows))
         self._say(f"{tables.counts(rows)}\nsweep folder: {self._sweep.path}")
@@ -198,7 +199,7 @@ class _Launcher:
             raise SystemExit(1)
 
 
-def unfinished(rows: list[Standing], go_on: str) -> str | None:
+def unfinished(rows: list[Run], go_on: str) -> str | None:
     """What to say of a sweep that has ended and not finished; None where it has."""
     wrong = [row for row in rows if row.state in ("failed", "diverged", "lost")]
     left = [row for row in rows if row.state in ("cancelled", "interrupted")]

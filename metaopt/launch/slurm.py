@@ -17,9 +17,9 @@ from metaopt import files
 from metaopt.errors import UserError
 from metaopt.launch import sweep_folder
 from metaopt.launch.jobs import Job, how_it_ended
-from metaopt.launch.states import TO_DO, Reader
 from metaopt.launch.sweep_folder import SLURM_JOBS, Sweep
 from metaopt.runs import folder
+from metaopt.runs.state import TO_DO
 
 MISSING = "--where slurm needs submitit; run `pip install 'metaopt-jax[slurm]'`, or leave it out to run here."
 NO_SLURM = (
@@ -201,7 +201,7 @@ def begin(sweep: Sweep, at_once: int | None, *, cluster: str = "slurm") -> str:
         check(sweep.slurm)
     alive = queued() if cluster == "slurm" else set()
     known = job_ids(sweep)
-    to_do = [row.name for row in Reader().sweep(sweep) if row.state in TO_DO]
+    to_do = [row.name for row in sweep.read_runs() if row.state in TO_DO]
     waiting = [name for name in to_do if known.get(name) in alive]
     names = [name for name in to_do if name not in waiting]
     still = f"{len(waiting)} queued already" if waiting else ""

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from metaopt import files
 from metaopt.errors import UserError
-from metaopt.launch import grid, local, sweep_folder, tables
+from metaopt.launch import grid, local, sweep_folder
 from metaopt.launch.options import SweepOptions, for_resuming
-from metaopt.launch.states import TO_DO, Reader
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs import folder
+from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console
+from metaopt.runs.state import TO_DO
 
 
 def start(options: SweepOptions) -> None:
@@ -20,7 +20,7 @@ def start(options: SweepOptions) -> None:
     Raises:
       UserError: a mistake in the options or in a point; nothing is left behind.
     """
-    from metaopt.cli.arguments import parse_experiment
+    from metaopt.experiment.flags import parse_experiment
     from metaopt.runs.experiments import load_experiment
 
     name, base = load_experiment(options.experiment)
@@ -42,7 +42,8 @@ def start(options: SweepOptions) -> None:
     title = f"{name}: {len(points)} run{'s' * (len(points) > 1)}, " + (
         f"{min(workers or 1, len(points))} at once" if options.where == "local" else "on Slurm"
     )
-    console.print(tables.points(points, title))
+    rows = [(point.run, *point.overrides.values()) for point in points]
+    console.print(tables.unboxed(title, ("run", *points[0].overrides), rows))
     if options.dry_run:
         return
     sweep = sweep_folder.create(
@@ -82,7 +83,7 @@ def resume(arguments: list[str]) -> None:
     sweep = sweep_folder.read(Path(name))
     if folder.is_locked(sweep.path):
         raise UserError(f"{sweep.path} is being run already; watch it with `metaopt status {sweep.path}`.")
-    rows = Reader().sweep(sweep)
+    rows = sweep.read_runs()
     to_do = [row for row in rows if row.state in TO_DO]
     for row in to_do:
         (row.path / folder.CANCELLED).unlink(missing_ok=True)

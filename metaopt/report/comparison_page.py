@@ -16,7 +16,8 @@ from metaopt.report.horizons import Evaluated, horizons
 from metaopt.report.page import write_page
 from metaopt.report.words import flatten, wordy
 from metaopt.runs import folder
-from metaopt.runs.index import score_of, value_words
+from metaopt.runs.index import value_words
+from metaopt.runs.metrics import score_of
 
 
 def write_comparison(places: Sequence[Path], out: Path | None = None) -> Path:

@@ -16,9 +16,9 @@ from metaopt.report.pictures import evaluation_figure, meta_training_figure, sty
 from metaopt.report.series import is_above_bound, is_without_bound, some, validation_series
 from metaopt.report.words import flatten
 from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, METRICS, REPORT, open_run
-from metaopt.runs.loggers import read_rows
+from metaopt.runs.index import read_run
+from metaopt.runs.metrics import read_rows
 from metaopt.runs.results import check_writable, read_results
-from metaopt.runs.state import read_state
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         check_writable(run_dir, "make it writable, or give --out PAGE.html")
         out = run_dir / REPORT
     environment = _optional(run_dir / ENVIRONMENT)
-    rows = list(read_rows(run_dir / METRICS))
+    rows = read_rows(run_dir / METRICS)
     train_rows = [row for row in rows if row.get("kind", "train") == "train" and "meta_loss" in row]
     results, planned = read_results(run_dir), config.get("num_meta_steps")
     title = str(environment.get("experiment") or run_dir.resolve().name)
@@ -61,7 +61,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         subtitle=f"Run folder {run_dir.resolve()}",
         done=train_rows[-1]["meta_step"] if train_rows else 0,
         planned=planned if isinstance(planned, int) else None,
-        ended=read_state(run_dir),
+        ended=read_run(run_dir),
         horizons=horizons([one_run(title, results)]),
         evaluations=[_evaluation(result, index) for index, result in enumerate(results)],
         examination=examination(_optional(run_dir / DOCTOR)),

@@ -349,7 +349,7 @@ def test_a_run_that_did_not_come_to_its_end_is_said(run: Path) -> None:
     write_state(run, "diverged", num_meta_steps=9, reason="no task was alive; try <less>")
     assert "The run diverged: no task was alive; try <less>" in Page(write_report(run).read_text(encoding="utf-8")).text
     write_state(run, "running", num_meta_steps=9)  # and nobody holds the lock
-    assert "process ended without a word." in Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "The run is lost: its process is gone" in Page(write_report(run).read_text(encoding="utf-8")).text
     write_state(run, "finished", num_meta_steps=9)
     assert "The run" not in Page(write_report(run).read_text(encoding="utf-8")).text
 

@@ -36,12 +36,12 @@ from metaopt.report.run_page import write_report
 from metaopt.runs import folder, processes
 from metaopt.runs import train as train_module
 from metaopt.runs.checkpoints import Checkpoints
-from metaopt.runs.console import make_console, say
+from metaopt.runs.console import Progress, make_console, say
 from metaopt.runs.experiments import load_experiment
 from metaopt.runs.faults import NotWritten, disk_trouble, in_one_line
 from metaopt.runs.index import fields_of
 from metaopt.runs.interrupts import SignalGuard
-from metaopt.runs.loggers import JsonLines, Progress, read_rows, train_rows
+from metaopt.runs.metrics import JsonLines, read_rows, train_rows
 from metaopt.runs.train import resume, train
 from metaopt.shipped.loading import read_optimizer
 from metaopt.training.loop import Trainer
