@@ -14,8 +14,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from thesis_arms import STUDIES
-from thesis_work import PHI, leave_rows, work_folder
+from experiments.thesis.arms import STUDIES
+from experiments.thesis.work import PHI, leave_rows, work_folder
 
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import build_families, build_optimizer

@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from thesis_arms import STUDIES, Arm, Study, Test
+from experiments.thesis.arms import STUDIES, Arm, Study, Test
 
 from metaopt.cli.devices import configure_jax
 from metaopt.evaluation import statistics

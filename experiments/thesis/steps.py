@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from thesis_arms import STUDIES, Arm
-from thesis_work import PHI, leave_rows, say, work_folder
+from experiments.thesis.arms import STUDIES, Arm
+from experiments.thesis.work import PHI, leave_rows, say, work_folder
 
 from metaopt.evaluation.record import evaluation_keys
 from metaopt.evaluation.statistics import thin

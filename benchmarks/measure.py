@@ -1,4 +1,4 @@
-"""What every part of scripts/bench measures with: rows, timing, the machine's bounds, the machine itself."""
+"""What every part of benchmarks/bench measures with: rows, timing, the machine's bounds, the machine itself."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.experiment import Experiment
+from metaopt.experiment import Experiment, Log, MetaOptimizer
 from metaopt.inner.devices import COLUMNS, compiler_options
 from metaopt.registry import Choice, choice
+from metaopt.training.loop import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 HIDDEN, FEATURES, DIM, HORIZON = 20, 10, 10, 100
+DIGITS_DIM = 64 * 20 + 20 + 20 * 10 + 10  # parameters of a classifier of digits
 # A bound below this share of what the 2048^3 product's rate implies is not valid: the pieces were disturbed.
 VALID_SHARE = 0.55
 FLOPS = 43_360  # of a coordinate-step's meta-gradient, its forward pass recomputed, with hidden 20 and ten features
@@ -274,6 +276,31 @@ def experiment(model: str, num_tasks: int, task: Choice | None = None, **fields:
         num_devices=1,
     )
     return Experiment(**(settings | fields))
+
+
+def digits(meta_steps: int) -> Experiment:
+    """The RL model on classifiers of digits, T = 50, in chunks of so many meta-steps."""
+    return experiment(
+        "RL",
+        4,
+        choice("classifier"),
+        optimizer=choice("lstm", features="all", noise="per_step", alpha_bias=-2.0),
+        meta_optimizer=MetaOptimizer(learning_rate=3e-3),
+        horizon=50,
+        log=Log(every=meta_steps),
+    )
+
+
+def framework(described: Experiment) -> Callable[[], object]:
+    """A chunk of meta-steps as users run them, from where the last one ended."""
+    trainer = Trainer(described)
+    state = [trainer.init()]
+
+    def run() -> object:
+        state[0], metrics = trainer.run_chunk(state[0])
+        return metrics["meta_loss"]
+
+    return run
 
 
 # ----- the machine ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The parts of scripts/bench that time whole meta-training: core-seconds to a validation loss, what logging costs."""
+"""The parts of benchmarks/bench that time whole meta-training: core-seconds to a validation loss, what logging costs."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from bench_measure import Options, Row, experiment, measured
-from plain_reference import PlainTrainer
 from rich.console import Console
 
-from metaopt.evaluation import evaluate
-from metaopt.experiment import Experiment, Log, MetaOptimizer, Validation
+from benchmarks.measure import Options, Row, digits, experiment, measured
+from benchmarks.plain_reference import PlainTrainer
+from metaopt.evaluation.curves import evaluate
+from metaopt.experiment import Experiment, Log, Validation
 from metaopt.microscope.capture import CapsuleKeeper
-from metaopt.registry import choice
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.loggers import Progress
 from metaopt.runs.recorder import Recorder
@@ -38,22 +37,10 @@ class Goal(NamedTuple):
     most: int  # chunks of `log.every` meta-steps until it is given up
 
 
-def _digits() -> Experiment:
-    return experiment(
-        "RL",
-        4,
-        choice("classifier"),
-        optimizer=choice("lstm", features="all", noise="per_step", alpha_bias=-2.0),
-        meta_optimizer=MetaOptimizer(learning_rate=3e-3),
-        horizon=50,
-        log=Log(every=5),
-    )
-
-
 # Tuned Adam ends at 0.0035 on these quadratics; the loss on digits begins at 2.4.
 GOALS = {
     "quadratics, T = 100": Goal(experiment("BP", 16, log=Log(every=25)), 0.0035, 256, 100),
-    "digits, T = 50": Goal(_digits(), 0.8, 16, 60),
+    "digits, T = 50": Goal(digits(5), 0.8, 16, 60),
 }
 VALIDATION_SEED = 0x7A11
 

@@ -1,4 +1,4 @@
-"""The parts of scripts/bench that time processes of their own: two devices against one, the start of a run."""
+"""The parts of benchmarks/bench that time processes of their own: two devices against one, the start of a run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from bench_measure import Options, Row, experiment, measured
-
+from benchmarks.cases import serve
+from benchmarks.measure import ROOT, Options, Row, experiment, framework, measured
 from metaopt.experiment import Log
 from metaopt.inner.devices import use_cpu_devices
 from metaopt.runs import folder
-from metaopt.training.loop import Trainer
 
 # ----- devices --------------------------------------------------------------------------------------------------------
 
@@ -45,33 +44,19 @@ def _busy_seconds() -> float:
 
 
 class Worker:
-    """A process of its own with so many CPU devices, one thread and one core each, that times calls when told to.
+    """A process of its own that times calls when told to: a program of Python that ends in `cases.serve`."""
 
-    The cores are those from `core` on.
-    """
-
-    def __init__(self, num_devices: int, num_tasks: int, meta_steps: int, core: int = 0) -> None:
-        settings = {"devices": num_devices, "tasks": num_tasks, "meta_steps": meta_steps, "core": core}
-        environment = {
-            **os.environ,
-            "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
-            "NPROC": "1",  # the size of jaxlib's own pool
-            "OMP_NUM_THREADS": "1",
-        }
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(settings)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-        self._read()  # ready
+    def __init__(self, program: list[str], environment: Mapping[str, str]) -> None:
+        pipe = subprocess.PIPE
+        command = [sys.executable, *program]
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, cwd=ROOT, text=True)
+        self.first = self._read()  # {"seconds"} of the first call, compilation and all
 
     def _read(self) -> dict[str, float]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("a worker of the part `devices` ended early")
+            raise RuntimeError(f"the worker {self._process.args} ended early")
         return json.loads(line)
 
     def begin(self) -> None:
@@ -93,20 +78,22 @@ class Worker:
         self._process.wait()
 
 
-def work(settings: dict[str, int]) -> None:
-    """What a worker does: builds, warms up, then one timed chunk a line of its input."""
-    devices = settings["devices"]
-    os.sched_setaffinity(0, set(range(settings["core"], settings["core"] + devices)))
-    use_cpu_devices(devices)
-    described = experiment("BP", settings["tasks"], log=Log(every=settings["meta_steps"]), num_devices=devices)
-    trainer = Trainer(described)
-    state, _ = trainer.run_chunk(trainer.init())
-    print(json.dumps({"ready": 1}), flush=True)
-    for _ in sys.stdin:
-        began, cores = time.perf_counter(), time.process_time()
-        state, _ = trainer.run_chunk(state)
-        report = {"seconds": time.perf_counter() - began, "core_seconds": time.process_time() - cores}
-        print(json.dumps(report), flush=True)
+def on_devices(num_devices: int, num_tasks: int, meta_steps: int, core: int = 0) -> Worker:
+    """With so many CPU devices, one thread and one core each, from `core` on."""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false",
+        "NPROC": "1",  # the size of jaxlib's own pool
+        "OMP_NUM_THREADS": "1",
+    }
+    return Worker(["-m", "benchmarks.processes", *map(str, (num_devices, num_tasks, meta_steps, core))], environment)
+
+
+def work(num_devices: int, num_tasks: int, meta_steps: int, core: int) -> None:
+    """What such a worker does."""
+    os.sched_setaffinity(0, set(range(core, core + num_devices)))
+    use_cpu_devices(num_devices)
+    serve(framework(experiment("BP", num_tasks, log=Log(every=meta_steps), num_devices=num_devices)))
 
 
 def devices(options: Options) -> Iterator[Row]:
@@ -130,8 +117,8 @@ def devices(options: Options) -> Iterator[Row]:
         steps = 2 if options.quick else max(2, 1280 // num_tasks)
         workers: list[Worker] = []
         try:
-            workers.extend(Worker(count, num_tasks, steps) for count in (1, 2))
-            workers.extend(Worker(1, num_tasks // 2, steps, core) for core in (0, 1))
+            workers.extend(on_devices(count, num_tasks, steps) for count in (1, 2))
+            workers.extend(on_devices(1, num_tasks // 2, steps, core) for core in (0, 1))
             ratios: tuple[list[float], list[float]] = ([], [])
             shares = []
             for _ in range(options.repeats):
@@ -187,6 +174,7 @@ def _first_row(name: str, scratch: Path, run: str, quick: bool) -> float:
         [sys.executable, "-m", "metaopt", "train", name, "--num-meta-steps", "200", "--out", str(out)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        cwd=ROOT,
         env=environment,
     )
     os.sched_setaffinity(0, affinity)
@@ -207,4 +195,4 @@ def _first_row(name: str, scratch: Path, run: str, quick: bool) -> float:
 
 
 if __name__ == "__main__":
-    work(json.loads(sys.argv[1]))
+    work(*map(int, sys.argv[1:]))

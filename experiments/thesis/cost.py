@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from thesis_arms import RESULTS, STUDIES, Arm, Study, Test
-from thesis_work import BASELINES, PHI, fixed_name, test_file, work_folder
+from experiments.thesis.arms import RESULTS, STUDIES, Arm, Study, Test
+from experiments.thesis.work import BASELINES, PHI, fixed_name, test_file, work_folder
 
 from metaopt.experiment import build_family
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from thesis_arms import RESULTS, STUDIES, THESIS
-from thesis_choices import ALIKE, DEFAULTS, FEW, FURTHER, MULTIPLE, chosen, table, weigh
-from thesis_claims import OURS, Claim, between, judge, number, share
-from thesis_claims import THESIS as ONE
-from thesis_collect import collect
-from thesis_cost import AFTER
-from thesis_pictures import networks, one_task, step_lengths
+from experiments.thesis.arms import RESULTS, STUDIES, THESIS
+from experiments.thesis.choices import ALIKE, DEFAULTS, FEW, FURTHER, MULTIPLE, chosen, table, weigh
+from experiments.thesis.claims import OURS, Claim, between, judge, number, share
+from experiments.thesis.claims import THESIS as ONE
+from experiments.thesis.collect import collect
+from experiments.thesis.cost import AFTER
+from experiments.thesis.pictures import networks, one_task, step_lengths
 
 Record = Mapping[str, Any]
 PICTURES = {
@@ -33,7 +33,7 @@ direct step length and Gamma noise (the RL model). It claims that the RL model g
 training horizon, where the BP model overfits. This page says what of it was found again, and on which of the choices
 that the thesis leaves open it hangs.
 
-It is written by `scripts/reproduce_thesis --write` from the JSON files in `results/`; nothing here is typed by
+It is written by `experiments/thesis/reproduce --write` from the JSON files in `results/`; nothing here is typed by
 hand.
 """
 HOW = """\
@@ -68,12 +68,12 @@ COMMANDS = """\
 ## Commands
 
 ```sh
-scripts/reproduce_thesis --dry-run                                   # what is left to do, and how long it takes
-scripts/reproduce_thesis                                             # everything, resumable; Ctrl-C loses nothing
-scripts/reproduce_thesis --only quadratic/rl quadratic/bp --seeds 1  # figure 3, one seed
-scripts/reproduce_thesis --minutes 60                                # as much as fits
-scripts/reproduce_thesis --write                                     # results, pictures, this page
-metaopt train experiments/thesis/figure3_rl.py                       # one of the models as an ordinary run
+experiments/thesis/reproduce --dry-run                                   # what is left to do, and how long it takes
+experiments/thesis/reproduce                                             # everything, resumable; Ctrl-C loses nothing
+experiments/thesis/reproduce --only quadratic/rl quadratic/bp --seeds 1  # figure 3, one seed
+experiments/thesis/reproduce --minutes 60                                # as much as fits
+experiments/thesis/reproduce --write                                     # results, pictures, this page
+metaopt train experiments/thesis/figure3_rl.py                           # one of the models as an ordinary run
 ```
 
 mnist_5k comes with the extra `mnist` of the package, Fashion-MNIST as files (on Debian, `dataset-fashion-mnist`); a
