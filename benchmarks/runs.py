@@ -1,4 +1,4 @@
-"""The parts of benchmarks/bench that time whole meta-training: core-seconds to a validation loss, what logging costs."""
+"""The parts of benchmarks/bench that time whole meta-training: core-seconds to a validation loss, logging."""
 
 from __future__ import annotations
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from experiments.thesis import intervals
 from experiments.thesis.arms import Arm, Study, Test
-from experiments.thesis.work import BASELINES, fixed_name, test_file, work_folder
-
+from experiments.thesis.folders import BASELINES, DIVERGED, fixed_name, test_file, work_folder
 from metaopt.evaluation.statistics import jsonable, thin
 from metaopt.experiment.plain import to_json
 from metaopt.runs.environment import describe_environment
@@ -78,7 +78,7 @@ def _runs(study: Study, arm: Arm, use: str, test: Test, work: Path) -> list[Raw]
         path = test_file(folder, seed, use, test)
         if path.exists():
             found.append(np.load(path))
-        elif (folder / f"seed-{seed}" / "diverged.json").exists():
+        elif (folder / f"seed-{seed}" / DIVERGED).exists():
             found.append({})
         else:
             return None
@@ -198,7 +198,7 @@ def _arm(
         "config": to_json(arm.experiment),
         "use": dict(arm.uses.get(use, {})),
         "seeds": seeds,
-        "diverged_in_training": sum((folder / f"seed-{seed}" / "diverged.json").exists() for seed in range(seeds)),
+        "diverged_in_training": sum((folder / f"seed-{seed}" / DIVERGED).exists() for seed in range(seeds)),
         "core_seconds": {name: float(np.mean(values)) for name, values in seconds.items() if values},
         "meta_training": _meta_training(trained),
         "tests": tests,

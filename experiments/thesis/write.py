@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.thesis.arms import RESULTS, STUDIES, THESIS
+from experiments.thesis.arms import RESULTS, ROOT, STUDIES, THESIS
 from experiments.thesis.choices import ALIKE, DEFAULTS, FEW, FURTHER, MULTIPLE, chosen, table, weigh
 from experiments.thesis.claims import OURS, Claim, between, judge, number, share
 from experiments.thesis.claims import THESIS as ONE
@@ -90,16 +90,14 @@ def write_all(work: Path) -> list[str]:
             RESULTS.mkdir(parents=True, exist_ok=True)
             path = RESULTS / f"{study.name}.json"
             if path.exists() and runs_in(json.loads(path.read_text())) > runs_in(record):
-                lines.append(
-                    f"kept: {path.relative_to(THESIS.parent.parent)}, which holds more; remove it to begin anew"
-                )
+                lines.append(f"kept: {path.relative_to(ROOT)}, which holds more; remove it to begin anew")
                 continue
             _write(path, record)
-            lines.append(f"results: {path.relative_to(THESIS.parent.parent)}")
+            lines.append(f"results: {path.relative_to(ROOT)}")
     for name in AFTER:
         if (work / f"{name}.json").exists() and not _fewer_rows(work / f"{name}.json", RESULTS / f"{name}.json"):
             _write(RESULTS / f"{name}.json", json.loads((work / f"{name}.json").read_text()))
-            lines.append(f"results: {(RESULTS / name).relative_to(THESIS.parent.parent)}.json")
+            lines.append(f"results: {(RESULTS / name).relative_to(ROOT)}.json")
     records = read_results()
     if records:
         lines += [f"picture: {path}" for path in _draw(records)]
