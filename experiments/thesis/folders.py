@@ -10,6 +10,7 @@ from metaopt.registry import Choice
 
 BASELINES = ("sgd", "momentum", "rmsprop", "adam")  # tuned for every horizon
 PHI, DIVERGED = "phi.safetensors", "diverged.json"
+STOPPED = 75  # exit status of a part that was told to stop before its end
 
 
 def work_folder(work: Path, study: str, arm: str) -> Path:

@@ -25,7 +25,17 @@ import numpy as np
 
 from experiments.thesis import steps, variance
 from experiments.thesis.arms import STUDIES, Arm, Study, Test
-from experiments.thesis.folders import BASELINES, DIVERGED, PHI, fixed_name, say, test_file, trained, work_folder
+from experiments.thesis.folders import (
+    BASELINES,
+    DIVERGED,
+    PHI,
+    STOPPED,
+    fixed_name,
+    say,
+    test_file,
+    trained,
+    work_folder,
+)
 from metaopt.cli.devices import configure_jax
 from metaopt.evaluation import statistics
 from metaopt.evaluation.curves import Curves, Entry, evaluate
@@ -41,7 +51,6 @@ from metaopt.shipped.loading import read_optimizer, save_optimizer
 from metaopt.training.loop import Diverged, Trainer, TrainState, meta_train
 from metaopt.types import TaskFamily
 
-STOPPED = 75  # exit status of a part that was told to stop before its end
 CURVE_POINTS = 160
 # What takes the φ of other parts: {name: module with `missing(work)` and `rows(work)`}.
 AFTER = {"variance": variance, "step_lengths": steps}
