@@ -21,6 +21,8 @@ import jax
 import metaopt
 
 Run = Callable[[], object]
+HIDDEN, DIM, HORIZON = 20, 10, 100
+DIGITS_DIM = 64 * 20 + 20 + 20 * 10 + 10  # parameters of a classifier of digits
 
 
 def serve(run: Run) -> None:
@@ -35,36 +37,59 @@ def serve(run: Run) -> None:
         print(json.dumps(report), flush=True)
 
 
-def trained(meta_steps: int, experiment: metaopt.Experiment) -> Run:
-    """A chunk of so many meta-steps, from where the last one ended."""
-    experiment = dataclasses.replace(experiment, log=metaopt.Log(every=meta_steps), num_devices=1)
-    trainer = metaopt.Trainer(experiment)
+def chunks(described: metaopt.Experiment) -> Callable[[], Any]:
+    """A chunk of meta-steps as users run them, from where the last one ended; returns φ."""
+    trainer = metaopt.Trainer(described)
     state = [trainer.init()]
 
-    def run() -> object:
-        state[0], metrics = trainer.run_chunk(state[0])
-        return metrics["meta_loss"]
+    def run() -> Any:
+        state[0], _ = trainer.run_chunk(state[0])
+        return state[0].meta_params
 
     return run
 
 
-def model(name: str, num_tasks: int, task: str = "quadratic", **fields: Any) -> metaopt.Experiment:
-    """The BP or RL model, D = 10 unless the task's options say otherwise, T = 100 unless the fields do."""
-    bp = name == "BP"
-    rule = {"step_rule": "recursive", "noise": "none"} if bp else {"noise": "per_step"}
-    settings: dict[str, Any] = {
-        "optimizer": metaopt.choice("lstm", hidden_size=20, features="all", **rule),
-        "estimator": metaopt.choice("truncated_backprop" if bp else "reparameterised"),
-        "horizon": 100,
-    }
-    options = fields.pop("options", {"dim": 10})
-    tasks = (metaopt.choice(task, **options),)
-    return metaopt.Experiment(tasks=tasks, num_tasks=num_tasks, num_meta_steps=10**9, **(settings | fields))
+def learned(model: str, hidden: int = HIDDEN) -> metaopt.Choice:
+    """The optimizer of the `BP` or the `RL` model."""
+    rule = {"step_rule": "recursive", "noise": "none"} if model == "BP" else {"noise": "per_step"}
+    return metaopt.choice("lstm", hidden_size=hidden, features="all", **rule)
 
 
-def shipped(name: str) -> Run:
-    """Meta-training of an experiment that comes with the package."""
-    return trained(4, dataclasses.replace(metaopt.load_experiment(name)[1], num_meta_steps=10**9))
+def experiment(
+    model: str, num_tasks: int, meta_steps: int, task: metaopt.Choice | None = None, **fields: Any
+) -> metaopt.Experiment:
+    """The BP or RL model on quadratics with D = 10, T = 100, on one device, in chunks; `task` and `fields` override."""
+    settings: dict[str, Any] = dict(
+        tasks=(task or metaopt.choice("quadratic", dim=DIM),),
+        optimizer=learned(model),
+        estimator=metaopt.choice("truncated_backprop" if model == "BP" else "reparameterised"),
+        num_meta_steps=10**9,
+        num_tasks=num_tasks,
+        horizon=HORIZON,
+        num_devices=1,
+        log=metaopt.Log(every=meta_steps),
+    )
+    return metaopt.Experiment(**(settings | fields))
+
+
+def digits(meta_steps: int) -> metaopt.Experiment:
+    """The RL model on classifiers of digits, T = 50."""
+    return experiment(
+        "RL",
+        4,
+        meta_steps,
+        metaopt.choice("classifier"),
+        optimizer=metaopt.choice("lstm", features="all", noise="per_step", alpha_bias=-2.0),
+        meta_optimizer=metaopt.MetaOptimizer(learning_rate=3e-3),
+        horizon=50,
+    )
+
+
+def shipped(name: str, meta_steps: int) -> metaopt.Experiment:
+    """An experiment that comes with the package."""
+    found = metaopt.load_experiment(name)[1]
+    log = metaopt.Log(every=meta_steps)
+    return dataclasses.replace(found, num_meta_steps=10**9, num_devices=1, log=log)
 
 
 def inference(size: int) -> Run:
@@ -80,7 +105,7 @@ def inference(size: int) -> Run:
 
 def evaluation(num_tasks: int) -> Run:
     """A learned optimizer's curves to ten times its horizon."""
-    trainer = metaopt.Trainer(dataclasses.replace(model("BP", 2), num_devices=1))
+    trainer = metaopt.Trainer(experiment("BP", 2, 1))
     entry = (trainer.optimizer, trainer.init().meta_params)
     settings: dict[str, Any] = {"horizon": 1000, "num_tasks": num_tasks, "num_devices": 1}
     return lambda: metaopt.evaluate({"it": entry}, trainer.families[0], jax.random.key(0), **settings).loss["it"]
@@ -103,24 +128,22 @@ def start() -> None:
 
 
 def evolution(name: str, window: int | None) -> metaopt.Experiment:
-    return model("RL", 64, estimator=metaopt.choice(name), unroll_length=window)
+    return experiment("RL", 64, 1000 // (window or HORIZON), estimator=metaopt.choice(name), unroll_length=window)
 
 
-ROSENBROCK: dict[str, Any] = {"task": "rosenbrock", "options": {"pairs": 500}, "horizon": 20}
 # Name -> makes what is timed; a call takes about half a second on one core.
 CASES: dict[str, Callable[[], Run]] = {
-    **{
-        f"meta-step, quadratics, {name}, {tasks} tasks": lambda name=name, tasks=tasks: trained(
-            max(2, 640 // tasks), model(name, tasks)
-        )
-        for tasks in (64, 256)
-        for name in ("BP", "RL")
-    },
-    "meta-step, Rosenbrock with D = 1000, BP": lambda: trained(8, model("BP", 1, **ROSENBROCK)),
-    "meta-step, digits_rl": lambda: shipped("digits_rl"),
-    "meta-step, digits_bp": lambda: shipped("digits_bp"),
-    "meta-step, ES": lambda: trained(10, evolution("evolution_strategies", None)),
-    "meta-step, PES": lambda: trained(20, evolution("persistent_evolution_strategies", 50)),
+    "meta-step, quadratics, BP, 64 tasks": lambda: chunks(experiment("BP", 64, 10)),
+    "meta-step, quadratics, RL, 64 tasks": lambda: chunks(experiment("RL", 64, 10)),
+    "meta-step, quadratics, BP, 256 tasks": lambda: chunks(experiment("BP", 256, 2)),
+    "meta-step, quadratics, RL, 256 tasks": lambda: chunks(experiment("RL", 256, 2)),
+    "meta-step, Rosenbrock with D = 1000, BP": lambda: chunks(
+        experiment("BP", 1, 8, metaopt.choice("rosenbrock", pairs=500), horizon=20)
+    ),
+    "meta-step, digits_rl": lambda: chunks(shipped("digits_rl", 2)),
+    "meta-step, digits_bp": lambda: chunks(shipped("digits_bp", 2)),
+    "meta-step, ES": lambda: chunks(evolution("evolution_strategies", None)),
+    "meta-step, PES": lambda: chunks(evolution("persistent_evolution_strategies", 50)),
     "update of a million parameters": lambda: inference(1_000_000),
     "evaluation, quadratics, 1000 steps": lambda: evaluation(100),
     "start of a run, warm cache": lambda: start,

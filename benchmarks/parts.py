@@ -14,27 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import metaopt
-from benchmarks.measure import (
-    COLUMNS,
-    DIGITS_DIM,
-    DIM,
-    FEATURES,
-    HIDDEN,
-    HORIZON,
-    BoundMeter,
-    Bounds,
-    Options,
-    Row,
-    digits,
-    experiment,
-    framework,
-    learned,
-    measured,
-    number,
-    seconds,
-)
-from benchmarks.plain_reference import PlainTrainer
-from metaopt.experiment import Experiment, Log
+from benchmarks.cases import DIGITS_DIM, DIM, HIDDEN, HORIZON, chunks, digits, experiment, learned
+from benchmarks.measure import COLUMNS, FEATURES, BoundMeter, Bounds, Options, Row, measured, number, seconds
+from benchmarks.plain_reference import plain_chunks
+from metaopt.experiment import Experiment
 from metaopt.inner.devices import compiler_options
 from metaopt.optimizers.network import LSTM, Head, forward, fuse, init_cells, init_params
 from metaopt.registry import choice
@@ -49,7 +32,7 @@ def meta_step(options: Options) -> Iterator[Row]:
     # A call of about a third of a second: short, so that the bound is measured close to it.
     for num_tasks in options.tasks:
         steps = 2 if options.quick else max(2, 640 // num_tasks)
-        models = {model: experiment(model, num_tasks, log=Log(every=steps)) for model in ("BP", "RL")}
+        models = {model: experiment(model, num_tasks, steps) for model in ("BP", "RL")}
         yield from _meta_step(options, models, {"tasks": num_tasks}, num_tasks * DIM)
     models = {"RL": digits(1 if options.quick else 2)}
     yield from _meta_step(options, models, {"tasks": 4, "of": "digits, T = 50"}, 4 * DIGITS_DIM)
@@ -59,8 +42,8 @@ def _meta_step(
     options: Options, models: dict[str, Experiment], where: dict[str, Any], coordinates: int
 ) -> Iterator[Row]:
     meter, defaults = BoundMeter(min(coordinates, COLUMNS)), BoundMeter(min(coordinates, COLUMNS), {})
-    programs = {(model, "metaopt"): framework(described) for model, described in models.items()}
-    programs |= {(model, "plain"): _plain(described) for model, described in models.items()}
+    programs = {(model, "metaopt"): chunks(described) for model, described in models.items()}
+    programs |= {(model, "plain"): plain_chunks(described) for model, described in models.items()}
     programs = {name: programs[name] for name in sorted(programs)}
     first = {name: seconds(program) for name, program in programs.items()}
     speeds: dict[tuple[str, str], list[float]] = {name: [] for name in programs}
@@ -153,13 +136,13 @@ def evolution(options: Options) -> Iterator[Row]:
             described = experiment(
                 "RL",
                 EVOLUTION_COLUMNS // dim,
+                steps * HORIZON // window,
                 choice("quadratic", dim=dim),
                 estimator=choice(name),
                 horizon=window * windows,
                 unroll_length=window if windows > 1 else None,
-                log=Log(every=steps * HORIZON // window),
             )
-            programs[name, window, dim] = framework(described)
+            programs[name, window, dim] = chunks(described)
     for program in programs.values():
         seconds(program)
     speeds: dict[tuple[str, int, int], list[float]] = {name: [] for name in programs}
@@ -174,17 +157,6 @@ def evolution(options: Options) -> Iterator[Row]:
         settings = {"estimator": name, "D": dim, "window": window}
         figure = "executed unrolls against the forward bound"
         yield measured("evolution", figure, settings, "Mcs/s", values, bounds=bounds[name, window, dim])
-
-
-def _plain(described: Experiment) -> Callable[[], object]:
-    trainer = PlainTrainer(described)
-    state = [trainer.init(Trainer(described).init().meta_params)]
-
-    def run() -> object:
-        state[0], loss = trainer.run(state[0], described.log.every)
-        return loss
-
-    return run
 
 
 # ----- inference ------------------------------------------------------------------------------------------------------
@@ -207,7 +179,7 @@ def inference(options: Options) -> Iterator[Row]:
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.safetensors"
-        described = experiment("BP", 16)
+        described = experiment("BP", 16, 1)
         optimizer = Trainer(described).optimizer
         save_optimizer(path, optimizer.init(key), described, {})
         updaters = {name: _updater(path, tree, size) for name, tree in trees.items()}
@@ -324,7 +296,7 @@ class MetaGradient:
 
     def __init__(self, tasks: int, dim: int, horizon: int, *, hidden: int = 20, **fields: Any) -> None:
         settings: dict[str, Any] = {"horizon": horizon, "optimizer": learned("BP", hidden)} | fields
-        described = experiment("BP", tasks, choice("rosenbrock", pairs=dim // 2), **settings)
+        described = experiment("BP", tasks, 1, choice("rosenbrock", pairs=dim // 2), **settings)
         trainer = Trainer(described)
         key = jax.random.key(0)
         meta_params = jax.jit(trainer.optimizer.init)(key)

@@ -17,6 +17,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from metaopt.experiment import Experiment, build_families
+from metaopt.training.loop import Trainer
 from metaopt.types import Families, Key, MetaParams, TaskFamily
 
 # What the reference has; every other option of the optimizer must stay at its default.
@@ -163,3 +164,15 @@ class PlainTrainer:
         for _ in range(length):
             state, loss = self.step(state, self.families[0])
         return state, loss
+
+
+def plain_chunks(experiment: Experiment) -> Callable[[], MetaParams]:
+    """As `cases.chunks`, from the same φ."""
+    trainer = PlainTrainer(experiment)
+    state = [trainer.init(Trainer(experiment).init().meta_params)]
+
+    def run() -> MetaParams:
+        state[0], _ = trainer.run(state[0], experiment.log.every)
+        return state[0].meta_params
+
+    return run

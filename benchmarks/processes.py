@@ -12,9 +12,8 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from benchmarks.cases import serve
-from benchmarks.measure import ROOT, Options, Row, experiment, framework, measured
-from metaopt.experiment import Log
+from benchmarks.cases import chunks, experiment, serve
+from benchmarks.measure import ROOT, Options, Row, measured
 from metaopt.inner.devices import use_cpu_devices
 from metaopt.runs import folder
 
@@ -93,7 +92,7 @@ def work(num_devices: int, num_tasks: int, meta_steps: int, core: int) -> None:
     """What such a worker does."""
     os.sched_setaffinity(0, set(range(core, core + num_devices)))
     use_cpu_devices(num_devices)
-    serve(framework(experiment("BP", num_tasks, log=Log(every=meta_steps), num_devices=num_devices)))
+    serve(chunks(experiment("BP", num_tasks, meta_steps, num_devices=num_devices)))
 
 
 def devices(options: Options) -> Iterator[Row]:
