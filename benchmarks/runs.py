@@ -89,9 +89,10 @@ def _race(name: str, goal: Goal) -> Iterator[Row]:
             break
         for program in running:
             losses[program].append(validate(contenders[program].run()))
-    costs = {program: statistics.median(contender.spent[1:] or contender.spent) for program, contender in contenders.items()}
+    costs: dict[str, float] = {}
     totals: dict[str, dict[str, float]] = {"with compilation": {}, "without compilation": {}}
     for program, contender in contenders.items():
+        costs[program] = statistics.median(contender.spent[1:] or contender.spent)
         totals["with compilation"][program] = sum(contender.spent)
         totals["without compilation"][program] = sum(contender.spent[1:]) + costs[program]
     steps = {program: len(losses[program]) * described.log.every for program in contenders}
