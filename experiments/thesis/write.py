@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from experiments.thesis.arms import RESULTS, ROOT, STUDIES, THESIS
@@ -24,61 +25,6 @@ PICTURES = {
     "figure6.png": ("linear_regression", "linear_regression", 10, "Figure 6, linear regression"),
 }
 MOST_FAILED = 0.9  # of whose survivors a mean says nothing
-HEAD = """\
-# The thesis, claim by claim
-
-A bachelor's thesis (in Russian) on learned optimizers as stochastic policies meta-trains one LSTM optimizer in two
-ways: by back-propagation with a recursive step length (the BP model), and by a reparameterised policy gradient with a
-direct step length and Gamma noise (the RL model). It claims that the RL model goes on improving at ten times its
-training horizon, where the BP model overfits. This page says what of it was found again, and on which of the choices
-that the thesis leaves open it hangs.
-
-It is written by `experiments/thesis/reproduce --write` from the JSON files in `results/`; nothing here is typed by
-hand.
-"""
-HOW = """\
-## How to read it
-
-φ are the weights of the LSTM, T the training horizon (100 steps; 50 on networks), 1×, 10× and 100× multiples of it.
-K is the window of back-propagation, d the direction that the network gives and α its step length; `features` is what
-the network reads of a gradient, s one of them, m̂/√v̂ (`printed`: without the root). `in_use` says what stands for the
-noise when φ is used. A setting is named after what differs from the thesis's.
-
-Every φ comes from 2000 meta-steps of Adam (rate 1e-3, norm of the meta-gradient clipped at 1), and the last one is
-evaluated: no validation picks one, since that would look beyond the horizon. All optimizers run on the same tasks,
-starts and minibatches. **Failed**: a loss that is not finite or above 10 f(θ_0) at any step. **Rises**: the mean of the
-last 5% of the curve above twice the loss at the training horizon. **Improves**: lower at ten times the horizon than at
-it. Means are over the runs that did not fail, the share that failed stands beside them, and where more than 90%
-failed no mean is shown. Intervals are 95% bootstrap intervals over meta-seeds and tasks; from three meta-seeds they are
-too short, so mind the single seeds where they are given, and with one meta-seed there are none. The figure's
-baselines have the thesis's rates; the tuned ones the best rate for that family and horizon, found on other tasks.
-"""
-STEPS = """\
-## The length of the steps beyond the horizon
-
-Both models give the length of a step themselves: RL as an output, BP by multiplying the last one (with a floor of
-e^-30 = 9.4e-14). Solid: median over the tasks that are alive at the horizon, a line for every meta-seed. Dotted, from
-the horizon on: the network reads the inputs of the last 20 steps before it over and over, so that nothing new comes in
-and what the length does is the network's own doing. A run can fail at any length; a length that has gone to nothing has
-stopped, and one that grows without end fails on everything.
-
-![step lengths](figures/step_lengths.png)
-"""
-COMMANDS = """\
-## Commands
-
-```sh
-experiments/thesis/reproduce --dry-run                                   # what is left to do, and how long it takes
-experiments/thesis/reproduce                                             # everything, resumable; Ctrl-C loses nothing
-experiments/thesis/reproduce --only quadratic/rl quadratic/bp --seeds 1  # figure 3, one seed
-experiments/thesis/reproduce --minutes 60                                # as much as fits
-experiments/thesis/reproduce --write                                     # results, pictures, this page
-metaopt train experiments/thesis/figure3_rl.py                           # one of the models as an ordinary run
-```
-
-mnist_5k comes with the extra `mnist` of the package, Fashion-MNIST as files (on Debian, `dataset-fashion-mnist`); a
-study whose images are not on the machine is left out.
-"""
 
 
 def write_all(work: Path) -> list[str]:
@@ -101,7 +47,7 @@ def write_all(work: Path) -> list[str]:
     records = read_results()
     if records:
         lines += [f"picture: {path}" for path in _draw(records)]
-        (THESIS / "README.md").write_text("\n".join(_page(records)).rstrip() + "\n")
+        (THESIS / "README.md").write_text(page(records))
         lines.append("page: experiments/thesis/README.md")
     return lines
 
@@ -141,45 +87,46 @@ def _draw(records: Mapping[str, Record]) -> Iterator[str]:
         yield "step_lengths.png"
 
 
-def _page(records: Mapping[str, Record]) -> Iterator[str]:
+def page(records: Mapping[str, Record]) -> str:
+    """The README: page.md with what the records say in it."""
     claims = judge(records)
-    yield HEAD
-    yield _outcome(claims)
-    yield "| claim | what was run | verdict | figures |"
-    yield "| --- | --- | --- | --- |"
-    for claim in claims:
-        yield f"| **{claim.name}** {claim.text} | {claim.ran} | {claim.verdict} | {_first(claim)} |"
-    yield "\n" + HOW
-    yield "## Figures\n"
-    yield "Dashed: the training horizon. Left as in the thesis, right with baselines tuned for the horizon; of networks"
-    yield "medians, with baselines tuned for the horizon.\n"
-    for path in sorted((THESIS / "figures").glob("figure*.png")):
-        yield f"**{_caption(path)}**\n"
-        yield f"![{path.stem.replace('_', ' ')}](figures/{path.name})\n"
-    if "step_lengths" in records:
-        yield from _step_lengths(records["step_lengths"])
-    yield "## Every claim in every setting\n"
-    for claim in claims:
-        if not claim.judged:
-            continue
-        yield f"**{claim.name}.** {claim.text} Taken to mean: {claim.means}.\n"
-        yield "| setting | holds | figures |"
-        yield "| --- | --- | --- |"
-        for one in claim.judged:
-            yield f"| {one.setting} | {'yes' if one.holds else 'no'} | {one.figures} |"
-        yield ""
-    yield "## The open choices, one at a time, and the three ingredients crossed\n"
-    yield "Mean loss (share that failed) at multiples of the training horizon; `cross` rows change only step rule,"
-    yield "state gradient and noise. Rows named after a use (`in_use`, `alpha_0`) evaluate the same φ in another way.\n"
-    for name in STUDIES:
-        if name in records:
-            yield from _ablation(records[name])
-    yield from _choices(records)
-    if "variance" in records:
-        yield from _variance(records["variance"])
-    yield "## What it cost\n"
-    yield from _cost(records)
-    yield COMMANDS
+    pictures = sorted((THESIS / "figures").glob("figure*.png"))
+    studies = {name: records[name] for name in STUDIES if name in records}
+    weighed, further = weigh(records), weigh(records, FURTHER)
+    found = chosen(weighed)
+    blocks: dict[str, Any] = {
+        "outcome": [_outcome(claims)],
+        "claims": _table(
+            ("claim", "what was run", "verdict", "figures"),
+            ((f"**{claim.name}** {claim.text}", claim.ran, claim.verdict, _first(claim)) for claim in claims),
+        ),
+        "figures": [
+            f"**{_caption(path)}**\n\n![{path.stem.replace('_', ' ')}](figures/{path.name})\n" for path in pictures
+        ],
+        "step_lengths": _step_lengths(records["step_lengths"]) if "step_lengths" in records else (),
+        "settings": (line for claim in claims if claim.judged for line in _settings(claim)),
+        "ablations": (line for record in studies.values() for line in _ablation(record)),
+        "choices": table(weighed, further),
+        "variance": _variance(records["variance"]) if "variance" in records else (),
+        "cost": _cost(studies),
+    }
+    values = {"multiple": MULTIPLE, "further": FURTHER, "few": f"{100 * FEW:.0f}", "alike": f"{100 * (1 - ALIKE):.0f}"}
+    values["defaults"] = ", ".join(f"`{name}={found[name]}`" for name in DEFAULTS)
+    filled = {name: "\n".join(lines).strip() for name, lines in blocks.items()} | values
+    return Template((THESIS / "page.md").read_text()).substitute(filled)
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
+    columns = list(columns)
+    for line in (columns, ["---"] * len(columns), *rows):
+        yield "| " + " | ".join(map(str, line)) + " |"
+
+
+def _settings(claim: Claim) -> Iterator[str]:
+    yield f"**{claim.name}.** {claim.text} Taken to mean: {claim.means}.\n"
+    rows = ((one.setting, "yes" if one.holds else "no", one.figures) for one in claim.judged)
+    yield from _table(("setting", "holds", "figures"), rows)
+    yield ""
 
 
 def _outcome(claims: list[Claim]) -> str:
@@ -189,13 +136,13 @@ def _outcome(claims: list[Claim]) -> str:
         "holds only with": "hold only with some of the open choices",
         "does not hold": "do not hold",
     }
+    judged = [claim for claim in claims if claim.judged]
     found = {
-        said: [claim.name for claim in claims if claim.judged and claim.verdict.strip("*").partition("**")[0] == word]
+        said: [claim.name for claim in judged if claim.verdict.strip("*").partition("**")[0] == word]
         for word, said in words.items()
     }
-    judged = sum(bool(claim.judged) for claim in claims)
     parts = [f"{len(names)} {said} ({'; '.join(names)})" for said, names in found.items() if names]
-    return f"Of {judged} claims: {', '.join(parts)}.\n"
+    return f"Of {len(judged)} claims: {', '.join(parts)}."
 
 
 def _caption(path: Path) -> str:
@@ -212,29 +159,36 @@ def _first(claim: Claim) -> str:
 
 
 def _ablation(record: Record) -> Iterator[str]:
-    tests = record["tests"] if len(record["tests"]) <= 3 else []
-    if not tests:
-        yield from _networks(record)
-        return
     yield f"### {record['title']}\n"
-    columns = [(test["task"], multiple) for test in tests for multiple in test["multiples"]]
-    yield "| arm | what differs | seeds | " + " | ".join(f"{task} {multiple}×" for task, multiple in columns) + " |"
-    yield "| --- | --- | --- |" + " --- |" * len(columns)
-    for name, arm in record["arms"].items():
-        cells = [_cell(arm["tests"][task]["at"][str(multiple)]) for task, multiple in columns]
-        diverged = f" ({arm['diverged_in_training']} diverged in meta-training)" if arm["diverged_in_training"] else ""
-        yield f"| {name} | {arm['factor']}{diverged} | {arm['seeds']} | " + " | ".join(cells) + " |"
-    cells = []
-    for task, multiple in columns:
-        tuned = {name: at for name, at in record["baselines"][task].items() if name.endswith(f"@{multiple}")}
-        best = min(tuned, key=lambda name: _rank(tuned[name]["at"][str(multiple)]))
-        cells.append(f"{_cell(tuned[best]['at'][str(multiple)])} {best.partition('@')[0]}")
-    yield "| best tuned | tuned for each column | | " + " | ".join(cells) + " |"
+    yield from _networks(record) if len(record["tests"]) > 3 else _arms(record)
     yield ""
 
 
-def _rank(at: Record) -> tuple[float, float]:
-    return at["failed"], float("inf") if at["mean"] is None else float(at["mean"])
+def _arms(record: Record) -> Iterator[str]:
+    columns = [(test["task"], multiple) for test in record["tests"] for multiple in test["multiples"]]
+    rows = []
+    for name, arm in record["arms"].items():
+        cells = [_cell(arm["tests"][task]["at"][str(multiple)]) for task, multiple in columns]
+        diverged = f" ({arm['diverged_in_training']} diverged in meta-training)" if arm["diverged_in_training"] else ""
+        rows.append((name, arm["factor"] + diverged, arm["seeds"], *cells))
+    best = (_best_tuned(record, task, str(multiple)) for task, multiple in columns)
+    last = "| best tuned | tuned for each column | | " + " | ".join(best) + " |"
+    heads = (f"{task} {multiple}×" for task, multiple in columns)
+    yield from _table(("arm", "what differs", "seeds", *heads), rows)
+    yield last
+
+
+def _best_tuned(record: Record, task: str, multiple: str) -> str:
+    """Of the baselines tuned for this multiple the one that fails least, then the lowest."""
+
+    def rank(name: str) -> tuple[float, float]:
+        at = tuned[name]
+        return at["failed"], float("inf") if at["mean"] is None else float(at["mean"])
+
+    baselines = record["baselines"][task]
+    tuned = {name: baselines[name]["at"][multiple] for name in baselines if name.endswith(f"@{multiple}")}
+    best = min(tuned, key=rank)
+    return f"{_cell(tuned[best])} {best.partition('@')[0]}"
 
 
 def _cell(at: Record) -> str:
@@ -243,50 +197,18 @@ def _cell(at: Record) -> str:
 
 
 def _networks(record: Record) -> Iterator[str]:
-    yield f"### {record['title']}\n"
-    horizon = record["horizon"]
-    yield f"Mean loss at step {10 * horizon} [its interval] (share that failed; share that rises), and the best tuned"
-    yield "baseline.\n"
-    names = list(record["arms"])
-    yield "| network | " + " | ".join(names) + " | best tuned |"
-    yield "| --- |" + " --- |" * (len(names) + 1)
+    yield f"Mean loss at step {10 * record['horizon']} [its interval] (share that failed; share that rises), and the best"
+    yield "tuned baseline.\n"
+    rows = []
     for test in record["tests"]:
-        task = test["task"]
-        cells = []
-        for name in names:
-            at = record["arms"][name]["tests"][task]["at"]["10"]
-            enough = record["arms"][name]["seeds"] >= 3 and at["mean"] is not None
+        task, cells = test["task"], []
+        for arm in record["arms"].values():
+            at = arm["tests"][task]["at"]["10"]
+            enough = arm["seeds"] >= 3 and at["mean"] is not None
             interval = f" {between(at['interval'])}" if enough else ""
             cells.append(f"{number(at['mean'])}{interval} ({share(at['failed'])}; {share(at['rises'])})")
-        tuned = {key: at for key, at in record["baselines"][task].items() if key.endswith("@10")}
-        best = min(tuned, key=lambda key: _rank(tuned[key]["at"]["10"]))
-        words = f"{_cell(tuned[best]['at']['10'])} {best.partition('@')[0]}"
-        yield f"| {task} | " + " | ".join(cells) + f" | {words} |"
-    yield ""
-
-
-def _choices(records: Mapping[str, Record]) -> Iterator[str]:
-    weighed, further = weigh(records), weigh(records, FURTHER)
-    found = chosen(weighed)
-    defaults = ", ".join(f"`{name}={found[name]}`" for name in DEFAULTS)
-    yield f"""\
-## What each choice did, and the defaults that follow
-
-Every two arms that differ in one choice alone, on every test, at {MULTIPLE} and {FURTHER} times the training horizon.
-**Better**: the share that failed is lower by more than {100 * FEW:.0f} points, or else the mean loss by more than
-{100 * (1 - ALIKE):.0f}%, over the meta-seeds that both have. Pairs share seeds and tasks with other pairs: these are
-counts, not a test. Two choices bring another along: noise the reparameterised gradient in place of plain
-back-propagation, which differ in nothing but the draw; and on networks d over an RMS the bias that α starts from
-(-5 for -2), since α is then the length of a coordinate's step. Pairs in which both state gradients are stopped have
-rows of their own and decide nothing: what goes with a greedy gradient need not go with the full one.
-"""
-    yield from table(weighed, further)
-    yield f"""
-A default of the framework's `lstm` gives way to a value that was better more than twice as often as worse at
-{MULTIPLE} times the horizon: {defaults}.
-What a meta-step costs is for an experiment to choose (`num_tasks`, `unroll_length`), and so is the model's step rule.
-The thesis's experiments name all of theirs.
-"""
+        rows.append((task, *cells, _best_tuned(record, task, "10")))
+    yield from _table(("network", *record["arms"], "best tuned"), rows)
 
 
 STOPPED, GREW = 1e-3, 10.0  # length at ten times the horizon over that at it
@@ -294,15 +216,14 @@ STOPPED, GREW = 1e-3, 10.0  # length at ten times the horizon over that at it
 
 def _step_lengths(record: Record) -> Iterator[str]:
     """What became of the lengths, counted; then every model and meta-seed at the horizon and at ten times it."""
-    yield STEPS
     groups: dict[tuple[str, str], list[Record]] = {}
     for row in record["rows"]:
-        groups.setdefault((row["task"], row["model"]), []).append(row)
+        groups.setdefault((row["task"], row["model"].upper()), []).append(row)
     for model in ("rl", "bp"):
         words = []
         for name, held in (("length", "in use"), ("held", "with the inputs held")):
             ratios = [
-                row[name][-1] / row["length"][row["steps"].index(row["horizon"])]
+                row[name][-1] / _near(row, "length")
                 for row in record["rows"]
                 if row["model"] == model and row["alive"] and row[name][-1] is not None
             ]
@@ -312,43 +233,43 @@ def _step_lengths(record: Record) -> Iterator[str]:
                 f"horizon and {grew} above {GREW:.0f} times it"
             )
         yield f"{model.upper()} model: {'; '.join(words)}.\n"
-    columns_of = (
-        "alive at 1× | length at 1×, each meta-seed | at 10× | at 10×, inputs held | median loss at 1× | at 10×"
-    )
-    yield f"| tasks | model | {columns_of} |"
-    yield "| --- |" + " --- |" * 7
-    for (task, model), rows in groups.items():
-        near = [row["steps"].index(row["horizon"]) for row in rows]
-        columns = [[row[name][at] for row, at in zip(rows, near, strict=True)] for name in ("length", "loss")]
-        ends = [[row[name][-1] for row in rows] for name in ("length", "held", "loss")]
-        lists = [columns[0], ends[0], ends[1], columns[1], ends[2]]
-        cells = [", ".join("–" if value is None else number(value) for value in column) for column in lists]
-        alive = ", ".join(f"{row['alive']}/{row['tasks']}" for row in rows)
-        yield f"| {task} | {model} | {alive} | " + " | ".join(cells) + " |"
-    yield ""
+    columns = "tasks", "model", "alive at 1×", "length at 1×, each meta-seed", "at 10×", "at 10×, inputs held"
+    cells = []
+    for names, rows in groups.items():
+        lists = [
+            [f"{row['alive']}/{row['tasks']}" for row in rows],
+            [_value(_near(row, "length")) for row in rows],
+            *([_value(row[name][-1]) for row in rows] for name in ("length", "held")),
+            [_value(_near(row, "loss")) for row in rows],
+            [_value(row["loss"][-1]) for row in rows],
+        ]
+        cells.append((*names, *(", ".join(values) for values in lists)))
+    yield from _table((*columns, "median loss at 1×", "at 10×"), cells)
+
+
+def _near(row: Record, name: str) -> Any:
+    """What a row has at the training horizon."""
+    return row[name][row["steps"].index(row["horizon"])]
+
+
+def _value(value: Any) -> str:
+    return "–" if value is None else number(value)
 
 
 def _variance(record: Record) -> Iterator[str]:
-    yield "## Reparameterised against score-function gradients\n"
     yield record["about"] + " Lost: the mean cannot be told from zero in that many draws.\n"
-    yield "| tasks | φ | estimator | norm of the mean | noise / signal | variance, to reparameterised |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+    columns = "tasks", "φ", "estimator", "norm of the mean", "noise / signal", "variance, to reparameterised"
+    rows = []
     for row in record["rows"]:
-        yield (
-            f"| {row['task']} | {row['phi']} | {row['estimator']} | {number(row['norm']) if row['norm'] else 'lost'} | "
-            f"{number(row['noise_to_signal']) if row['norm'] else 'lost'} | {number(row['variance_ratio'])} |"
-        )
-    yield ""
+        signal = [number(row[name]) if row["norm"] else "lost" for name in ("norm", "noise_to_signal")]
+        rows.append((row["task"], row["phi"], row["estimator"], *signal, number(row["variance_ratio"])))
+    yield from _table(columns, rows)
 
 
-def _cost(records: Mapping[str, Record]) -> Iterator[str]:
-    yield "| study | arms | core-minutes of meta-training | of evaluation | of tuning and running the baselines |"
-    yield "| --- | --- | --- | --- | --- |"
-    whole = 0.0
-    for name in STUDIES:
-        if name not in records:
-            continue
-        arms = records[name]["arms"].values()
+def _cost(studies: Mapping[str, Record]) -> Iterator[str]:
+    rows, whole = [], 0.0
+    for name, record in studies.items():
+        arms = record["arms"].values()
         trained = [arm["core_seconds"].get("training", 0.0) * arm["seeds"] for arm in arms if not arm["use"]]
         evaluated = [
             seconds * arm["seeds"]
@@ -356,10 +277,10 @@ def _cost(records: Mapping[str, Record]) -> Iterator[str]:
             for part, seconds in arm["core_seconds"].items()
             if part != "training"
         ]
-        tuned = [at["core_seconds"] or 0.0 for task in records[name]["baselines"].values() for at in task.values()]
-        parts = [sum(trained) / 60, sum(evaluated) / 60, sum(tuned) / 60]
+        tuned = [at["core_seconds"] or 0.0 for task in record["baselines"].values() for at in task.values()]
+        parts = [sum(seconds) / 60 for seconds in (trained, evaluated, tuned)]
         whole += sum(parts)
-        yield (
-            f"| {name} | {sum(not arm['use'] for arm in arms)} | " + " | ".join(f"{part:.0f}" for part in parts) + " |"
-        )
-    yield f"\nIn all {whole:.0f} core-minutes, {whole / 120:.1f} hours of two cores.\n"
+        rows.append((name, sum(not arm["use"] for arm in arms), *(f"{part:.0f}" for part in parts)))
+    of = ("core-minutes of meta-training", "of evaluation", "of tuning and running the baselines")
+    yield from _table(("study", "arms", *of), rows)
+    yield f"\nIn all {whole:.0f} core-minutes, {whole / 120:.1f} hours of two cores."
