@@ -197,8 +197,8 @@ def _cell(at: Record) -> str:
 
 
 def _networks(record: Record) -> Iterator[str]:
-    yield f"Mean loss at step {10 * record['horizon']} [its interval] (share that failed; share that rises), and the best"
-    yield "tuned baseline.\n"
+    end = 10 * record["horizon"]
+    yield f"Mean loss at step {end} [its interval] (share that failed; share that rises), and the best tuned\nbaseline.\n"
     rows = []
     for test in record["tests"]:
         task, cells = test["task"], []
@@ -218,7 +218,7 @@ def _step_lengths(record: Record) -> Iterator[str]:
     """What became of the lengths, counted; then every model and meta-seed at the horizon and at ten times it."""
     groups: dict[tuple[str, str], list[Record]] = {}
     for row in record["rows"]:
-        groups.setdefault((row["task"], row["model"].upper()), []).append(row)
+        groups.setdefault((row["task"], row["model"]), []).append(row)
     for model in ("rl", "bp"):
         words = []
         for name, held in (("length", "in use"), ("held", "with the inputs held")):
