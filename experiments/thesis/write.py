@@ -198,7 +198,8 @@ def _cell(at: Record) -> str:
 
 def _networks(record: Record) -> Iterator[str]:
     end = 10 * record["horizon"]
-    yield f"Mean loss at step {end} [its interval] (share that failed; share that rises), and the best tuned\nbaseline.\n"
+    yield f"Mean loss at step {end} [its interval] (share that failed; share that rises), and the best tuned"
+    yield "baseline.\n"
     rows = []
     for test in record["tests"]:
         task, cells = test["task"], []
