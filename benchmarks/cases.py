@@ -111,20 +111,31 @@ def evaluation(num_tasks: int) -> Run:
     return lambda: metaopt.evaluate({"it": entry}, trainer.families[0], jax.random.key(0), **settings).loss["it"]
 
 
-def start() -> None:
-    """`metaopt train` in a process of its own until its first logged meta-steps, compilation cached by the first."""
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "run"
-        command = [sys.executable, "-m", "metaopt", "train", "quadratic_rl", "--num-meta-steps", "200", "--out", out]
-        quiet = subprocess.DEVNULL
-        process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, cwd=scratch)
-        metrics = out / "metrics.jsonl"
+def first_row(name: str, out: Path, **variables: str) -> float:
+    """Seconds from `metaopt train NAME` in a process of its own to its first logged meta-steps.
+
+    Whose metaopt that is PYTHONPATH decides, and these environment variables come on top of this process's.
+    """
+    command = [sys.executable, "-m", "metaopt", "train", name, "--num-meta-steps", "200", "--out", str(out)]
+    quiet, environment = subprocess.DEVNULL, {**os.environ, **variables, "PYTHONUNBUFFERED": "1"}
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, env=environment, cwd=out.parent)
+    metrics = out / "metrics.jsonl"
+    try:
         while not (metrics.exists() and metrics.stat().st_size):
-            if process.poll() is not None:
-                raise RuntimeError(f"`metaopt train` logged nothing; exit status {process.returncode}")
+            if process.poll() is not None or time.perf_counter() - began > 300:
+                raise RuntimeError(f"`metaopt train {name}` logged nothing; exit status {process.returncode}")
             time.sleep(0.01)
+        return time.perf_counter() - began
+    finally:
         process.kill()
         process.wait()
+
+
+def start() -> None:
+    """By the first call the compilation is cached."""
+    with tempfile.TemporaryDirectory() as scratch:
+        first_row("quadratic_rl", Path(scratch) / "run")
 
 
 def evolution(name: str, window: int | None) -> metaopt.Experiment:

@@ -12,10 +12,9 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from benchmarks.cases import chunks, experiment, serve
+from benchmarks.cases import chunks, experiment, first_row, serve
 from benchmarks.measure import ROOT, Options, Row, measured
 from metaopt.inner.devices import use_cpu_devices
-from metaopt.runs import folder
 
 # ----- devices --------------------------------------------------------------------------------------------------------
 
@@ -148,49 +147,20 @@ def start(options: Options) -> Iterator[Row]:
 
     On all cores of the machine, whatever this process is pinned to (in quick form on this process's).
     """
-    cores = len(os.sched_getaffinity(0)) if options.quick else os.cpu_count() or 1
+    affinity = os.sched_getaffinity(0)
+    if not options.quick:
+        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)))  # the children inherit it
     for name in ("quadratic_rl", "quadratic_bp")[: 1 if options.quick else None]:
-        cold, warm = [], []
+        found: dict[str, list[float]] = {"empty cache": [], "warm cache": []}
         for _ in range(1 if options.quick else 3):
             with tempfile.TemporaryDirectory() as scratch:
-                cold.append(_first_row(name, Path(scratch), "cold", options.quick))
-                warm.append(_first_row(name, Path(scratch), "warm", options.quick))
-        settings = {"experiment": name, "cores": cores}
-        yield measured("start", "first logged meta-steps, empty cache", settings, "s", cold)
-        yield measured("start", "first logged meta-steps, warm cache", settings, "s", warm)
-
-
-def _first_row(name: str, scratch: Path, run: str, quick: bool) -> float:
-    environment = {**os.environ, "XDG_CACHE_HOME": str(scratch / "cache"), "PYTHONUNBUFFERED": "1"}
-    for variable in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS"):
-        environment.pop(variable, None)
-    out = scratch / run
-    affinity = os.sched_getaffinity(0)
-    if not quick:
-        os.sched_setaffinity(0, set(range(os.cpu_count() or 1)))  # the child inherits it
-    began = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "metaopt", "train", name, "--num-meta-steps", "200", "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        cwd=ROOT,
-        env=environment,
-    )
+                fresh = {"XDG_CACHE_HOME": scratch, "JAX_COMPILATION_CACHE_DIR": f"{scratch}/jax", "XLA_FLAGS": ""}
+                for index, seconds in enumerate(found.values()):
+                    seconds.append(first_row(name, Path(scratch) / str(index), PYTHONPATH=str(ROOT), **fresh))
+        settings = {"experiment": name, "cores": len(os.sched_getaffinity(0))}
+        for cache, seconds in found.items():
+            yield measured("start", f"first logged meta-steps, {cache}", settings, "s", seconds)
     os.sched_setaffinity(0, affinity)
-    metrics = out / folder.METRICS
-    try:
-        while not (metrics.exists() and metrics.stat().st_size):
-            if process.poll() is not None or time.perf_counter() - began > 300:
-                raise RuntimeError(f"`metaopt train {name}` logged nothing; exit status {process.returncode}")
-            time.sleep(0.01)
-        return time.perf_counter() - began
-    finally:
-        process.terminate()  # it saves and ends
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 if __name__ == "__main__":
