@@ -19,7 +19,6 @@ from metaopt.inner.devices import use_cpu_devices
 # ----- devices --------------------------------------------------------------------------------------------------------
 
 BUSY_SHARE = 0.05  # of all cores' time: what others may use for the figure to count
-IDLE_RULE = f"others used more than {BUSY_SHARE:.0%} of the cores' time"
 
 
 class Load:
@@ -99,16 +98,11 @@ def devices(options: Options) -> Iterator[Row]:
 
     Beside them two processes with half of the tasks each, which share nothing but the machine.
     """
-    cores = os.cpu_count() or 1
     for num_tasks in options.tasks:
         settings = {"tasks": num_tasks, "model": "BP"}
         figures = ("speed of two CPU devices over one", "speed of two separate processes over one")
-        before = Load()
-        time.sleep(1.0)
-        share = before.others(0.0)
-        if cores < 2 or num_tasks % 2 or share > BUSY_SHARE:
-            why = f"{IDLE_RULE} in the second before: {share:.0%}"
-            why = "one core only" if cores < 2 else "an odd number of tasks" if num_tasks % 2 else why
+        if (os.cpu_count() or 1) < 2 or num_tasks % 2:
+            why = "an odd number of tasks" if num_tasks % 2 else "one core only"
             for figure in figures:
                 yield Row("devices", figure, settings, "times", None, note=why)
             continue
@@ -133,10 +127,11 @@ def devices(options: Options) -> Iterator[Row]:
                 worker.close()
         share = statistics.median(shares)
         for figure, values in zip(figures, ratios, strict=True):
+            note = f"others used {share:.0%} of the cores' time"
             if share > BUSY_SHARE:
-                yield Row("devices", figure, settings, "times", None, note=f"{IDLE_RULE} during it: {share:.0%}")
+                yield Row("devices", figure, settings, "times", None, note=note)
             else:
-                yield measured("devices", figure, settings, "times", values, note=f"others used {share:.0%}")
+                yield measured("devices", figure, settings, "times", values, note=note)
 
 
 # ----- start ----------------------------------------------------------------------------------------------------------
