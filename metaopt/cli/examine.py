@@ -28,7 +28,6 @@ from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
 from metaopt.runs.experiments import load_experiment
 from metaopt.runs.interrupts import Interrupted, SignalGuard
-from metaopt.runs.results import check_writable
 from metaopt.shipped.loading import find_optimizer, pretrained
 from metaopt.training.loop import Trainer
 from metaopt.trees import FAILURE_FACTOR, LARGEST
@@ -50,39 +49,23 @@ def doctor(arguments: DoctorArguments, console: Any = None) -> Path:
     for flag, value, least in (("num-tasks", arguments.num_tasks, 1), ("seed", arguments.seed, 0)):
         if value is not None and not least <= value < 2**32:
             raise UserError(f"--{flag} ({value}) must be at least {least} and below 2**32.")
-    run = Path(arguments.run)
-    made = None
-    if run.is_dir() and arguments.out is None:
-        path = run
-        check_writable(path, "give --out")
-    else:
-        made = folder.new_folder(None if arguments.out is None else Path(arguments.out), Path("doctor") / name)
-        path = made.path
-    phi = "a fresh φ" if meta_step is None else f"φ of meta-step {meta_step}"
-    say(console, f"examining {phi} of {name}")
-    try:
-        with SignalGuard() as guard, _Bar(console) as bar:
-            guard.at_once = True
-            result = diagnose(
-                experiment,
-                meta_params,
-                meta_step=meta_step,
-                num_tasks=arguments.num_tasks,
-                seed=arguments.seed,
-                progress=bar.show,
-            )
-    except BaseException as error:
-        if made is not None:
-            made.discard()
-        if isinstance(error, KeyboardInterrupt):
+    place = folder.place_for_results(Path(arguments.run), arguments.out, Path("doctor") / name, folder.DOCTOR)
+    with place as (path, own):
+        phi = "a fresh φ" if meta_step is None else f"φ of meta-step {meta_step}"
+        say(console, f"examining {phi} of {name}")
+        counts = {"num_tasks": arguments.num_tasks, "seed": arguments.seed}
+        try:
+            with SignalGuard() as guard, _Bar(console) as bar:
+                guard.at_once = True
+                result = diagnose(experiment, meta_params, meta_step=meta_step, progress=bar.show, **counts)
+        except KeyboardInterrupt:
             message = "the examination was stopped; nothing was written."
             raise Interrupted(guard.received or signal.SIGINT, message) from None
-        raise
-    result = {"name": name, **result}
-    files.write_json(path / folder.DOCTOR, result)
+        result = {"name": name, **result}
+        files.write_json(path / folder.DOCTOR, result)
     for line in text_lines(result):
         say(console, line)
-    if made is None:
+    if own:
         say(console, f"\nreport: {write_report(path)}")
     else:
         for stem, figure in doctor_figures(result).items():

@@ -14,7 +14,7 @@ from metaopt.errors import UserError, suggest
 from metaopt.evaluation import evaluate_run_on
 from metaopt.evaluation.tuning import TUNED
 from metaopt.experiment import Experiment, build_family, build_optimizer
-from metaopt.files import read_json, replacing, write_json
+from metaopt.files import read_json, try_writing, write_json
 from metaopt.registry import OPTIMIZERS, OWN_ENTRIES, Choice, UnknownEntry, parse_choice
 from metaopt.runs import tables
 from metaopt.runs.folder import EVALUATION
@@ -69,16 +69,9 @@ def check_writable(path: Path, remedy: str) -> None:
       UserError: no file can be made in the folder.
     """
     try:
-        with replacing(path / EVALUATION):
-            raise _Tried
-    except _Tried:
-        pass
+        try_writing(path)
     except OSError as error:
         raise UserError(f"cannot write to the folder {path}: {error.strerror}; {remedy}.") from None
-
-
-class _Tried(Exception):
-    pass
 
 
 def evaluate_all(
