@@ -21,6 +21,7 @@ from tests.toys import TINY
 PRETENDER = """
 import json, os, platform, signal, sys, time
 from pathlib import Path
+from metaopt import files
 from metaopt.runs import folder
 
 run = Path(sys.argv[1])
