@@ -10,7 +10,7 @@ from metaopt.launch import grid, local, sweep_folder, tables
 from metaopt.launch.options import SweepOptions, for_resuming
 from metaopt.launch.states import TO_DO, Reader
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs import folder
+from metaopt.runs import folder, own_entries
 from metaopt.runs.console import make_console
 
 
@@ -84,6 +84,8 @@ def resume(arguments: list[str]) -> None:
         raise UserError(f"{sweep.path} is being run already; watch it with `metaopt status {sweep.path}`.")
     rows = Reader().sweep(sweep)
     to_do = [row for row in rows if row.state in TO_DO]
+    for row in to_do:
+        own_entries.check_known(row.path)
     for row in to_do:
         (row.path / folder.CANCELLED).unlink(missing_ok=True)
     if not to_do:
