@@ -38,6 +38,7 @@ commands:
                                             what they logged, for other programs
   list [NAME ...]                           everything that can be named; with a name, its options
 
+Every command takes `--plugin FILE_OR_MODULE`, again for several: your own tasks, optimizers, ... (docs/extending.md).
 `metaopt COMMAND --help` tells more; `metaopt --version` prints the version.
 """
 
@@ -81,12 +82,16 @@ def _in_job(run: Callable[[], int]) -> int:
 def _run(command: str, arguments: list[str]) -> int:
     try:
         # These need jax: imported late, and inside the block, so that Ctrl-C during the import ends quietly too.
+        from metaopt import plugins
         from metaopt.errors import UserError
-        from metaopt.runs import faults, processes
+        from metaopt.registry import UnknownEntry
+        from metaopt.runs import faults, own_entries, processes
         from metaopt.runs.interrupts import Interrupted
 
         try:
-            commands.run(command, arguments)
+            commands.run(command, plugins.take(arguments))
+        except UnknownEntry as error:
+            return _fail(own_entries.explained(error, [command, *arguments]))
         except UserError as error:
             return _fail(str(error))
         except Interrupted as error:

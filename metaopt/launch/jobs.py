@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from metaopt.launch import sweep_folder
@@ -15,22 +16,34 @@ COMMAND = (sys.executable, "-m", "metaopt", "train", "--resume")  # and the run'
 LONGEST_ERROR = 500  # characters
 
 
+def command_of(run: Path, plugins: Sequence[str] = ()) -> list[str]:
+    """What trains a run, or goes on with it; with `--plugin NAME ...` for it to know people's own entries."""
+    return [*COMMAND, str(run), *plugins]
+
+
 class Job:
     """Begins a run or goes on with it; its folder holds the log, and in job.json how it ended.
 
     Args:
+      plugins: `--plugin NAME ...` for the process.
       cores: the process's own; None: all.
       own_session: out of the reach of the terminal's Ctrl-C, which then comes by way of the parent.
     """
 
-    def __init__(self, run: Path, *, cores: list[int] | None = None, own_session: bool = True) -> None:
+    def __init__(
+        self, run: Path, *, plugins: Sequence[str] = (), cores: list[int] | None = None, own_session: bool = True
+    ) -> None:
         self.run = run
         self._status: int | None = None
         self._started = sweep_folder.now()
         with open(run / LOG, "ab") as log:
             self._log_from = log.tell()
             self._process = subprocess.Popen(
-                [*COMMAND, str(run)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=own_session
+                command_of(run, plugins),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=own_session,
             )
         if cores:
             os.sched_setaffinity(self._process.pid, cores)

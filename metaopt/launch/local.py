@@ -13,10 +13,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from metaopt import plugins
 from metaopt.errors import UserError
-from metaopt.launch import sweep_folder
+from metaopt.launch import machine, sweep_folder
 from metaopt.launch.jobs import Job
-from metaopt.launch.machine import accelerator, plugins, shares
+from metaopt.launch.machine import accelerator, shares
 from metaopt.launch.sweep_folder import Sweep
 from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
@@ -42,7 +43,7 @@ def choose_workers(asked: int | None, num_devices: int = 1) -> int:
     Raises:
       UserError: more than one on accelerators.
     """
-    found = accelerator(os.environ, plugins())
+    found = accelerator(os.environ, machine.plugins())
     if found and (asked or 1) > 1:
         raise UserError(ON_ACCELERATORS.format(found, asked))
     if found:
@@ -103,7 +104,7 @@ class _Launcher:
             if sweep_folder.is_cancelled(self._sweep.run(name)):
                 continue
             cores = self._free.pop(0)
-            job = Job(self._sweep.run(name), cores=cores)
+            job = Job(self._sweep.run(name), plugins=plugins.words(), cores=cores)
             self._jobs[name] = job, cores
             if self._received is not None or sweep_folder.is_cancelled(job.run):  # in between; see `ending`
                 job.send_signal(signal.SIGTERM)
@@ -222,7 +223,7 @@ def detach(sweep: Sweep, workers: int) -> None:
       UserError: it did not.
     """
     log = sweep.path / sweep_folder.LAUNCHER_LOG
-    command = [sys.executable, "-m", "metaopt", "resume", str(sweep.path), "--workers", str(workers)]
+    command = [sys.executable, "-m", "metaopt", "resume", str(sweep.path), "--workers", str(workers), *plugins.words()]
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

@@ -9,11 +9,12 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from metaopt import files
+from metaopt import files, plugins
 from metaopt.errors import UserError
 from metaopt.launch import sweep_folder
 from metaopt.launch.jobs import Job, how_it_ended
@@ -36,8 +37,8 @@ QUERY_SECONDS = 60
 class Training:
     """What a job does, as submitit calls it: trains a run, and on SIGUSR2 saves and is queued again."""
 
-    def __init__(self, run: str) -> None:
-        self.run = run
+    def __init__(self, run: str, plugins: Sequence[str] = ()) -> None:
+        self.run, self.plugins = run, list(plugins)
         self._job: Job | None = None
         self._terminated: float | None = None  # when SIGTERM came; monotonic
 
@@ -54,7 +55,7 @@ class Training:
 
     def _train(self, run: Path) -> str:
         # Within the job's own session, where all of Slurm's ways of tracking processes find it.
-        self._job = Job(run, own_session=False)
+        self._job = Job(run, plugins=self.plugins, own_session=False)
         while (status := self._job.poll()) is None:
             time.sleep(POLL_SECONDS)
             if self._terminated is not None and time.monotonic() > self._terminated + OWN_SIGNAL_SECONDS:
@@ -87,7 +88,7 @@ class Training:
             while not self._job.is_gone():
                 time.sleep(POLL_SECONDS)
             sweep_folder.note_job(Path(self.run), state="requeued", ended=sweep_folder.now())
-        return DelayedSubmission(Training(self.run))
+        return DelayedSubmission(Training(self.run, self.plugins))
 
     def _note_termination(self, signum: int, frame: FrameType | None) -> None:
         self._terminated = self._terminated or time.monotonic()
@@ -227,7 +228,7 @@ def submit(sweep: Sweep, names: list[str], at_once: int | None, *, cluster: str)
         executor = submitit.AutoExecutor(sweep.path.resolve() / "slurm", cluster=cluster, **options)
         executor.update_parameters(**asked)
         with executor.batch():
-            return [executor.submit(Training(str(sweep.run(name).resolve()))) for name in names]
+            return [executor.submit(Training(str(sweep.run(name).resolve()), plugins.words())) for name in names]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, ValueError) as error:
         text = " ".join(str(error).split())
         raise UserError(f"Slurm did not take the jobs: {text}; mend it in {sweep.path / folder.SWEEP} "

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from metaopt import files
 from metaopt.errors import UserError
 from metaopt.launch.grid import Grid, Point
-from metaopt.runs import folder
+from metaopt.runs import folder, own_entries
 from metaopt.runs.folder import SWEEP
 from metaopt.runs.index import Run, Seen, read_run
 from metaopt.runs.state import JOB
@@ -73,7 +73,7 @@ def create(
             run = made.path / point.run
             run.mkdir()
             folder.write_config(run, point.experiment)
-            files.write_json(run / folder.ENVIRONMENT, {"experiment": name})
+            files.write_json(run / folder.ENVIRONMENT, {"experiment": name, **own_entries.record(point.experiment)})
         held = {
             "version": 1,
             "experiment": name,

@@ -9,7 +9,7 @@ from metaopt.errors import UserError
 from metaopt.launch import grid, local, sweep_folder
 from metaopt.launch.options import SweepOptions, for_resuming
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs import folder, tables
+from metaopt.runs import folder, own_entries, tables
 from metaopt.runs.console import make_console
 from metaopt.runs.state import TO_DO
 
@@ -85,6 +85,8 @@ def resume(arguments: list[str]) -> None:
         raise UserError(f"{sweep.path} is being run already; watch it with `metaopt status {sweep.path}`.")
     rows = sweep.read_runs()
     to_do = [row for row in rows if row.state in TO_DO]
+    for row in to_do:
+        own_entries.check_known(row.path)
     for row in to_do:
         (row.path / folder.CANCELLED).unlink(missing_ok=True)
     if not to_do:

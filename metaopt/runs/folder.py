@@ -188,8 +188,12 @@ def safe_name(text: str) -> str:
 
 def resume_command(path: Path) -> str:
     """The command that goes on with a run, for a shell to read."""
+    from metaopt.runs import own_entries
+
     text = str(path)
-    return f"metaopt train --resume {shlex.quote(f'./{text}' if text.startswith('-') else text)}"
+    return shlex.join(
+        ["metaopt", "train", "--resume", f"./{text}" if text.startswith("-") else text, *own_entries.flags(path)]
+    )
 
 
 # ----- a folder that is there -----------------------------------------------------------------------------------------

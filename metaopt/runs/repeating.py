@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from metaopt import files
+from metaopt import files, plugins
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import from_json, to_json
-from metaopt.runs import folder, index
+from metaopt.runs import folder, index, own_entries
 from metaopt.runs.environment import describe_environment
 from metaopt.runs.index import differing, value_words
 
@@ -27,6 +27,7 @@ def what_differs(path: Path, experiment: Experiment) -> str:
         found.append("its versions are not known, for there are none in its environment.json")
     else:
         found += _of_environment(before, describe_environment("", [*experiment.tasks, *experiment.evaluation.tasks]))
+    found += plugins.changed(own_entries.recorded(path))
     if not found:
         return f"repeating {path}: the same configuration, versions, code, data and devices."
     return f"repeating {path}; different from then: {'; '.join(found)}."

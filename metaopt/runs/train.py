@@ -17,7 +17,7 @@ from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.experiment.checks import validate
 from metaopt.registry import OPTIMIZERS
-from metaopt.runs import folder, processes
+from metaopt.runs import folder, own_entries, processes
 from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.runs.console import Progress, make_console, say
 from metaopt.runs.environment import describe_data, describe_environment
@@ -131,6 +131,7 @@ def resume(
         return path
     check_writable(path, "make it writable, or copy it and go on with the copy")
     _check_data(path, changed)
+    own_entries.refuse_changed(path)
     with folder.locked(path):
         files.sweep(path)
         return _run(path, trainer, console or make_console(), callbacks, resumed=True)
@@ -155,7 +156,8 @@ def prepare(experiment: Experiment) -> Trainer:
 
 def _environment(trainer: Trainer, name: str) -> dict[str, Any]:
     experiment = trainer.experiment
-    return describe_environment(name, [*experiment.tasks, *experiment.evaluation.tasks])
+    described = describe_environment(name, [*experiment.tasks, *experiment.evaluation.tasks])
+    return {**described, **own_entries.record(experiment)}
 
 
 def _run(path: Path, trainer: Trainer, console: Any, callbacks: Callbacks, *, resumed: bool) -> Path:
