@@ -10,7 +10,7 @@ from metaopt import files, plugins
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import from_json, to_json
 from metaopt.runs import folder, index, own_entries
-from metaopt.runs.environment import describe_environment
+from metaopt.runs.environment import of_experiment
 from metaopt.runs.index import differing, value_words
 
 DEVICE = {"kind": "device", "count": "devices", "processes": "processes"}
@@ -26,7 +26,7 @@ def what_differs(path: Path, experiment: Experiment) -> str:
     if not _part(before, "versions"):
         found.append("its versions are not known, for there are none in its environment.json")
     else:
-        found += _of_environment(before, describe_environment("", [*experiment.tasks, *experiment.evaluation.tasks]))
+        found += _of_environment(before, of_experiment(experiment, ""))
     found += plugins.changed(own_entries.recorded(path))
     if not found:
         return f"repeating {path}: the same configuration, versions, code, data and devices."
