@@ -140,7 +140,6 @@ def _run(path: Path, trainer: Trainer, console: Any, *, resumed: bool) -> Path:
     experiment = trainer.experiment
     with contextlib.ExitStack() as beside, SignalGuard() as guard, in_one_line(path):
         say(console, f"run folder: {path}")
-        processes.note_run(path)
         recorder = Recorder(path, trainer.alone(), guard)
         with contextlib.closing(recorder):
             state = _take_up(path, trainer, recorder, console) if resumed else None
