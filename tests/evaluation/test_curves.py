@@ -132,7 +132,7 @@ def test_a_failure_between_recorded_points_is_seen() -> None:
     np.testing.assert_allclose(often.peak["a"], np.maximum.accumulate(often.loss["a"], axis=1), rtol=1e-5)
     assert (seldom.peak["a"][:, 1] > 10 * start[:, 0]).all()
     for found in (often, seldom):
-        assert statistics.failed(found.peak["a"]).tolist() == [True] * 3
+        assert statistics.failed(found.peak["a"], found.scale).tolist() == [True] * 3
 
 
 def test_metrics_of_every_split_at_the_end() -> None:
