@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +25,7 @@ from metaopt.report.run_page import write_report
 from metaopt.runs import folder
 from metaopt.runs.console import make_console, say
 from metaopt.runs.experiments import load_experiment
-from metaopt.runs.interrupts import Interrupted
+from metaopt.runs.interrupts import Interrupted, handling
 from metaopt.runs.results import check_writable
 from metaopt.shipped.loading import find_optimizer, pretrained
 from metaopt.training.loop import Trainer
@@ -61,7 +59,7 @@ def examine(arguments: DoctorArguments, console: Any = None) -> Path:
     phi = "a fresh φ" if meta_step is None else f"φ of meta-step {meta_step}"
     say(console, f"examining {phi} of {name}")
     try:
-        with _Bar(console) as bar, _stopped_in_words():
+        with _Bar(console) as bar, handling(_stop, [signal.SIGINT, signal.SIGTERM]):
             result = diagnose(
                 experiment,
                 meta_params,
@@ -133,22 +131,8 @@ def _minutes(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds >= 90 else f"{round(seconds, -1):.0f} s"
 
 
-@contextlib.contextmanager
-def _stopped_in_words() -> Iterator[None]:
-    """A signal ends the examination with one line."""
-
-    def stop(signum: int, frame: Any) -> None:
-        raise Interrupted(signum, "the examination was stopped; nothing was written.")
-
-    if threading.current_thread() is not threading.main_thread():  # elsewhere no handler can be set
-        yield
-        return
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+def _stop(signum: int) -> None:
+    raise Interrupted(signum, "the examination was stopped; nothing was written.")
 
 
 # ----- text -----------------------------------------------------------------------------------------------------------

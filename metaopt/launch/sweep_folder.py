@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from metaopt import files
 from metaopt.errors import UserError
 from metaopt.launch.grid import Grid, Point
+from metaopt.launch.options import SweepOptions
 from metaopt.runs import folder
 from metaopt.runs.folder import CANCELLED, SWEEP
 
@@ -36,17 +37,7 @@ class Sweep(NamedTuple):
         return self.path / name
 
 
-def create(
-    out: Path | None,
-    name: str,
-    points: list[Point],
-    *,
-    grid: Grid,
-    seeds: int | None,
-    where: str,
-    workers: int | None,
-    slurm: dict[str, str],
-) -> Sweep:
+def create(out: Path | None, name: str, points: list[Point], grid: Grid, options: SweepOptions) -> Sweep:
     """Makes the sweep's folder and all its run folders, which `metaopt train --resume` can begin.
 
     Args:
@@ -67,11 +58,8 @@ def create(
             "experiment": name,
             "command": ["metaopt", *sys.argv[1:]],
             "created": now(),
-            "where": where,
-            "workers": workers,
-            "slurm": slurm,
+            **{field: getattr(options, field) for field in ("where", "workers", "slurm", "seeds")},
             "fields": grid,
-            "seeds": seeds,
             "points": [{"run": point.run, "overrides": point.overrides} for point in points],
         }
         files.write_json(made.path / SWEEP, held)  # last: a folder with it is whole
@@ -144,6 +132,10 @@ def job_lives(job: dict[str, Any]) -> bool:
     return b"metaopt" in words  # and not another process that got its number
 
 
+def being_run(sweep: Path) -> UserError:
+    return UserError(f"{sweep} is being run already; watch it with `metaopt status {sweep}`.")
+
+
 @contextlib.contextmanager
 def launching(sweep: Path) -> Iterator[None]:
     """Keeps a second launcher out of a sweep.
@@ -152,6 +144,6 @@ def launching(sweep: Path) -> Iterator[None]:
       UserError: there is one.
     """
     if folder.is_locked(sweep):
-        raise UserError(f"{sweep} is being run already; watch it with `metaopt status {sweep}`.")
+        raise being_run(sweep)
     with folder.locked(sweep):
         yield

@@ -131,6 +131,18 @@ def meet(name: str) -> None:
         multihost.sync_global_processes(name, timeout=PATIENCE_SECONDS)
 
 
+def where_the_first_writes(path: Path) -> Path:
+    """The first process's path, in every process; all of them meet here."""
+    if not joined():
+        return path
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    meet("start")
+    told = multihost_utils.broadcast_one_to_all(np.frombuffer(os.fsencode(path).ljust(4096, b"\0"), np.uint8))
+    return Path(os.fsdecode(bytes(told).rstrip(b"\0")))
+
+
 def leave() -> None:
     """Ends the common work, in every process: from here on each goes on, and ends, by itself."""
     if joined():
@@ -149,15 +161,18 @@ def lost(error: BaseException) -> bool:
     return "resource_exhausted" not in text and any(sign in text for sign in signs)
 
 
-def lost_message(error: BaseException, path: Path) -> str:
-    return (
-        f"another process of this job was lost ({_first_line(error)}); {saved(path)}; "
-        f"go on with `{resume_command(path)}`, alone or as before."
-    )
+def lost_message(error: BaseException, path: Path | None) -> str:
+    """What to say and to do; `path`: the run's folder, None before this process knew it."""
+    what = f"another process of this job was lost ({_first_line(error)})"
+    if path is None:
+        return f"{what} before training began; see what it said itself."
+    return f"{what}; {saved(path)}; go on with `{resume_command(path)}`, in as many processes as you like."
 
 
 def saved(path: Path) -> str:
     """What there is to go on from, in words."""
+    if not path.is_dir():
+        return "what was saved is on the first one's machine"
     step = last_checkpoint(path)
     return "no checkpoint was reached" if step is None else f"the last checkpoint is of meta-step {step}"
 

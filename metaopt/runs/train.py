@@ -187,7 +187,7 @@ def _meta_train(path: Path, trainer: Trainer, state: TrainState | None, recorder
     try:
         recorder.start(None if state is None else _readable(state), loggers)
         trainer.level = recorder.stage.level
-        processes.meet("start")
+        processes.where_the_first_writes(path)
         state = trainer.init() if state is None else state
         return meta_train(
             trainer,
@@ -206,16 +206,13 @@ def _meta_train(path: Path, trainer: Trainer, state: TrainState | None, recorder
 def _take_part(trainer: Trainer, *, resumed: bool) -> None:
     """What the processes other than the first do: compute, with nothing to say and nothing to write."""
     with SignalGuard(silent=True):
-        try:
-            # The first process makes a state before it restores one, and programs must start in one order everywhere.
+        with in_one_line(None):
+            # The first makes a state before it restores one, and programs must start in one order everywhere.
             state = _from_first(trainer.init(), held=False) if resumed else None
-            processes.meet("start")
+            path = processes.where_the_first_writes(Path())
+        with in_one_line(path):
             meta_train(trainer, state=state, callbacks=[lambda *_: processes.meet("chunk")])
             processes.leave()
-        except (RuntimeError, ValueError) as error:  # by the library that noticed
-            if processes.lost(error):
-                raise processes.LostProcess(f"another process of this job was lost ({error})") from None
-            raise
 
 
 def _from_first(state: TrainState | None, *, held: bool) -> TrainState | None:
