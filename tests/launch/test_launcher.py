@@ -108,13 +108,14 @@ def test_cancelling_ends_what_runs_and_keeps_the_rest_from_beginning(
 
 
 def test_cancelling_reaches_runs_whose_launcher_is_gone(pretending: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    from metaopt.launch.jobs import Job
+    from metaopt.launch import jobs
 
     sweep = pretending(2)
-    job = Job(sweep.path / "1-seed-2")
-    while states(sweep) != ["running"] or not is_locked(job.run):
+    run = sweep.path / "1-seed-2"
+    job = jobs.Job(run, jobs.command_of(run))
+    while states(sweep) != ["running"] or not is_locked(run):
         time.sleep(0.02)
-    assert cli.main(["cancel", str(job.run)]) == 0
+    assert cli.main(["cancel", str(run)]) == 0
     while job.poll() is None:
         time.sleep(0.02)
     assert states(sweep) == ["cancelled"] and job.poll() == 143
