@@ -86,17 +86,18 @@ def join(job: Job) -> None:
     try:
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except RuntimeError as error:
-        raise LostProcess(f"not all {job.num_processes} processes of this job came ({_first_line(error)}).") from None
+        what = f"the {job.num_processes} processes of this job did not come together"
+        raise LostProcess(f"{what} ({_first_line(error)}); see what the others said.") from None
 
 
 def _meeting_point(job: Job, environment: Mapping[str, str]) -> dict[str, Any]:
     """What jax has to be told to find the first process: nothing, where it knows the starter's variables itself."""
     if any(name in environment for name in FOUND_BY_JAX):
         return {}
-    if importlib.util.find_spec("mpi4py") is not None:
-        return {"cluster_detection_method": "mpi4py"}
     if job.num_here != job.num_processes:
-        raise UserError(NOT_FOUND.format(job.num_processes))
+        if importlib.util.find_spec("mpi4py") is None:
+            raise UserError(NOT_FOUND.format(job.num_processes))
+        return {"cluster_detection_method": "mpi4py"}
     # A port that all on this machine know: of Open MPI's name for the job, or else of the starter's number.
     port = 61440 + zlib.crc32(environment.get("PMIX_NAMESPACE", str(os.getppid())).encode()) % 4096
     return {

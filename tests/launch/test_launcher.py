@@ -127,7 +127,7 @@ def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert [local.choose_workers(*args) for args in ((None,), (None, 3), (None, 16), (5,))] == [8, 2, 1, 5]
+    assert [local.choose_workers(*args) for args in ((None, 1), (None, 3), (None, 16), (5, 1))] == [8, 2, 1, 5]
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     assert local.choose_workers(None) == 1
     with pytest.raises(UserError, match="accelerators \\(cuda\\) in each of 2 workers; use --workers 1"):

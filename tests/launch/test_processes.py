@@ -283,11 +283,12 @@ def test_jax_is_told_only_what_it_does_not_find_by_itself(monkeypatch: pytest.Mo
     told = processes._meeting_point(Job(2, 1, 2, 1), five)
     assert re.fullmatch(r"127\.0\.0\.1:6[1-5]\d{3}", told["coordinator_address"]) and told["local_device_ids"] == [1]
     assert told["coordinator_address"] == processes._meeting_point(Job(2, 0, 2, 0), five)["coordinator_address"]
+    spread = Job(4, 1, 2, 1)  # two on this machine
     with pytest.raises(UserError, match="the 4 processes of this job do not find one another; `pip install mpi4py`"):
-        processes._meeting_point(Job(4, 1, 2, 1), five)
-    assert processes._meeting_point(Job(4, 1, 2, 1), {**five, "JAX_COORDINATOR_ADDRESS": "host:1234"}) == {}
+        processes._meeting_point(spread, five)
+    assert processes._meeting_point(spread, {**five, "JAX_COORDINATOR_ADDRESS": "host:1234"}) == {}
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name)
-    assert processes._meeting_point(Job(4, 1, 2, 1), five) == {"cluster_detection_method": "mpi4py"}
+    assert processes._meeting_point(spread, five) == {"cluster_detection_method": "mpi4py"}
 
 
 def test_devices_are_shared_out_equally() -> None:
