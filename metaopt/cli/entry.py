@@ -22,7 +22,6 @@ commands:
   train EXPERIMENT [--field value ...]      meta-train into a run folder, evaluate, write the report
   train --resume RUN                        go on with a run
   train --from RUN [--field value ...]      repeat a run in a new folder; says what differs from then
-  launch EXPERIMENT [--processes N] [...]   train in processes of this CPU, one a core
   launch EXPERIMENT --sweep FIELD=A,B [--seeds N] [--where local|slurm]
                                             many runs, as many at once as there are cores, or on a cluster
   status [SWEEP_OR_RUN ...]                 where runs stand, live in a terminal
@@ -98,11 +97,9 @@ def _run(command: str, arguments: list[str]) -> int:
             _tell(str(error))
             return error.exit_status
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, faults.NotWritten) or type(error).__name__ == "Diverged":
+            told = isinstance(error, (faults.NotWritten, processes.LostProcess))
+            if told or type(error).__name__ == "Diverged":
                 return _fail(str(error), 1)
-            if isinstance(error, processes.LostProcess):
-                # Under `metaopt launch` the launcher, who knows which process it was, says so.
-                return processes.LOST_STATUS if processes.launched() else _fail(str(error), 1)
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 return _fail(_out_of_memory(error), 1)
             raise

@@ -27,7 +27,7 @@ from metaopt.report.run_page import write_report
 from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
 from metaopt.runs.experiments import load_experiment
-from metaopt.runs.interrupts import Interrupted, SignalGuard
+from metaopt.runs.interrupts import Interrupted, handling
 from metaopt.shipped.loading import find_optimizer, pretrained
 from metaopt.training.loop import Trainer
 from metaopt.trees import FAILURE_FACTOR, LARGEST
@@ -54,13 +54,8 @@ def doctor(arguments: DoctorArguments, console: Any = None) -> Path:
         phi = "a fresh φ" if meta_step is None else f"φ of meta-step {meta_step}"
         say(console, f"examining {phi} of {name}")
         counts = {"num_tasks": arguments.num_tasks, "seed": arguments.seed}
-        try:
-            with SignalGuard() as guard, _Bar(console) as bar:
-                guard.at_once = True
-                result = diagnose(experiment, meta_params, meta_step=meta_step, progress=bar.show, **counts)
-        except KeyboardInterrupt:
-            message = "the examination was stopped; nothing was written."
-            raise Interrupted(guard.received or signal.SIGINT, message) from None
+        with _Bar(console) as bar, handling(_stop, [signal.SIGINT, signal.SIGTERM]):
+            result = diagnose(experiment, meta_params, meta_step=meta_step, progress=bar.show, **counts)
         result = {"name": name, **result}
         files.write_json(path / folder.DOCTOR, result)
     for line in text_lines(result):
@@ -118,6 +113,10 @@ class _Bar:
 
 def _minutes(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds >= 90 else f"{round(seconds, -1):.0f} s"
+
+
+def _stop(signum: int) -> None:
+    raise Interrupted(signum, "the examination was stopped; nothing was written.")
 
 
 # ----- text -----------------------------------------------------------------------------------------------------------

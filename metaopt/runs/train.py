@@ -158,7 +158,6 @@ def _run(path: Path, trainer: Trainer, console: Any, callbacks: Callbacks, *, re
     experiment = trainer.experiment
     with contextlib.ExitStack() as beside, SignalGuard() as guard, in_one_line(path):
         say(console, f"run folder: {path}")
-        processes.note_run(path)
         recorder = Recorder(path, trainer.alone(), guard)
         with contextlib.closing(recorder):
             state = _take_up(path, trainer, recorder, console) if resumed else None
@@ -203,7 +202,7 @@ def _meta_train(
     try:
         recorder.start(None if state is None else _readable(state), [progress])
         trainer.level = recorder.stage.level
-        processes.meet("start")
+        processes.where_the_first_writes(path)
         state = trainer.init() if state is None else state
         more = [] if callbacks.chunk is None else [callbacks.chunk(path, trainer, state, progress.say)]
         return meta_train(
@@ -223,16 +222,13 @@ def _meta_train(
 def _take_part(trainer: Trainer, *, resumed: bool) -> None:
     """What the processes other than the first do: compute, with nothing to say and nothing to write."""
     with SignalGuard(silent=True):
-        try:
-            # The first process makes a state before it restores one, and programs must start in one order everywhere.
+        with in_one_line(None):
+            # The first makes a state before it restores one, and programs must start in one order everywhere.
             state = _from_first(trainer.init(), held=False) if resumed else None
-            processes.meet("start")
+            path = processes.where_the_first_writes(Path())
+        with in_one_line(path):
             meta_train(trainer, state=state, callbacks=[lambda *_: processes.meet("chunk")])
             processes.leave()
-        except (RuntimeError, ValueError) as error:  # by the library that noticed
-            if processes.lost(error):
-                raise processes.LostProcess(f"another process of this job was lost ({error})") from None
-            raise
 
 
 def _from_first(state: TrainState | None, *, held: bool) -> TrainState | None:
