@@ -82,7 +82,8 @@ Traits = TypeVar("Traits")
 class UnknownEntry(UserError):
     """No entry of this name; a plugin that was not given may hold it."""
 
-    where, record = "", ()  # the file that named it, and the plugins that this file had
+    where: str = ""  # the file that named it
+    record: Sequence[Mapping[str, Any]] = ()  # the plugins that this file had
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name = kind, name
