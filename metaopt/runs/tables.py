@@ -53,8 +53,8 @@ def percent(share: float | None, missing: str = "") -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """`1:02:03`; nothing for None."""
-    if seconds is None:
+    """`1:02:03`; nothing where it is not known."""
+    if seconds is None or not math.isfinite(seconds):
         return ""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
