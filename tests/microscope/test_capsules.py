@@ -239,7 +239,7 @@ def test_a_folder_and_an_optimizer_are_no_capsules_and_are_told_apart(
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 1},
         {"length": "abc"},
         {"length": 0},
         {"explore": [1]},
