@@ -143,7 +143,7 @@ def diagnose(
         "estimators": estimators,
         "jacobian": jacobian,
         "gates": None if observe is None else describe_gates(runs, observe.gates, experiment.horizon),
-        "inputs": None if observe is None else describe_inputs(runs, observe, experiment.horizon),
+        "inputs": None if observe is None else describe_inputs(runs, observe.inputs, experiment.horizon),
         "steps": [describe_steps(name, training, run, experiment.horizon) for name, training, run in runs],
     }
     words = OPTIMIZERS.traits(experiment.optimizer.name).inputs_in_words

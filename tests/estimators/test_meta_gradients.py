@@ -22,14 +22,6 @@ T = 5
 SMALL = dict(hidden_size=4, num_layers=1)
 
 
-@pytest.fixture
-def x64():
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 def wide(tree):
     return jax.tree.map(lambda x: x.astype(jnp.float64), tree)
 
