@@ -23,10 +23,7 @@ def check_family(family: TaskFamily) -> None:
     name = f"{family.name}: " if family.name else ""
 
     def called(which: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except Exception as error:
-            raise ValueError(f"{name}{_what_happened(which, error)}") from error
+        return explained(f"{name}`{which}`", function, *arguments)
 
     def draw(key: Key) -> dict[str, Any]:
         task = called("sample", family.sample, key, family.data)
@@ -57,6 +54,14 @@ def check_family(family: TaskFamily) -> None:
             )
     for where, loss in jax.eval_shape(losses, drawn).items():
         _check_loss(name, where, loss)
+
+
+def explained(which: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a user's function returns, or a `ValueError` in one line for all that it raises."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise ValueError(f"{which}{_what_happened(error)}") from error
 
 
 def _kind(batch: Any) -> Any:
@@ -98,17 +103,17 @@ _NEEDS_NUMBERS = (
 )
 
 
-def _what_happened(which: str, error: Exception) -> str:
+def _what_happened(error: Exception) -> str:
     """One line, with the place in the family's own code."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_library(frame.filename)]
     place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    if isinstance(error, _NEEDS_NUMBERS):
+    if isinstance(error, _NEEDS_NUMBERS) or "sequences of concrete values" in str(error):
         return (
-            f"`{which}`{place} needs an array's numbers where jax has its shape alone: no `if`, size, boolean mask or "
+            f"{place} needs an array's numbers where jax has its shape alone: no `if`, size, boolean mask or "
             "numpy function may depend on them; use jnp.where, fixed shapes and jax.numpy."
         )
     said = " ".join(str(error).split()) or "no reason given"
-    return f"`{which}`{place} raises {type(error).__name__}: {said}"
+    return f"{place} raises {type(error).__name__}: {said}"
 
 
 def _is_library(file: str) -> bool:

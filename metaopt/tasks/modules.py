@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from metaopt.tasks.checks import explained
 from metaopt.types import Key, Params, PyTree
 
 
@@ -45,7 +46,7 @@ def model_of(init: Any, loss: Callable[..., Any], init_shapes: tuple[Any, ...], 
     found: list[bool] = []
 
     def look(key: Key, *arguments: PyTree) -> None:
-        found.append(_is_nnx(init(key, *arguments)))
+        found.append(_is_nnx(explained("`init`", init, key, *arguments)))
 
     jax.eval_shape(look, jax.random.key(0), *init_shapes)
     if found[0]:
@@ -97,7 +98,7 @@ def _of_linen(module: Any, loss: Callable[..., Any], loss_shapes: tuple[Any, ...
         def first(module: Any) -> Any:
             return loss(module, *map(_blank, loss_shapes))
 
-        return linen.init(first, module)(key)
+        return explained("`loss`, called to make the module's parameters,", linen.init(first, module), key)
 
     def averages(key: Key) -> Any:
         return {name: held for name, held in variables(key).items() if name != "params"}

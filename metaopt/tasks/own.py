@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.data.dataset import hash_of, split_rows
-from metaopt.tasks.checks import check_family
+from metaopt.tasks.checks import check_family, explained
 from metaopt.tasks.examples import (
     SPLITS,
     eval_examples,
@@ -143,8 +143,8 @@ def make_task(
 
     def example() -> Any:
         key = jax.random.key(0)
-        task = draw_task(key, splits)
-        return task, draw(key, task, train)
+        task = explained("`sample`", draw_task, key, splits)
+        return task, explained("`batch`", draw, key, task, train)
 
     task, batch_ = jax.eval_shape(example)
     batched = (batch_,) if has_batch else ()
