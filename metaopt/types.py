@@ -125,6 +125,9 @@ class Optimizer(NamedTuple):
     tunable: Mapping[str, Bijection] = {}
     observe: Observe | None = None
 
+    def __hash__(self) -> int:
+        return hash((self.init, self.bind, self.bind_tasks, self.noise))  # compiled code hangs on it; a dict has none
+
     @property
     def explores(self) -> bool:
         """Whether `update(..., explore=True)` differs from `explore=False`."""

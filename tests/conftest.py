@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 
 from metaopt.experiment import Experiment
 from metaopt.inner.devices import use_cpu_devices
+from metaopt.registry import REGISTRIES
 
 use_cpu_devices(2)
 jax.config.update("jax_disable_most_optimizations", True)
@@ -29,6 +30,21 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Every run compiles the same few programs: they are kept for the time of the tests."""
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture
+def register() -> Iterator[Callable[..., None]]:
+    """`register(TASKS, name, factory, **traits)`, as a user's file would, for the time of one test."""
+    before = [(registry, dict(registry._all())) for registry in REGISTRIES]
+
+    def put(registry: Any, name: str, factory: Any, **traits: Any) -> None:
+        registry._entries.pop(name, None)
+        registry.register(factory, name=name, **traits)
+
+    yield put
+    for registry, entries in before:
+        registry._entries.clear()
+        registry._entries.update(entries)
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +71,12 @@ def rows() -> Callable[[Path], list[dict[str, Any]]]:
         return [{key: value for key, value in line.items() if not key.startswith("time/")} for line in lines]
 
     return read
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Double precision for one test."""
+    before = jax.config.jax_enable_x64  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)

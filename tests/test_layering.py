@@ -9,28 +9,33 @@ from pathlib import Path
 import pytest
 
 import metaopt
+from metaopt.registry import OBJECTIVES, REGISTRIES
 
 PACKAGE = Path(metaopt.__file__).parent
 FLOORS = {
     "types": -1,  # the words of all rooms, on the ground floor too
+    "errors": -1,
+    "files": 0,
     "trees": 0,
-    "data": 0,
-    "tasks": 1,
-    "oracles": 1,
-    "optimizers": 1,
-    "objectives": 1,
-    "unroll": 2,
-    "batching": 2,
-    "estimators": 3,
-    "experiment": 4,
-    "meta_optimizer": 5,
-    "training": 6,
+    "registry": 0,
+    "plugins": 0,
+    "data": 1,
+    "tasks": 2,
+    "oracles": 2,
+    "optimizers": 2,
+    "experiment": 3,
+    "inner": 4,
+    "estimators": 5,
     "evaluation": 6,
-    "analysis": 7,
-    "runs": 8,  # a run's report holds pictures, which analysis draws
-    "launch": 9,
-    "commands": 10,
-    "cli": 11,
+    "training": 7,
+    "testing": 7,
+    "runs": 8,
+    "shipped": 9,
+    "microscope": 9,
+    "report": 10,
+    "sinks": 11,  # a tracker is given the page's pictures
+    "launch": 11,
+    "cli": 12,
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.name.startswith("__")]
 
@@ -70,7 +75,7 @@ def test_wandb_appears_in_one_file() -> None:
         partial = (node.module or "" for node in nodes if isinstance(node, ast.ImportFrom))
         return any(name.split(".")[0] == "wandb" for name in [*plain, *partial])
 
-    assert [str(path.relative_to(PACKAGE)) for path in FILES if named(path)] == ["runs/wandb_logger.py"]
+    assert [str(path.relative_to(PACKAGE)) for path in FILES if named(path)] == ["sinks/wandb_logger.py"]
 
 
 def test_public_names_are_there_and_none_is_a_module() -> None:
@@ -80,3 +85,60 @@ def test_public_names_are_there_and_none_is_a_module() -> None:
         assert not (PACKAGE / name).exists() and not (PACKAGE / f"{name}.py").exists()
     with pytest.raises(AttributeError, match="no attribute 'evalute'"):
         metaopt.evalute  # noqa: B018 # pyright: ignore
+
+
+# ----- entries say themselves what others need to know of them --------------------------------------------------------
+
+# Words of statistics too: of these only a dispatch over several counts.
+AMBIGUOUS = set(OBJECTIVES)
+NAMES = {name for registry in REGISTRIES for name in registry}
+
+
+def strings(node: ast.AST) -> set[str]:
+    """The string constants of an expression that is a constant, or a literal tuple, list or set."""
+    parts = node.elts if isinstance(node, (ast.Tuple, ast.List, ast.Set)) else [node]
+    return {part.value for part in parts if isinstance(part, ast.Constant) and isinstance(part.value, str)}
+
+
+def uses_of_names(source: str) -> Iterator[tuple[int, set[str]]]:
+    """(line, entries' names) wherever one is compared with, looked for, or a key to dispatch on."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Compare):
+            found = set().union(*map(strings, [node.left, *node.comparators]))
+        elif isinstance(node, ast.Dict):
+            found = set().union(*map(strings, filter(None, node.keys)))
+        elif isinstance(node, ast.Subscript) and ast.unparse(node.value) != "Literal":
+            found = strings(node.slice)
+        elif isinstance(node, ast.MatchValue):
+            found = strings(node.value)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            looked_up = node.func.attr in ("get", "pop", "index", "startswith", "removeprefix", "traits", "entry")
+            found = set().union(*map(strings, node.args)) if looked_up else set()
+        else:
+            continue
+        found &= NAMES
+        if found - AMBIGUOUS or (len(found) > 1 and isinstance(node, (ast.Dict, ast.Compare))):
+            yield node.lineno, found
+
+
+def test_the_search_for_names_finds_each_way_to_use_one() -> None:
+    sources = [
+        'picked.name == "lstm"',
+        'name in ("sgd", "adam")',
+        '{"mixture": 3.0}',
+        'OPTIMIZERS["rnnprop"]',
+        'costs.get("mixture", 1.0)',
+        'x = {"mean": 1, "log": 2}',
+        'match name:\n    case "lstm":\n        pass',
+    ]
+    for source in sources:
+        assert list(uses_of_names(source)), source
+    for source in ('{"mean": 1, "median": 2}', 'axes.set_xscale("log")', 'choice("lstm")', 'where == "mean"'):
+        assert not list(uses_of_names(source)), source
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_entrys_name_is_dispatched_on_outside_its_own_file(path: Path) -> None:
+    own = {name for registry in REGISTRIES for name in registry if registry.entry(name).file == str(path)}
+    found = [(line, names - own) for line, names in uses_of_names(path.read_text(encoding="utf-8")) if names - own]
+    assert not found, f"{path.relative_to(PACKAGE)}: {found}; let the entry say it, as a trait (metaopt/registry.py)"

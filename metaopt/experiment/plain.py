@@ -18,8 +18,8 @@ from metaopt.experiment import Experiment
 from metaopt.registry import Choice, parse_choice
 
 VERSION = 2  # of the format; what metaopt itself wrote without one is of the first
-# What `lstm` did where version 1 named no option; its defaults have changed since.
-LSTM_1 = {"features": "all", "noise": "none"}
+# What optimizers did where version 1 named no option: defaults that have changed since.
+MEANT_BY_1 = (Choice("lstm", {"features": "all", "noise": "none"}),)
 
 
 def to_json(experiment: Experiment) -> dict[str, Any]:
@@ -55,12 +55,13 @@ def upgraded(values: Any, unversioned: int = 1) -> Any:
     version = values.get("version", unversioned)
     values = {name: value for name, value in values.items() if name != "version"}
     picked = values.get("optimizer")
-    if version != 1 or not isinstance(picked, Mapping) or picked.get("name") != "lstm":
+    meant = {choice.name: choice.options for choice in MEANT_BY_1}
+    if version != 1 or not isinstance(picked, Mapping) or picked.get("name") not in meant:
         return values
     options = picked.get("options", {})
     if not isinstance(options, Mapping):
         return values
-    old = {name: value for name, value in LSTM_1.items() if name not in options}
+    old = {name: value for name, value in meant[picked["name"]].items() if name not in options}
     return {**values, "optimizer": {**picked, "options": {**options, **old}}}
 
 

@@ -221,17 +221,18 @@ def step(
     """
     if keys is None:
         keys = StepKeys(*(stream[0] for stream in step_keys(state.key, state.step, 1)))
-    params, gradient = state.params, state.estimate.gradient
+    params, known = state.params, state.estimate
     if state_gradient == "stopped":
-        params, gradient = jax.lax.stop_gradient((params, gradient))
-    value = state.estimate.value
-    updates, opt_state = tx.update(gradient, state.opt_state, params, key=keys.update, value=value, explore=explore)
+        params, known = jax.lax.stop_gradient((params, known))
+    updates, opt_state = tx.update(
+        known.gradient, state.opt_state, params, key=keys.update, value=known.value, explore=explore
+    )
     log_prob = None
     if explore == "scored":
         opt_state, log_prob = _take_score(opt_state)
     moved = optax.apply_updates(params, updates)
-    # The loss enters as its value plus a linear term: the reverse pass meets its gradient, already checked, and never
-    # the inside of a loss that overflowed. So does the gradient, where its own derivative is asked for.
+    # Losses and gradients are taken at a point that counts as a constant, and `_with_slope` puts the derivative back:
+    # the reverse pass meets numbers that were checked, and never the inside of a loss that overflowed.
     here = jax.lax.stop_gradient(moved)
     turn: Callable[[Params], Params] | None = None
     if second_order:
@@ -239,21 +240,20 @@ def step(
     else:
         found, oracle_state = _estimates(family, task, here, state.oracle_state, keys.estimate)
     alive = state.alive & usable_tasks(here) & _usable(found)
-    loss, slope = found.value, found.gradient
+    elsewhere = None
     if objective_batch != "fresh":
-        loss, slope = _on_split(family, task, here, _SPLITS[objective_batch])
-        alive = alive & usable_tasks((loss, slope))
-    if loss is None:
-        loss = jnp.zeros_like(state.initial_loss)
-    estimate = _of_the_alive(alive, found)
-    slope = estimate.gradient if slope is found.gradient else select_tasks(alive, slope, _zeros(slope))
-    estimate, loss, slope, alive = keep((estimate, loss, slope, alive))
+        elsewhere = _on_split(family, task, here, _SPLITS[objective_batch])
+        alive = alive & _usable(elsewhere)
+        elsewhere = keep(_of_the_alive(alive, elsewhere))
+    estimate, alive = keep((_of_the_alive(alive, found), alive))
     kept = select_tasks(alive, moved, params)
-    offset = jax.tree.map(lambda new: new - jax.lax.stop_gradient(new), kept)
+    slope, value, _ = elsewhere or estimate
+    loss = jnp.zeros_like(state.initial_loss) if value is None else value
     if turn is not None:
+        offset = jax.tree.map(lambda new: new - jax.lax.stop_gradient(new), kept)
         turned = select_tasks(alive, jax.tree.map(jnp.add, estimate.gradient, turn(offset)), estimate.gradient)
-        value = None if estimate.value is None else estimate.value + inner_product(estimate.gradient, offset)
-        estimate = estimate._replace(gradient=turned, value=value)
+        seen = None if estimate.value is None else _with_slope(estimate.value, estimate.gradient, kept)
+        estimate = estimate._replace(gradient=turned, value=seen)
     after = UnrollState(
         params=kept,
         opt_state=opt_state,
@@ -266,7 +266,7 @@ def step(
         lower_bound=state.lower_bound,
     )
     record = Record(
-        loss=jnp.where(alive, loss + inner_product(slope, offset), jnp.inf),
+        loss=jnp.where(alive, _with_slope(loss, slope, kept), jnp.inf),
         alive=alive,
         update_norm=jnp.where(alive, jax.lax.stop_gradient(task_norm(updates)), 0.0),
         log_prob=log_prob,
@@ -276,8 +276,16 @@ def step(
     return after, record
 
 
-def _zeros(tree: PyTree) -> PyTree:
-    return jax.tree.map(jnp.zeros_like, tree)
+@jax.custom_jvp
+def _with_slope(value: jax.Array, slope: Params, params: Params) -> jax.Array:
+    """`value` [tasks], whose derivative in `params` is `slope`; as a value it costs nothing."""
+    return value
+
+
+@_with_slope.defjvp
+def _with_slope_jvp(primals: tuple[Any, Any, Any], tangents: tuple[Any, Any, Any]) -> tuple[jax.Array, jax.Array]:
+    value, slope, _ = primals
+    return value, inner_product(slope, tangents[2])
 
 
 def _linearised(
@@ -293,7 +301,8 @@ def _linearised(
     return found, after, turn
 
 
-def _on_split(family: TaskFamily, task: Task, params: Params, split: Split) -> tuple[jax.Array, Params]:
+def _on_split(family: TaskFamily, task: Task, params: Params, split: Split) -> Estimate:
+    """The loss on all of a split, and its gradient."""
     if split not in family.splits:
         raise ValueError(
             f"`objective_batch={split}` needs a {split} split, and {family.name} has {', '.join(family.splits)} alone."
@@ -302,7 +311,8 @@ def _on_split(family: TaskFamily, task: Task, params: Params, split: Split) -> t
     def one(task: Task, params: Params) -> tuple[jax.Array, Params]:
         return jax.value_and_grad(family.loss)(params, task, family.eval_batch(task, family.data, split))
 
-    return jax.vmap(one)(task, params)
+    value, gradient = jax.vmap(one)(task, params)
+    return Estimate(gradient, value)
 
 
 def _take_score(opt_state: PyTree) -> tuple[PyTree, jax.Array]:

@@ -210,8 +210,9 @@ def _clipped(result: Mapping[str, Any]) -> Found:
         return
     # Gradients all cut to one length are no ailment in themselves: Adam and its like divide by the length anyway.
     turned = own.get("clipped_cosine")
-    if result["meta_optimizer"] == "sgd":
-        harm = "so that the threshold, and not the gradient, sets the length of a meta-step of sgd"
+    if result["follows_length"]:
+        name = result["meta_optimizer"]
+        harm = f"so that the threshold, and not the gradient, sets the length of a meta-step of {name}"
     elif turned and turned["value"] + 2 * turned["error"] < MISALIGNED:
         harm = f"which turns their mean: its cosine with the unclipped one is {turned['value']:.2f}"
     else:

@@ -49,7 +49,7 @@ from metaopt.microscope.jacobian_growth import growth_along
 from metaopt.microscope.pipeline import Part, Progress, work_off
 from metaopt.registry import ESTIMATORS, OPTIMIZERS, Choice
 from metaopt.training.loop import build_estimator
-from metaopt.training.meta_optimizer import make_clips
+from metaopt.training.meta_optimizer import follows_length, make_clips
 from metaopt.types import Families, Key, MetaParams, TaskFamily
 
 WATCHING = 2e6  # a family's, forward only
@@ -137,12 +137,13 @@ def diagnose(
         "second_order": bool(option_of(experiment.estimator, "second_order")),
         "state_gradient": option_of(experiment.estimator, "state_gradient"),
         "meta_optimizer": experiment.meta_optimizer.name,
+        "follows_length": follows_length(experiment.meta_optimizer),
         **{name: getattr(experiment.meta_optimizer, name) for name in ("clip_norm", "clip_value", "clip_adaptive")},
         "references": described,
         "estimators": estimators,
         "jacobian": jacobian,
         "gates": None if observe is None else describe_gates(runs, observe.gates, experiment.horizon),
-        "inputs": None if observe is None else describe_inputs(runs, observe, experiment.horizon),
+        "inputs": None if observe is None else describe_inputs(runs, observe.inputs, experiment.horizon),
         "steps": [describe_steps(name, training, run, experiment.horizon) for name, training, run in runs],
     }
     words = OPTIMIZERS.traits(experiment.optimizer.name).inputs_in_words

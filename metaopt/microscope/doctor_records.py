@@ -10,7 +10,6 @@ import numpy as np
 from metaopt.evaluation.statistics import failed, scale
 from metaopt.microscope.gradient_quality import Measured, Samples, assess, resolved_norm
 from metaopt.microscope.inner_runs import InnerRuns
-from metaopt.types import Observe
 
 QUANTILES = (0.0, 0.01, 0.5, 0.99, 1.0)
 TRAINING_RANGE = (0.001, 0.999)  # quantiles of the training inputs that bound their range
@@ -53,9 +52,8 @@ def describe_gates(runs: Runs, gates: Sequence[str], horizon: int) -> list[dict[
     return found
 
 
-def describe_inputs(runs: Runs, observe: Observe, horizon: int) -> dict[str, Any]:
+def describe_inputs(runs: Runs, names: Sequence[str], horizon: int) -> dict[str, Any]:
     """Quantiles of every input, and the share of inputs outside of what training shows within its horizon."""
-    names = observe.inputs
     within = [
         run.inputs[:horizon][run.alive[:horizon]]
         for _, training, run in runs

@@ -96,7 +96,7 @@ def gradient_statistics(
 
     def ratio(moments: Moments, count: jax.Array, form: str) -> jax.Array:
         first, second = debiased(moments, count, beta1, beta2)
-        return first / ((safe_sqrt(second) if form == "adam" else second) + eps)
+        return first / ((second if form == "printed" else safe_sqrt(second)) + eps)
 
     def init(shape: tuple[int, ...], dtype: Any) -> tuple[Moments, Moments]:
         return zero_moments(shape, dtype), zero_moments(shape, dtype)

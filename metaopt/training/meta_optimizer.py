@@ -79,6 +79,14 @@ def make_clips(config: MetaOptimizer) -> list[optax.GradientTransformation]:
     return clips
 
 
+def follows_length(config: MetaOptimizer) -> bool:
+    """Whether a longer gradient makes a longer meta-step, as it does where nothing divides by its size."""
+    tx = getattr(optax, config.name)(1.0)
+    params = jnp.ones(1)
+    once, twice = (tx.update(scale * params, tx.init(params), params)[0] for scale in (1.0, 2.0))
+    return bool(jnp.abs(twice - once)[0] > 0.5)
+
+
 def make_meta_optimizer(
     config: MetaOptimizer, num_meta_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:

@@ -33,14 +33,6 @@ QUADRATIC = choice("quadratic", dim=6)
 DIGITS = choice("classifier", width=3, batch_size=8)
 
 
-@pytest.fixture
-def x64():
-    before: bool = jax.config.jax_enable_x64  # pyright: ignore
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 def experiment(model: dict[str, Any], task: Choice) -> Experiment:
     return Experiment(
         tasks=(task,), num_meta_steps=100, num_tasks=4, horizon=12, num_devices=1, log=Log(every=3), seed=2, **model

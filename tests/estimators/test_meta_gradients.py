@@ -22,14 +22,6 @@ T = 5
 SMALL = dict(hidden_size=4, num_layers=1)
 
 
-@pytest.fixture
-def x64():
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", before)
-
-
 def wide(tree):
     return jax.tree.map(lambda x: x.astype(jnp.float64), tree)
 
@@ -239,7 +231,7 @@ def test_reparameterised_mean_over_noise_is_the_gradient_of_the_expected_loss(x6
 def test_truncation_carries_state_cuts_gradients_and_resets_at_the_horizon(name):
     optimizer = lstm(noise="per_coordinate", **SMALL)
     family, windows = noisy_bowl(), 3
-    estimator = made(ESTIMATORS[name], optimizer, num_tasks=4, horizon=windows * T, num_devices=2)
+    estimator = made(ESTIMATORS[name], optimizer, num_tasks=4, horizon=windows * T, unroll_length=T, num_devices=2)
     meta_params = jax.jit(optimizer.init)(jax.random.key(0))
     state = estimator.init(jax.random.key(1), meta_params, (family,))
     start = jax.tree.map(lambda x: x[0], state[0].run.state)  # the first chunk
@@ -258,7 +250,7 @@ def test_truncation_carries_state_cuts_gradients_and_resets_at_the_horizon(name)
 def test_windows_of_a_run_add_up_to_the_run_without_truncation():
     """Values, not gradients: the windows' mean losses average to the full run's."""
     optimizer, family = lstm(**SMALL), noisy_bowl()
-    settings = dict(num_tasks=4, horizon=2 * T, num_devices=1)
+    settings = dict(num_tasks=4, horizon=2 * T, unroll_length=T, num_devices=1)
     short = made(truncated_backprop, optimizer, **settings)
     meta_params = jax.jit(optimizer.init)(jax.random.key(0))
     state = short.init(jax.random.key(1), meta_params, (family,))
@@ -287,7 +279,7 @@ def test_families_are_balanced_by_their_loss_at_the_start():
         keys = jax.random.split(jax.random.fold_in(key, index), 2)
         tx = bind_tasks(optimizer, meta_params)
         initial = reset(tx, family, keys)[1].initial_loss.mean()
-        slope = jax.grad(partial(meta_loss, optimizer, family, keys, False))(meta_params)
+        slope = jax.grad(partial(meta_loss, optimizer, family, keys, "mean", False))(meta_params)
         expected += slope["learning_rate"] / initial / 2
     np.testing.assert_allclose(both["learning_rate"], expected, rtol=1e-4)
     assert {"meta_loss/0", "meta_loss/1"} <= set(metrics)

@@ -18,24 +18,62 @@ def curve(*values: float) -> np.ndarray:
     return np.array([values], float)
 
 
+def positive(tasks: int = 1, initial: float = 1.0) -> statistics.Scale:
+    """Losses whose bound is 0."""
+    return statistics.scale(np.zeros(tasks), np.full(tasks, initial), [])
+
+
+def unbounded(loss: np.ndarray) -> statistics.Scale:
+    return statistics.scale(np.full(len(loss), np.nan), loss[:, 0], [loss])
+
+
 def test_failed_at_more_than_ten_times_the_first_loss_or_not_finite() -> None:
     loss = np.array([[1, 10, 1], [1, 10.1, 1], [1, 1, INF], [1, np.nan, 1], [0.5, 5.1, 0.1]])
-    assert statistics.failed(loss).tolist() == [False, True, True, True, True]
+    bounded = statistics.scale(np.zeros(5), loss[:, 0], [])
+    assert statistics.failed(loss, bounded).tolist() == [False, True, True, True, True]
+    for shift in (50.0, -50.0):
+        moved = statistics.scale(np.full(5, shift), loss[:, 0] + shift, [])
+        assert statistics.failed(loss + shift, moved).tolist() == [False, True, True, True, True]
+
+
+def test_without_a_bound_a_rise_counts_in_units_of_the_largest_fall_of_any_run() -> None:
+    loss = np.array([[0.0, -1.0, 8.9], [0.0, -1.0, 9.1], [0.0, 0.0, 1e9], [0.0, 1.0, INF], [-5.0, -6.0, -7.0]])
+    own = unbounded(loss)
+    assert own.unit.tolist()[:2] == [1.0, 1.0] and np.isnan(own.unit[2]) and np.isnan(own.bound).all()
+    # Where nothing ever fell, only what is not finite counts.
+    assert statistics.failed(loss, own).tolist() == [False, True, False, True, False]
+    other = loss.copy()
+    other[1, 2] = -2.0  # another optimizer fell twice as far there
+    both = statistics.scale(np.full(5, np.nan), loss[:, 0], [loss, other])
+    assert statistics.failed(loss, both).tolist() == [False, False, False, True, False]
+    # A loss that begins at or below its stated bound has none.
+    below = statistics.scale(np.ones(5), loss[:, 0], [loss])
+    assert (
+        np.isnan(below.bound).all() and statistics.failed(loss, below).tolist() == statistics.failed(loss, own).tolist()
+    )
+
+
+def test_rises_and_comparisons_without_a_bound() -> None:
+    loss = np.concatenate([curve(5, 1, 1, 1, 1, 1, 1, 1, 1, 1, tail) for tail in (1.39, 1.41)]) - 20
+    rises = statistics.rises(loss, STEPS, 10, unbounded(loss))
+    assert rises is not None and rises.tolist() == [False, True]  # by a tenth of the fall of 4
+    shares = statistics.paired_difference(np.array([-18.0, -19.0]), np.array([-20.0, -19.0]), unbounded(loss))
+    assert shares["mean"] == pytest.approx(0.25) and shares["median"] == pytest.approx(0.25)
 
 
 def test_rises_compares_the_last_twentieth_with_twice_the_training_horizon() -> None:
     loss = np.concatenate([curve(5, 1, 1, 1, 1, 1, 1, 1, 1, 9, tail) for tail in (2.0, 2.1, 0.5, INF)])
     loss = np.concatenate([loss, curve(5, INF, INF, INF, INF, INF, INF, INF, INF, INF, INF)])
     # A run that is dead at the training horizon already has not risen since.
-    rises = statistics.rises(loss, STEPS, 10)
+    rises = statistics.rises(loss, STEPS, 10, positive(len(loss), 5.0))
     assert rises is not None and rises.tolist() == [False, True, False, True, False]
     steps = np.arange(101)  # with every step recorded the tail is steps 96 to 100
     loss = np.ones((1, 101))
     loss[0, 96:] = [1, 1, 1, 1, 6.1]
-    rises = statistics.rises(loss, steps, 10)
+    rises = statistics.rises(loss, steps, 10, positive())
     assert rises is not None and rises.tolist() == [True]
     loss[0, 100] = 5.9
-    rises = statistics.rises(loss, steps, 10)
+    rises = statistics.rises(loss, steps, 10, positive())
     assert rises is not None and rises.tolist() == [False]
 
 
@@ -51,7 +89,7 @@ def test_keeps_improving_compares_ten_times_the_training_horizon() -> None:
 @pytest.mark.parametrize("train_horizon", [None, 100, 200])
 def test_words_about_what_lies_beyond_training_are_null_where_nothing_does(train_horizon: int | None) -> None:
     loss = np.ones((2, 11))
-    assert statistics.rises(loss, STEPS, train_horizon) is None
+    assert statistics.rises(loss, STEPS, train_horizon, positive(2)) is None
     assert statistics.keeps_improving(loss, STEPS, train_horizon) is None
 
 
@@ -102,18 +140,18 @@ def test_the_interval_has_the_width_of_the_closed_form() -> None:
 
 
 def test_paired_ratios_by_hand() -> None:
-    ratio = statistics.paired_ratio(np.array([1.0, 2.0, 9.0]), np.array([1.0, 1.0, 2.0]))
+    ratio = statistics.paired_ratio(np.array([1.0, 2.0, 9.0]), np.array([1.0, 1.0, 2.0]), positive(3))
     assert ratio["of_means"] == 3.0
     assert ratio["median"] == 2.0
     # Pairing: when one is a multiple of the other, no resample can say otherwise.
     reference = np.random.default_rng(0).exponential(size=50)
-    ratio = statistics.paired_ratio(3 * reference, reference)
+    ratio = statistics.paired_ratio(3 * reference, reference, positive(50))
     np.testing.assert_allclose([ratio["of_means"], *ratio["interval"], ratio["median"]], 3.0, rtol=1e-12)
-    zero = statistics.paired_ratio(np.zeros(3), np.zeros(3))
+    zero = statistics.paired_ratio(np.zeros(3), np.zeros(3), positive(3))
     assert zero["of_means"] == 1.0 and zero["median"] == 1.0
-    lost = statistics.paired_ratio(np.array([1.0, INF]), np.array([1.0, 1.0]))
+    lost = statistics.paired_ratio(np.array([1.0, INF]), np.array([1.0, 1.0]), positive(2))
     assert lost["of_means"] == INF
-    both = statistics.paired_ratio(np.array([1.0, INF]), np.array([1.0, INF]))
+    both = statistics.paired_ratio(np.array([1.0, INF]), np.array([1.0, INF]), positive(2))
     assert np.isnan(both["of_means"]) and both["median"] == 1.0
 
 
@@ -128,7 +166,8 @@ def test_one_record_is_small_valid_json() -> None:
     loss[2, 4000:] = INF
     peak = np.maximum.accumulate(loss, axis=1)
     peak[0, 1234:] = 10.1  # between two recorded points
-    record = statistics.describe(loss, steps, peak=peak, train_horizon=500, reference=np.ones(3))
+    scale = statistics.scale(np.zeros(3), loss[:, 0], [loss])
+    record = statistics.describe(loss, steps, peak=peak, train_horizon=500, scale=scale, reference=np.ones(3))
     shown = record["curve"]["steps"]
     assert len(shown) <= 200 and {0, 500, 5000} <= set(shown.tolist())
     np.testing.assert_array_equal(record["curve"]["mean"], loss.mean(axis=0)[shown])

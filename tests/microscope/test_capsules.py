@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -13,7 +14,6 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from metaopt import tasks
 from metaopt.cli.entry import main
 from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Evaluation, Experiment, Log, MetaOptimizer, Validation, build_optimizer
@@ -21,7 +21,7 @@ from metaopt.microscope import capsules
 from metaopt.microscope.capsules import capsules_in, make_capsule, read_capsule, replay, run_again
 from metaopt.microscope.capture import CapsuleKeeper, training_batches
 from metaopt.microscope.last_steps import first_cause, look_closely
-from metaopt.registry import choice
+from metaopt.registry import TASKS, choice
 from metaopt.runs.results import evaluate_all
 from metaopt.training.loop import Trainer, meta_train
 from metaopt.types import TaskFamily
@@ -29,9 +29,9 @@ from tests.toys import bowl, cliff
 
 
 @pytest.fixture(autouse=True)
-def with_cliff(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tasks.TASKS, "cliff", cliff)
-    monkeypatch.setitem(tasks.TASKS, "steep", steep)
+def with_cliff(register: Callable[..., None]) -> None:
+    register(TASKS, "cliff", cliff)
+    register(TASKS, "steep", steep)
 
 
 def steep() -> TaskFamily:

@@ -13,7 +13,6 @@ import pytest
 
 from metaopt.estimators import truncated_backprop
 from metaopt.experiment import Evaluation, Experiment, MetaOptimizer, build_optimizer
-from metaopt.inner.objectives import mean
 from metaopt.microscope import doctor, gradient_quality
 from metaopt.microscope.advice import reference_in_words
 from metaopt.microscope.doctor import Variant, diagnose, plan
@@ -28,13 +27,14 @@ from metaopt.microscope.gradient_quality import (
     resolved_norm,
     sample_gradients,
 )
-from metaopt.microscope.inner_runs import GATES, InnerRuns, gate_values, network_inputs, watch
+from metaopt.microscope.inner_runs import InnerRuns, watch
 from metaopt.microscope.jacobian_growth import growth_along
+from metaopt.optimizers.network import GATES, gate_values
 from metaopt.registry import choice
 from metaopt.report.doctor_pictures import doctor_figures
 from metaopt.training.meta_optimizer import make_clips
 from metaopt.types import TaskFamily
-from tests.toys import bowl
+from tests.toys import bowl, made
 
 
 def drawn(mean: np.ndarray, spread: float, lives: int, seed: int, windows: int = 1) -> Samples:
@@ -167,8 +167,8 @@ def test_samples_are_the_estimators_own_and_share_tasks() -> None:
     family, key = bowl(), jax.random.key(5)
 
     def sampled(horizon: int, window: int) -> tuple[Samples, float]:
-        estimator = truncated_backprop(
-            optimizer, mean, num_tasks=2, horizon=horizon, unroll_length=window, num_devices=1
+        estimator = made(
+            truncated_backprop, optimizer, num_tasks=2, horizon=horizon, unroll_length=window, num_devices=1
         )
         samples = sample_gradients(estimator, phi, (family,), key, num_lives=3, windows=horizon // window)
         own = estimator.init(jax.random.fold_in(key, 2), phi, (family,))
@@ -180,7 +180,7 @@ def test_samples_are_the_estimators_own_and_share_tasks() -> None:
     assert whole.gradient[1, 0, 0] == pytest.approx(once, rel=1e-5)
     # The first window of the second life begins with the same tasks: half of the run, from the same starts.
     with_more = prepare_samples(
-        truncated_backprop(optimizer, mean, num_tasks=2, horizon=4, unroll_length=4, num_devices=1),
+        made(truncated_backprop, optimizer, num_tasks=2, horizon=4, num_devices=1),
         *(phi, (family,), key),
         num_lives=1,
         windows=1,
@@ -241,9 +241,9 @@ def test_inputs_gates_and_steps_are_those_of_the_optimizer() -> None:
     optimizer, family = build_optimizer(picked), bowl(3)
     phi = optimizer.init(jax.random.key(0))
     keys = jax.random.split(jax.random.key(1), 2)
-    inputs = network_inputs(picked)
-    assert inputs is not None and inputs.names[1] == "∇²" and len(inputs.names) == inputs.features.size == 10
-    runs = watch(optimizer, phi, family, keys, horizon=5, explore=False, inputs=inputs, num_coordinates=3)
+    assert optimizer.observe is not None and optimizer.observe.inputs[1] == "∇²"
+    assert len(optimizer.observe.inputs) == 10 and optimizer.observe.gates == GATES
+    runs = watch(optimizer, phi, family, keys, horizon=5, explore=False, num_coordinates=3)
     assert runs.inputs is not None and runs.saturated is not None
     # By hand, task by task, through the public update.
     order = jax.random.permutation(jax.random.key(0), 3)
@@ -255,11 +255,11 @@ def test_inputs_gates_and_steps_are_those_of_the_optimizer() -> None:
         state = tx.init(params)
         gradients = []
         for step in range(5):
-            loss, gradient = jax.value_and_grad(family.loss)(params, task, ())
+            gradient = jax.grad(family.loss)(params, task, ())
             gradients.append(gradient)
             updates, state = tx.update(gradient, state, params)
             params = params + updates
-            assert float(runs.loss[step, index]) == pytest.approx(float(loss), rel=1e-5)
+            assert float(runs.loss[step, index]) == pytest.approx(float(family.loss(params, task, ())), rel=1e-5)
             assert float(runs.update_norm[step, index]) == pytest.approx(float(jnp.linalg.norm(updates)), rel=1e-4)
         seen = runs.inputs[4, index]
         v = sum(0.999 ** (4 - t) * 0.001 * g**2 for t, g in enumerate(gradients))
@@ -287,7 +287,7 @@ def test_ranges_of_inputs_by_hand() -> None:
         steps = len(values)
         inputs = values.reshape(steps, 1, 1, 1)
         alive = np.ones((steps, 1), bool)
-        return InnerRuns(np.ones((steps, 1)), np.ones(1), np.ones((steps, 1)), alive, inputs, None)
+        return InnerRuns(np.ones((steps, 1)), np.ones(1), np.zeros(1), np.ones((steps, 1)), alive, inputs, None)
 
     training, other = np.linspace(-1, 1, 1001), np.array([0.0, 0.5, 0.9979, 0.9981, 7.0, -9.0])
     training = np.append(training, [50.0, 0.0])  # beyond the horizon
@@ -313,9 +313,9 @@ def test_plan_compares_windows_and_every_estimator_once() -> None:
     assert variants[0].own and not any(variant.own for variant in variants[1:])
     assert {name for name, horizon, _ in shown if horizon == 20} >= {"mixture", "evolution_strategies"}
     assert [reference.horizon for reference in references] == [20, 200]
-    values = tiny(estimator=choice("evolution_strategies", objective_batch="none"))  # has no gradient to compare with
+    values = tiny(estimator=choice("evolution_strategies", objective_batch="full"))
     _, (reference, *_) = plan(values, build_optimizer(values.optimizer), lambda variant: 1.0)
-    assert reference.picked.options == {"second_order": True}
+    assert reference.picked.options == {"second_order": True, "objective_batch": "full"}
     dear, _ = plan(experiment, build_optimizer(experiment.optimizer), lambda variant: 1e9)
     assert {variant.horizon for variant in dear} == {20}
 

@@ -10,8 +10,9 @@ import pytest
 
 from metaopt.estimators import truncated_backprop
 from metaopt.inner.step import bind_tasks
-from metaopt.registry import OBJECTIVES, OPTIMIZERS
+from metaopt.registry import OPTIMIZERS
 from metaopt.tasks import quadratic
+from tests.toys import made
 
 VARIANTS = {
     **{name: {} for name in OPTIMIZERS},
@@ -88,9 +89,7 @@ def test_any_pytree_and_bfloat16_in_an_ordinary_optax_loop(name):
 def test_meta_training_lowers_the_loss(name):
     optimizer = make(name)
     horizon, families = 20, (quadratic(dim=3),)
-    estimator = truncated_backprop(
-        optimizer, OBJECTIVES["mean"], num_tasks=16, horizon=horizon, unroll_length=horizon, num_devices=1
-    )
+    estimator = made(truncated_backprop, optimizer, num_tasks=16, horizon=horizon, num_devices=1)
     meta_params = optimizer.init(jax.random.key(0))
     if "learning_rate" in meta_params:
         meta_params = {"learning_rate": jnp.log(1e-3)}  # badly tuned, to be mended

@@ -26,7 +26,6 @@ from metaopt.tasks import (
     with_batch_sizes,
     with_companion,
 )
-from metaopt.tasks.minibatches import batch_size_of
 
 
 def many(family, count, seed=0):
@@ -49,7 +48,7 @@ def test_companion_by_hand(x64):
     batch = family.batch(batch_key, task, family.data)
     value, gradient = jax.value_and_grad(family.loss)(params, task, batch)
     own, own_gradient = jax.value_and_grad(plain.loss)(params["task"], task.task, batch.batch)
-    offset = np.asarray(params["companion"], np.float64) - np.asarray(task.target, np.float64)
+    offset = np.asarray(params["companion"], np.float64) - np.asarray(task.drawn, np.float64)
     np.testing.assert_allclose(value, own + (offset**2).sum() / n, rtol=1e-12)
     np.testing.assert_allclose(gradient["companion"], 2 * offset / n, rtol=1e-12)
     np.testing.assert_allclose(gradient["task"], own_gradient, rtol=1e-12)
@@ -60,7 +59,7 @@ def test_companion_by_hand(x64):
 
 
 def test_law_of_the_companions_targets():
-    targets = np.asarray(many(with_companion(quadratic(dim=2), 20), 200).target, np.float64).ravel()
+    targets = np.asarray(many(with_companion(quadratic(dim=2), 20), 200).drawn, np.float64).ravel()
     assert stats.kstest(targets, "uniform", args=(-1, 2)).pvalue > 1e-4
 
 
@@ -85,7 +84,7 @@ def test_a_deterministic_task_stays_one_with_a_companion():
     family = with_companion(quadratic(dim=2), 3)
     task = family.sample(jax.random.key(0), ())
     assert not jax.tree.leaves(family.batch(jax.random.key(0), task, ()))
-    assert batch_size_of(family) is None
+    assert family.batch_size is None
 
 
 # ----- bfloat16 -------------------------------------------------------------------------------------------------------
@@ -124,7 +123,7 @@ def test_the_share_of_rounded_tasks_and_the_others_to_the_bit():
     family = in_bfloat16(plain, 0.3)
     tasks = many(family, n)
     params = jax.random.normal(jax.random.key(1), (n, 5))
-    rounded = np.asarray(tasks.rounded)
+    rounded = np.asarray(tasks.drawn)
     assert abs(rounded.mean() - 0.3) < 4 * np.sqrt(0.3 * 0.7 / n)
     gradient = jax.jit(jax.vmap(jax.grad(family.loss), (0, 0, None)))(params, tasks, ())
     own = jax.jit(jax.vmap(jax.grad(plain.loss), (0, 0, None)))(params, tasks.task, ())
@@ -167,10 +166,10 @@ def test_a_minibatch_of_fewer_has_exactly_its_gradient_and_its_noise():
 
 def test_every_size_is_as_likely():
     family = with_batch_sizes(linear_regression(batch_size=20), 3)
-    sizes, n = np.asarray(many(family, 4000).size), 4000
+    sizes, n = np.asarray(many(family, 4000).drawn), 4000
     assert set(sizes) == {4, 5, 10, 20}
     assert stats.chisquare([(sizes == size).sum() for size in (4, 5, 10, 20)]).pvalue > 1e-4
-    assert batch_size_of(family) == 20 and sizes.size == n
+    assert family.batch_size == 20 and sizes.size == n
 
 
 def test_batch_statistics_are_those_of_the_smaller_batch():

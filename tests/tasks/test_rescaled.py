@@ -10,7 +10,7 @@ from scipy import stats
 
 from metaopt.registry import TASKS
 from metaopt.tasks import classifier, quadratic, rescaled
-from metaopt.types import Oracle
+from metaopt.types import Estimate, Oracle
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -27,7 +27,7 @@ def test_same_start_same_values_and_chain_rule(name, x64):
         rescaled_one = jax.value_and_grad(family.loss)(z, task, batch)
         plain_one = jax.value_and_grad(plain.loss)(x, task.task, batch)
         metrics = [f.metrics(*at, batch) for f, at in ((family, (z, task)), (plain, (x, task.task))) if f.metrics]
-        return task.scales, z, x, rescaled_one, plain_one, metrics
+        return task.drawn, z, x, rescaled_one, plain_one, metrics
 
     scales, z, x, (loss, gradient), (plain_loss, plain_gradient), metrics = run(jax.random.key(0))
     np.testing.assert_allclose(loss, plain_loss, rtol=1e-10)
@@ -41,7 +41,7 @@ def test_same_start_same_values_and_chain_rule(name, x64):
 
 def test_law_of_the_scales():
     family = rescaled(classifier(), 2.0)
-    scales = jax.jit(family.sample)(jax.random.key(0), family.data).scales
+    scales = jax.jit(family.sample)(jax.random.key(0), family.data).drawn
     logs = [np.log(np.asarray(leaf, np.float64)).ravel() for leaf in jax.tree.leaves(scales)]
     everything = np.concatenate(logs)
     assert stats.kstest(everything, "uniform", args=(-2, 4)).pvalue > 1e-4
@@ -59,7 +59,7 @@ def test_everything_else_passes_through():
 def test_oracle_sees_the_familys_own_coordinates(x64):
     def estimate(family, task, params, state, key):
         value, gradient = jax.value_and_grad(family.loss)(params, task, ())
-        return gradient, value, state + 1, {"shift": family.data}
+        return Estimate(gradient, value, {"shift": family.data}), state + 1
 
     oracle = Oracle(init=lambda family, task, params, key: jnp.sum(params), estimate=estimate)
     plain = dataclasses.replace(quadratic(dim=4), oracle=oracle, data=jnp.zeros(()))
@@ -69,8 +69,8 @@ def test_oracle_sees_the_familys_own_coordinates(x64):
     z = family.init(key, task)
     assert family.oracle is not None
     state = family.oracle.init(family, task, z, key)
-    np.testing.assert_allclose(state, jnp.sum(task.scales * z))
-    gradient, value, state, aux = family.oracle.estimate(family, task, z, state, key)
+    np.testing.assert_allclose(state, jnp.sum(task.drawn * z))
+    (gradient, value, aux), state = family.oracle.estimate(family, task, z, state, key)
     np.testing.assert_allclose(value, family.loss(z, task, ()))
     np.testing.assert_allclose(gradient, jax.grad(family.loss)(z, task, ()), rtol=1e-10)
     assert aux["shift"] == 1  # the data of the family that is passed, not a constant
