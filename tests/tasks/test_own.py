@@ -1,5 +1,6 @@
 """`make_task`: plain losses, flax modules, data and draws; files of one's own in our families; every refusal."""
 
+import dataclasses
 import json
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ from metaopt.experiment import build_family
 from metaopt.inner.unroll import unroll
 from metaopt.registry import TASKS, Choice, parse_choice
 from metaopt.runs.environment import describe_data
+from metaopt.runs.train import resume, train
 from metaopt.tasks.checks import check_family
 from metaopt.types import TaskFamily
 
@@ -333,29 +335,30 @@ def test_the_registry_names_what_it_makes_and_a_run_records_its_data(registered)
     assert after < before
 
 
-def test_a_run_on_files_of_ones_own(tmp_path, monkeypatch):
+def test_a_run_on_ones_own_data(registered, tiny, tmp_path, monkeypatch):
+    """Meta-training and its evaluation, with a loss whose bound is not known; the data set is the same on resuming."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
     rows = [f"{x[0]:.4f},{x[1]:.4f},{'lily' if y > 0 else 'aster'}" for x, y in zip(X, Y, strict=True)]
     (tmp_path / "flowers.csv").write_text("\n".join(["a,b,label", *rows]))
-    command = ["train", "quadratic_rl", "--tasks", "classifier:data=flowers.csv,batch_size=16,width=4"]
-    small = "--num-meta-steps 2 --num-tasks 2 --horizon 3 --validation.every 0 --evaluation.num-tasks 2".split()
-    small += [
-        "--evaluation.horizons",
-        "3",
-        "--log.every",
-        "1",
-        "--estimator",
-        "truncated_backprop",
-        "--optimizer",
-        "momentum",
-        "--num-devices",
-        "1",
-    ]
-    assert main([*command, *small, "--out", "runs/own"]) == 0
-    (entry,) = json.loads((tmp_path / "runs" / "own" / "environment.json").read_text())["data"]
+
+    @registered
+    def lines():
+        return metaopt.make_task(net_squares, LinenNet(), data=DATA, batch_size=16)
+
+    flowers = Choice("classifier", {"data": "flowers.csv", "batch_size": 16, "width": 4})
+    path = train(dataclasses.replace(tiny, tasks=(Choice("lines"),)), tmp_path / "run")
+    (entry,) = json.loads((path / "environment.json").read_text())["data"]
+    assert entry == {"name": "lines", "source": "arrays in Python", "sha256": entry["sha256"]}
+    results = json.loads((path / "evaluation.json").read_text())["results"]
+    assert [result["task"] for result in results] == ["lines"]
+
+    path = train(dataclasses.replace(tiny, tasks=(flowers,), num_meta_steps=2), tmp_path / "other")
+    (entry,) = json.loads((path / "environment.json").read_text())["data"]
     assert entry["name"] == "flowers.csv" and entry["classes"] == ["aster", "lily"]
     assert entry["source"] == str(tmp_path / "flowers.csv") and len(entry["sha256"]) == 64
+    (tmp_path / "flowers.csv").write_text("\n".join(["a,b,label", *rows[::-1]]))
+    with pytest.raises(UserError, match=r"data set flowers.csv in .* is not the one that .*other was begun with"):
+        resume(path, num_meta_steps=3)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +433,7 @@ BAD = {
     "few": (dict(loss=squares, init=zeros, data={"x": X[:2], "y": Y[:2]}), "2 examples are too few"),
     "lengths": (dict(loss=squares, init=zeros, data={"x": X, "y": Y[:-1]}), r"\(200 in `data\['x'\]` and 199 in"),
     "nan": (
-        dict(loss=squares, init=zeros, data={"x": X, "y": Y / 0 * 0}),
+        dict(loss=squares, init=zeros, data={"x": X, "y": Y + np.nan}),
         r"`data\['y'\]` holds 200 numbers that are nan",
     ),
     "words": (dict(loss=squares, init=zeros, data={"x": X, "y": Y.astype(str)}), r"`data\['y'\]` is of type <U"),
