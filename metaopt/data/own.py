@@ -43,12 +43,11 @@ def _find(name: str, data_dir: str | None) -> Path:
     if "," in name:
         raise ValueError(f"data set {name!r}: a comma ends an option in NAME:key=value; rename the file or its folder.")
     given, root = Path(name).expanduser(), os.environ.get("METAOPT_DATA_DIR")
-    if data_dir is not None:
-        places = [Path(data_dir).expanduser() / given]
-    else:
-        # A path that was found once is found again after a change of folder.
-        before = [_found[name, data_dir]] if (name, data_dir) in _found else []
-        places = [given, *before, *([Path(root).expanduser() / given] if root else [])]
+    places = [Path(data_dir or ".").expanduser() / given]
+    if (name, data_dir) in _found:  # a path that was found once is found again after a change of folder
+        places.append(_found[name, data_dir])
+    if data_dir is None and root:
+        places.append(Path(root).expanduser() / given)
     places = list(dict.fromkeys(place.absolute() for place in places))
     for place in places:
         if place.is_file():

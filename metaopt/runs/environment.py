@@ -53,7 +53,8 @@ def describe_data(tasks: Iterable[Choice]) -> list[dict[str, Any]]:
             entry = {"name": name, "source": data.source, "sha256": data.sha256}
             # Named sets have the digits themselves.
             mapped = data.classes != tuple(map(str, range(len(data.classes))))
-            found[name, data.source] = {**entry, "classes": list(data.classes)} if mapped else entry
+            entry = {**entry, "classes": list(data.classes)} if mapped else entry
+            found[name, data.source] = {**found.get((name, data.source), {}), **entry}
     return list(found.values())
 
 

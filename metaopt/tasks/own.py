@@ -101,6 +101,9 @@ def make_task(
         raise ValueError("`batch_size` is of minibatches of `data`; leave it out where there are none.")
     if eval_batch is not None and not has_batch:
         raise ValueError("`eval_batch` is given, but the loss has no batch; give `batch` or `data`, or leave it out.")
+    number = isinstance(lower_bound, float | int) and not isinstance(lower_bound, bool) and math.isfinite(lower_bound)
+    if not (number or lower_bound is None or callable(lower_bound)):
+        raise ValueError(f"`lower_bound` is {lower_bound!r}; give a finite number, a function of the task, or None.")
     tasked, whole = ("task",) if sample else (), ("data",) if data is not None else ()
     seen = "module" if is_linen(init) else "params"
     _check_arguments("loss", loss, (seen, *tasked, *(("batch",) if has_batch else ())))
@@ -121,8 +124,11 @@ def make_task(
     if data is not None and batch is None and size != "all":
         check_batch_size(size, num_examples(train), " in `data`")
 
-    def given(task: Task, *held: Any) -> tuple[Any, ...]:
-        return (task, *held) if sample else held
+    def with_data(task: Task, part: Data) -> tuple[Any, ...]:
+        return (*((task,) if sample else ()), *((part,) if data is not None else ()))
+
+    def with_batch(task: Task, drawn: Batch) -> tuple[Any, ...]:
+        return (*((task,) if sample else ()), *((drawn,) if has_batch else ()))
 
     def draw_task(key: Key, data: Data) -> Task:
         return () if sample is None else sample(key, data["train"]) if sample_data else sample(key)
@@ -130,13 +136,12 @@ def make_task(
     def draw(key: Key, task: Task, part: Data) -> Batch:
         """A batch of one split."""
         if batch is not None:
-            return batch(key, *given(task, *((part,) if data is not None else ())))
+            return batch(key, *with_data(task, part))
         return () if data is None else part if size == "all" else sample_examples(key, part, size)
 
-    def held_out(task: Task, data_: Data, split: Split) -> Batch:
-        part = data_[split]
+    def held_out(task: Task, part: Data) -> Batch:
         if eval_batch is not None:
-            return eval_batch(*given(task, *((part,) if data is not None else ())))
+            return eval_batch(*with_data(task, part))
         if batch is None:
             return () if data is None else eval_examples(part)
         return Draws(jax.vmap(lambda key: draw(key, task, part))(jax.random.split(jax.random.key(0), NUM_DRAWS)))
@@ -146,16 +151,15 @@ def make_task(
         task = explained("`sample`", draw_task, key, splits)
         return task, explained("`batch`", draw, key, task, train)
 
-    task, batch_ = jax.eval_shape(example)
-    batched = (batch_,) if has_batch else ()
-    model = model_of(init, loss, (task,) if init_task else (), given(task, *batched))
+    task, drawn = jax.eval_shape(example)
+    model = model_of(init, loss, (task,) if init_task else (), with_batch(task, drawn))
 
     def calling(function: Callable[..., Any]) -> Callable[[Params, Task, Batch], Any]:
         def call(params: Params, task: Task, batch: Batch) -> Any:
             if isinstance(batch, Draws):
-                each = jax.vmap(lambda drawn: model.call(function, params, *given(task, drawn)))(batch.batches)
+                each = jax.vmap(lambda drawn: call(params, task, drawn))(batch.batches)
                 return jax.tree.map(lambda x: jnp.mean(x, axis=0), each)
-            return model.call(function, params, *given(task, *((batch,) if has_batch else ())))
+            return model.call(function, params, *with_batch(task, batch))
 
         return call
 
@@ -165,12 +169,12 @@ def make_task(
     elif batch is None and data is not None:
         words = evaluated_on(train)
     family = TaskFamily(
-        data=splits if data is not None else {"train": ()},
+        data=splits,
         sample=draw_task,
         init=lambda key, task: model.init(key, task) if init_task else model.init(key),
         batch=lambda key, task, data: draw(key, task, data["train"]),
         loss=calling(loss),
-        eval_batch=held_out,
+        eval_batch=lambda task, data, split: held_out(task, data[split]),
         metrics=None if metrics is None else calling(metrics),
         oracle=oracle,
         name=name,

@@ -117,7 +117,7 @@ def test_evaluation_of_a_large_split_is_a_fixed_part(monkeypatch):
     assert family.evaluated_on == "a fixed 300 of the 1,257 training examples"
     batch = family.eval_batch((), family.data, "train")
     np.testing.assert_array_equal(batch.inputs, dataset.train.inputs[:300])
-    assert family.eval_batch((), family.data, "test").labels.shape == (270,)
+    assert family.eval_batch((), family.data, "test").targets.shape == (270,)
 
 
 def test_minibatches_come_from_the_training_split_alone():

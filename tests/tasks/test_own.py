@@ -427,6 +427,7 @@ BAD = {
     ),
     "large batch": (dict(loss=squares, init=zeros, data=DATA, batch_size=161), "160 training examples in `data`"),
     "no size": (dict(loss=squares, init=zeros, data=DATA, batch_size=0), "`batch_size` is 0"),
+    "bound": (dict(loss=jnp.sum, init=zeros, lower_bound=-np.inf), "`lower_bound` is -inf; give a finite number"),
     "fractions": (dict(loss=squares, init=zeros, data=DATA, split=(0.8, 0.1)), "`split` is .*three fractions"),
     "sum": (dict(loss=squares, init=zeros, data=DATA, split=(0.8, 0.1, 0.2)), "that sum to 1"),
     "seed": (dict(loss=squares, init=zeros, data=DATA, seed=-1), "the seed of a split is -1"),
