@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from metaopt.runs.loggers import JsonLines, Progress, cut_back, read_rows, train_rows
+from metaopt.runs.console import Progress
+from metaopt.runs.metrics import JsonLines, cut_back, read_rows, train_rows
 
 
 def write(path: Path, steps: range) -> None:

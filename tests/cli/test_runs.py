@@ -18,15 +18,14 @@ from safetensors.numpy import load_file
 
 from metaopt import files
 from metaopt.cli import entry as cli
-from metaopt.cli import evaluate as compare
-from metaopt.cli import run_folders
-from metaopt.cli import runs as keeping
+from metaopt.cli import evaluate as evaluate_command
+from metaopt.cli import runs as runs_command
 from metaopt.cli.arguments import EvaluateArguments
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import to_json
 from metaopt.registry import choice
-from metaopt.runs import folder, index
+from metaopt.runs import folder, index, tables
 from metaopt.runs.repeating import what_differs
 
 Make = Callable[..., Path]
@@ -59,7 +58,7 @@ def make(tmp_path: Path) -> Make:
     return run
 
 
-def names(found: list[index.RunSummary]) -> list[str]:
+def names(found: list[index.Run]) -> list[str]:
     return [run.path.name for run in found]
 
 
@@ -82,24 +81,13 @@ def test_the_list_holds_every_run_and_nothing_else(make: Make, tmp_path: Path, c
         "a/9", "a/10", "b", "sweep/lr=0.001", "sweep/lr=0.01",
     ]  # fmt: skip
 
-    keeping.runs([str(tmp_path), str(first)])  # named twice, listed once
+    runs_command.runs([str(tmp_path), str(first)])  # named twice, listed once
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:3] == ["run", "experiment", "seed"] and len(lines) == 6
     (line,) = [line for line in lines if line.startswith(f"{first} ")]
     size = sum(file.stat().st_size for file in first.rglob("*") if file.is_file())
-    words = [
-        "demo",
-        "7",
-        "unknown",
-        "3/10",
-        "0.25",
-        "at",
-        "2",
-        "2026-01-02",
-        "03:04",
-        *run_folders.size_words(size).split(),
-    ]
-    assert line.split()[1:] == words
+    words = f"demo 7 unknown 3/10 0.25 at 2 2026-01-02 03:04 {tables.size(size)}"
+    assert " ".join(line.split()[1:]) == words
 
 
 def test_a_broken_configuration_is_told(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -107,10 +95,10 @@ def test_a_broken_configuration_is_told(make: Make, tmp_path: Path, capsys: pyte
     for name, text in (("cut", '{"tasks": ['), ("list", "[]"), ("other", '{"seed": 3}'), ("empty", "{}")):
         (make(name) / "config.json").write_text(text)
     broken = ["cut", "empty", "list", "other"]
-    found = run_folders.list_runs([tmp_path])
+    found = runs_command.list_runs([tmp_path])
     assert [(run.path.name, run.state) for run in found] == [(n, "unreadable") for n in broken] + [("whole", "unknown")]
-    assert names(run_folders.list_runs([tmp_path], state="unreadable")) == broken
-    assert names(run_folders.list_runs([tmp_path], where=["seed!=7"])) == ["whole"]
+    assert names(runs_command.list_runs([tmp_path], state="unreadable")) == broken
+    assert names(runs_command.list_runs([tmp_path], where=["seed!=7"])) == ["whole"]
     assert index.find_runs(tmp_path) == [whole]
     assert cli.main(["runs", str(tmp_path)]) == 0
     line = capsys.readouterr().out.splitlines()[1]
@@ -124,11 +112,11 @@ def test_a_broken_configuration_stops_an_evaluation_before_its_work(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(shutil.copytree(finished, tmp_path / "run"))
-    monkeypatch.setattr(compare, "evaluate_all", lambda *_, **__: pytest.fail("it was begun"))
+    monkeypatch.setattr(evaluate_command, "evaluate_all", lambda *_, **__: pytest.fail("it was begun"))
     for text, message in (('{"tasks"', "is not valid JSON"), ("[]", "does not hold an experiment")):
         (run / "config.json").write_text(text)
         with pytest.raises(UserError, match=message):
-            compare.compare(EvaluateArguments((str(run),)))
+            evaluate_command.evaluate(EvaluateArguments((str(run),)))
 
 
 def test_a_run_that_was_cancelled(make: Make, tmp_path: Path) -> None:
@@ -137,8 +125,8 @@ def test_a_run_that_was_cancelled(make: Make, tmp_path: Path) -> None:
         (run / folder.CANCELLED).write_text("{}")
         if state is not None:
             (run / "state.json").write_text(json.dumps({"state": state}))
-    assert [run.state for run in run_folders.list_runs([tmp_path])] == ["cancelled", "finished", "cancelled"]
-    assert names(run_folders.list_runs([tmp_path], state="cancelled")) == ["a", "c"]
+    assert [run.state for run in runs_command.list_runs([tmp_path])] == ["cancelled", "finished", "cancelled"]
+    assert names(runs_command.list_runs([tmp_path], state="cancelled")) == ["a", "c"]
 
 
 def test_filters_are_checked_where_there_is_nothing_to_filter(
@@ -178,17 +166,17 @@ def test_filters(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> N
         "oracle>3": [],
     }
     for condition, expected in cases.items():
-        assert names(run_folders.list_runs([tmp_path], where=[condition])) == expected, condition
-    assert names(run_folders.list_runs([tmp_path], where=["seed>1", "optimizer=lstm"])) == ["large"]
-    assert names(run_folders.list_runs([tmp_path], experiment="other")) == ["large"]
-    assert names(run_folders.list_runs([tmp_path], state="running")) == []
+        assert names(runs_command.list_runs([tmp_path], where=[condition])) == expected, condition
+    assert names(runs_command.list_runs([tmp_path], where=["seed>1", "optimizer=lstm"])) == ["large"]
+    assert names(runs_command.list_runs([tmp_path], experiment="other")) == ["large"]
+    assert names(runs_command.list_runs([tmp_path], state="running")) == []
     for options, message in (
         ({"where": ["seed"]}, "is no comparison"),
         ({"where": ["sead=1"]}, "did you mean 'seed'"),
         ({"state": "finisht"}, "did you mean 'finished'"),
     ):
         with pytest.raises(UserError, match=message):
-            run_folders.list_runs([tmp_path], **options)  # pyright: ignore
+            runs_command.list_runs([tmp_path], **options)  # pyright: ignore
     assert cli.main(["runs", str(tmp_path), "--where", "seed>1", "optimizer.hidden_size=100"]) == 0
     header, line = capsys.readouterr().out.splitlines()
     assert "optimizer.hidden_size" in header and "  100  " in line
@@ -200,13 +188,13 @@ def test_filters(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> N
 def test_a_run_that_is_trained_is_running(make: Make) -> None:
     run = make("run")
     with folder.locked(run):
-        assert index.summarise(run).state == "running"
-    assert index.summarise(run).state != "running"
+        assert index.read_run(run).state == "running"
+    assert index.read_run(run).state != "running"
 
 
 def test_a_name_cannot_break_the_table(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     make("odd\n\x1b[31m[bold]red")
-    keeping.runs([str(tmp_path)])
+    runs_command.runs([str(tmp_path)])
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 2 and "\x1b" not in out and "odd??[31m[bold]red" in out
 
@@ -240,7 +228,7 @@ def test_fields_of_a_configuration() -> None:
 def test_compare(make: Make, capsys: pytest.CaptureFixture) -> None:
     first = make("first", seed=1, optimizer=choice("lstm", hidden_size=4))
     second = make("second", seed=2, optimizer=choice("lstm"), rescale=3.0)
-    assert run_folders.compare_runs(first, second) == [
+    assert runs_command.compare_runs(first, second) == [
         ("optimizer.hidden_size", "4", "default"),
         ("seed", "1", "2"),
         ("rescale", "0.0", "3.0"),
@@ -261,19 +249,19 @@ def test_compare(make: Make, capsys: pytest.CaptureFixture) -> None:
 
 def test_rename(make: Make, tmp_path: Path) -> None:
     run, other = make("run"), make("other")
-    assert run_folders.rename_run(run, "new name") == tmp_path / "new name"
-    assert names(run_folders.list_runs([tmp_path])) == ["new name", "other"]
+    assert runs_command.rename_run(run, "new name") == tmp_path / "new name"
+    assert names(runs_command.list_runs([tmp_path])) == ["new name", "other"]
     for name in ("a/b", "..", "", "other"):
         with pytest.raises(UserError):
-            run_folders.rename_run(tmp_path / "new name", name)
+            runs_command.rename_run(tmp_path / "new name", name)
     with folder.locked(other), pytest.raises(UserError, match="another process is training"):
-        run_folders.rename_run(other, "elsewhere")
+        runs_command.rename_run(other, "elsewhere")
     point = make("sweep/point")
     (tmp_path / "sweep" / "sweep.json").write_text("{}")
     with pytest.raises(UserError, match="belongs to the sweep"):
-        run_folders.rename_run(point, "elsewhere")
+        runs_command.rename_run(point, "elsewhere")
     with pytest.raises(UserError, match=r"is a sweep, .* `metaopt runs delete .*sweep/\*/` deletes"):
-        run_folders.delete_runs([tmp_path / "sweep"], agreed=lambda _: True)
+        runs_command.delete_runs([tmp_path / "sweep"], agreed=lambda _: True)
     with pytest.raises(UserError, match="is a sweep: `metaopt resume .*sweep` goes on"):
         folder.open_run(tmp_path / "sweep")
     assert point.is_dir() and other.is_dir()
@@ -289,9 +277,9 @@ def test_delete_takes_the_runs_and_leaves_what_links_point_at(make: Make, tmp_pa
     (run / "checkpoints" / "5").mkdir(parents=True)
     (run / "checkpoints" / "5" / "deep").symlink_to(outside)
     asked: list[str] = []
-    assert run_folders.delete_runs([run], agreed=lambda question: bool(asked.append(question))) == []
+    assert runs_command.delete_runs([run], agreed=lambda question: bool(asked.append(question))) == []
     assert run.is_dir() and len(asked) == 1 and str(run) in asked[0]
-    assert run_folders.delete_runs([run, run], agreed=lambda _: True) == [run]
+    assert runs_command.delete_runs([run, run], agreed=lambda _: True) == [run]
     assert not run.exists() and (outside / "precious").read_text() == "x" and kept.is_dir()
 
 
@@ -318,9 +306,9 @@ def test_delete_refuses_all_when_one_must_stay(make: Make, tmp_path: Path, monke
     for name, message in refused.items():
         path = tmp_path / name
         with pytest.raises(UserError, match=message):
-            run_folders.delete_runs([run, Path(f"{path}/") if name.endswith("/") else path], agreed=lambda _: True)
+            runs_command.delete_runs([run, Path(f"{path}/") if name.endswith("/") else path], agreed=lambda _: True)
     with folder.locked(linked), pytest.raises(UserError, match="another process is training"):
-        run_folders.delete_runs([run, linked], agreed=lambda _: True)
+        runs_command.delete_runs([run, linked], agreed=lambda _: True)
     assert all(path.is_dir() for path in (run, linked, holder, here))
 
 
@@ -336,9 +324,9 @@ def test_a_deletion_that_was_cut_short_can_be_done_again(
 
         patch.setattr(shutil, "rmtree", fail)
         with pytest.raises(UserError, match="cannot delete .*checkpoints: Permission denied"):
-            run_folders.delete_runs([run], agreed=lambda _: True)
+            runs_command.delete_runs([run], agreed=lambda _: True)
     assert index.is_run(run)
-    assert run_folders.delete_runs([run], agreed=lambda _: True) == [run] and not run.exists()
+    assert runs_command.delete_runs([run], agreed=lambda _: True) == [run] and not run.exists()
 
 
 def test_delete_asks(make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -346,7 +334,7 @@ def test_delete_asks(make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setattr("sys.stdin", open(os.devnull))
     assert cli.main(["runs", "delete", str(run)]) == 2
     assert "add --yes" in capsys.readouterr().err
-    monkeypatch.setattr(run_folders, "ask", lambda question: False)
+    monkeypatch.setattr(runs_command, "ask", lambda question: False)
     assert cli.main(["runs", "delete", str(run)]) == 0
     assert capsys.readouterr().out == "nothing was deleted.\n" and run.is_dir()
     assert cli.main(["runs", "delete", str(run), "--force"]) == 2 and run.is_dir()
