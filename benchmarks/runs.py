@@ -19,8 +19,8 @@ from benchmarks.plain_reference import plain_chunks
 from metaopt.evaluation.curves import evaluate
 from metaopt.experiment import Experiment, Validation
 from metaopt.microscope.capture import CapsuleKeeper
-from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.console import Progress
+from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.recorder import Recorder
 from metaopt.training.loop import Trainer, meta_train
 from metaopt.types import MetaParams
