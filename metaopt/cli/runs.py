@@ -102,7 +102,7 @@ def print_runs(runs: Sequence[Run], console: Any, shown: Sequence[str] = ()) -> 
     """
     fields = [name for name in dict.fromkeys(shown) if name != "seed"]
     rows = [[*HEADER[:3], *fields, *HEADER[3:]], *(_cells(run, ["seed", *fields]) for run in runs)]
-    for line in tables.aligned(rows, lambda heading: heading not in RIGHT):
+    for line in tables.aligned(rows, RIGHT):
         say(console, line)
 
 

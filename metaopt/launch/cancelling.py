@@ -29,8 +29,13 @@ def cancel(paths: list[Path]) -> None:
     for path in paths:
         if not sweep_folder.is_sweep(path) and not (path / folder.CONFIG).is_file():
             raise UserError(f"{path} is neither a run folder nor a sweep's.")
-    running = [row for path in paths for row in (_in_sweep(path) or _by_itself(path))]
-    left = _end(running)
+    running = [row for path in paths for row in _begin(path)]
+    told: set[Path] = set()
+    until = time.monotonic() + STOP_SECONDS
+    while (left := [row for row in running if read_run(row.path).state == "running"]) and time.monotonic() < until:
+        # Again where it had not said yet who it is.
+        told |= {row.path for row in left if row.path not in told and _ask_to_stop(row.path)}
+        time.sleep(0.2)
     for row in running:
         now = read_run(row.path, row.name)
         print(f"{now.name}: {now.state}, meta-step {now.done}")
@@ -39,12 +44,15 @@ def cancel(paths: list[Path]) -> None:
         raise SystemExit(1)
 
 
-def _in_sweep(path: Path) -> list[Run]:
-    """Cancels a sweep, or one run of a sweep; returns what is running, and nothing where it is neither."""
+def _begin(path: Path) -> list[Run]:
+    """Keeps what is waiting in a sweep, one run of a sweep, or a run by itself from beginning; returns what runs."""
     whole = sweep_folder.is_sweep(path)
     parent = path if whole else path.resolve().parent
     if not sweep_folder.is_sweep(parent):
-        return []
+        row = read_run(path)
+        running = row.state == "running"
+        print(f"{path}: asked to save and stop" if running else f"{path}: not running ({row.state})")
+        return [row] if running else []
     sweep = sweep_folder.read(parent)
     rows = [row for row in sweep.read_runs() if whole or row.name == path.resolve().name]
     active = [row for row in rows if row.state in ACTIVE]
@@ -55,37 +63,13 @@ def _in_sweep(path: Path) -> list[Run]:
         from metaopt.launch import slurm
 
         slurm.cancel(sweep, [row.name for row in active])
-    active = [read_run(row.path, row.name) for row in active]
-    running = [row for row in active if row.state == "running"]
+    running = [row for row in (read_run(row.path, row.name) for row in active) if row.state == "running"]
     others = tables.counts(row for row in rows if row.state not in ACTIVE)
     print(
         f"{path}: {len(active) - len(running)} waiting cancelled, {len(running)} running asked to save and stop"
         + (f"; {others} left alone" if others else "")
     )
     return running
-
-
-def _by_itself(path: Path) -> list[Run]:
-    """The run, where it is running and in no sweep."""
-    if sweep_folder.is_sweep(path) or sweep_folder.is_sweep(path.resolve().parent):
-        return []
-    row = read_run(path)
-    running = row.state == "running"
-    print(f"{path}: asked to save and stop" if running else f"{path}: not running ({row.state})")
-    return [row] if running else []
-
-
-def _end(rows: list[Run]) -> list[Run]:
-    """Has each of the runs stop and waits for them; returns those that still run."""
-    told: set[Path] = set()
-    until = time.monotonic() + STOP_SECONDS
-    while True:
-        rows = [row for row in rows if read_run(row.path).state == "running"]
-        if not rows or time.monotonic() > until:
-            return rows
-        # Again where it had not said yet who it is.
-        told |= {row.path for row in rows if row.path not in told and _ask_to_stop(row.path)}
-        time.sleep(0.2)
 
 
 def _ask_to_stop(run: Path) -> bool:

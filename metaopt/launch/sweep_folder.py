@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from metaopt import files
 from metaopt.errors import UserError
 from metaopt.launch.grid import Grid, Point
-from metaopt.runs import folder
-from metaopt.runs.folder import SWEEP
+from metaopt.launch.options import SweepOptions
+from metaopt.runs import folder, own_entries
+from metaopt.runs.folder import CANCELLED, SWEEP
 from metaopt.runs.index import Run, Seen, read_run
 from metaopt.runs.state import JOB
 
@@ -48,17 +49,7 @@ class Sweep(NamedTuple):
         ]
 
 
-def create(
-    out: Path | None,
-    name: str,
-    points: list[Point],
-    *,
-    grid: Grid,
-    seeds: int | None,
-    where: str,
-    workers: int | None,
-    slurm: dict[str, str],
-) -> Sweep:
+def create(out: Path | None, name: str, points: list[Point], grid: Grid, options: SweepOptions) -> Sweep:
     """Makes the sweep's folder and all its run folders, which `metaopt train --resume` can begin.
 
     Args:
@@ -73,17 +64,14 @@ def create(
             run = made.path / point.run
             run.mkdir()
             folder.write_config(run, point.experiment)
-            files.write_json(run / folder.ENVIRONMENT, {"experiment": name})
+            files.write_json(run / folder.ENVIRONMENT, {"experiment": name, **own_entries.record(point.experiment)})
         held = {
             "version": 1,
             "experiment": name,
             "command": ["metaopt", *sys.argv[1:]],
             "created": now(),
-            "where": where,
-            "workers": workers,
-            "slurm": slurm,
+            **{field: getattr(options, field) for field in ("where", "workers", "slurm", "seeds")},
             "fields": grid,
-            "seeds": seeds,
             "points": [{"run": point.run, "overrides": point.overrides} for point in points],
         }
         files.write_json(made.path / SWEEP, held)  # last: a folder with it is whole
@@ -132,7 +120,11 @@ def note_job(run: Path, **held: Any) -> None:
 
 
 def is_cancelled(run: Path) -> bool:
-    return (run / folder.CANCELLED).exists()
+    return (run / CANCELLED).exists()
+
+
+def being_run(sweep: Path) -> UserError:
+    return UserError(f"{sweep} is being run already; watch it with `metaopt status {sweep}`.")
 
 
 @contextlib.contextmanager
@@ -143,6 +135,6 @@ def launching(sweep: Path) -> Iterator[None]:
       UserError: there is one.
     """
     if folder.is_locked(sweep):
-        raise UserError(f"{sweep} is being run already; watch it with `metaopt status {sweep}`.")
+        raise being_run(sweep)
     with folder.locked(sweep):
         yield

@@ -17,6 +17,8 @@ from metaopt.errors import UserError
 from metaopt.experiment import Experiment, build_optimizer
 from metaopt.experiment.plain import from_json, to_json
 from metaopt.files import replacing
+from metaopt.registry import UnknownEntry
+from metaopt.runs import own_entries
 from metaopt.types import MetaParams, Optimizer, PyTree
 
 VERSION = 1  # of the metadata
@@ -60,6 +62,9 @@ def read_optimizer(path: Path) -> Trained:
             )
         experiment, card = from_json(about["experiment"], str(path), unversioned=1), dict(about["card"])
         optimizer = build_optimizer(experiment.optimizer)
+        own_entries.tell_changed(card.get(own_entries.PLUGINS), path)
+    except UnknownEntry as error:
+        raise own_entries.with_files_to_import(error, path, card.get(own_entries.PLUGINS)) from None
     except UserError:
         raise
     except Exception as error:  # a stranger's file may hold anything

@@ -12,7 +12,7 @@ import numpy as np
 
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
-from metaopt.runs import folder
+from metaopt.runs import folder, own_entries
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.metrics import JsonLines, Row, cut_back, read_rows, train_rows
@@ -191,6 +191,7 @@ class Recorder:
     def _export(self, name: str, step: int, meta_params: MetaParams) -> None:
         best = step == self.best_step
         card: dict[str, Any] = {"meta_step": step, "validation": self.best_score if best else None}
+        card |= own_entries.record(self._experiment)
         decay = self._experiment.meta_optimizer.ema
         if decay is not None:
             card["averaged"] = f"over meta-steps, with a decay of {decay:g}"

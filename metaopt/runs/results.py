@@ -10,12 +10,12 @@ from typing import Any
 
 import jax
 
-from metaopt.errors import UserError, suggest
+from metaopt.errors import UserError
 from metaopt.evaluation import evaluate_run_on
 from metaopt.evaluation.tuning import TUNED
 from metaopt.experiment import Experiment, build_family, build_optimizer
-from metaopt.files import read_json, replacing, write_json
-from metaopt.registry import OPTIMIZERS, OWN_ENTRIES, Choice, UnknownEntry, parse_choice
+from metaopt.files import read_json, try_writing, write_json
+from metaopt.registry import OPTIMIZERS, Choice, UnknownEntry, parse_choice
 from metaopt.runs import tables
 from metaopt.runs.folder import EVALUATION
 from metaopt.types import MetaParams, Optimizer
@@ -45,7 +45,9 @@ def check(plan: Plan, baselines: Sequence[str]) -> None:
     for text in baselines:
         picked = parse_choice(text)
         if picked.name not in OPTIMIZERS:
-            raise UnknownEntry(f"baseline {suggest(picked.name, _known_baselines())} {OWN_ENTRIES}")
+            error = UnknownEntry(OPTIMIZERS.kind, picked.name, _known_baselines())
+            error.args = (f"baseline {error}",)
+            raise error
         if TUNED in picked.options:
             raise UserError(f"baseline {text!r}: its learning rate is what is tuned; leave {TUNED} out.")
         if TUNED not in build_optimizer(picked).tunable:
@@ -69,16 +71,9 @@ def check_writable(path: Path, remedy: str) -> None:
       UserError: no file can be made in the folder.
     """
     try:
-        with replacing(path / EVALUATION):
-            raise _Tried
-    except _Tried:
-        pass
+        try_writing(path)
     except OSError as error:
         raise UserError(f"cannot write to the folder {path}: {error.strerror}; {remedy}.") from None
-
-
-class _Tried(Exception):
-    pass
 
 
 def evaluate_all(

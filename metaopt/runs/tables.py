@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from metaopt.runs.console import say
@@ -53,8 +53,8 @@ def percent(share: float | None, missing: str = "") -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """`1:02:03`; nothing for None."""
-    if seconds is None:
+    """`1:02:03`; nothing where it is not known."""
+    if seconds is None or not math.isfinite(seconds):
         return ""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -76,15 +76,15 @@ def printable(text: str) -> str:
 # ----- tables ---------------------------------------------------------------------------------------------------------
 
 
-def aligned(rows: Rows, left: Callable[[str], bool] = bool, gap: str = "  ") -> Iterator[str]:
+def aligned(rows: Rows, right: Collection[str] = (), gap: str = "  ") -> Iterator[str]:
     """Lines of plain text, for grep as for a terminal of any width.
 
     Args:
-      left: whether a heading's column is flush left.
+      right: the headings of columns that are flush right.
     """
-    columns = [(max(map(len, column)), left(column[0])) for column in zip(*rows, strict=True)]
+    columns = [(max(map(len, column)), column[0] in right) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = (text.ljust(w) if flush else text.rjust(w) for text, (w, flush) in zip(row, columns, strict=True))
+        cells = (text.rjust(w) if flush else text.ljust(w) for text, (w, flush) in zip(row, columns, strict=True))
         yield gap.join(cells).rstrip()
 
 
@@ -95,7 +95,7 @@ def print_table(console: Any, title: str, rows: Rows, bold: Sequence[int] = ()) 
       bold: which of the rows stand out, the header being 0.
     """
     if not console.is_terminal:
-        say(console, "\n".join([title, *aligned([[f"  {row[0]}", *row[1:]] for row in rows], rows[0][0].__eq__)]))
+        say(console, "\n  ".join([title, *aligned(rows, rows[0][1:])]))
         return
     from rich import box
     from rich.table import Table

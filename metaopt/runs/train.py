@@ -17,10 +17,10 @@ from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.experiment.checks import validate
 from metaopt.registry import OPTIMIZERS
-from metaopt.runs import folder, processes
+from metaopt.runs import folder, own_entries, processes
 from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.runs.console import Progress, make_console, say
-from metaopt.runs.environment import describe_data, describe_environment
+from metaopt.runs.environment import check_data, note_resumption, of_experiment
 from metaopt.runs.faults import NotWritten, in_one_line
 from metaopt.runs.interrupts import Interrupted, SignalGuard
 from metaopt.runs.recorder import Recorder
@@ -72,7 +72,7 @@ def train(
     if not processes.is_first():
         _take_part(trainer, resumed=False)
         return out or Path()
-    environment = _environment(trainer, folder.safe_name(name))
+    environment = of_experiment(trainer.experiment, folder.safe_name(name))
     with folder.create_run(out, name, trainer.experiment, environment) as made:
         try:
             return _run(made.path, trainer, console or make_console(), callbacks, resumed=False)
@@ -130,7 +130,8 @@ def resume(
         _take_part(trainer, resumed=True)
         return path
     check_writable(path, "make it writable, or copy it and go on with the copy")
-    _check_data(path, changed)
+    check_data(path, changed)
+    own_entries.refuse_changed(path)
     with folder.locked(path):
         files.sweep(path)
         return _run(path, trainer, console or make_console(), callbacks, resumed=True)
@@ -153,16 +154,10 @@ def prepare(experiment: Experiment) -> Trainer:
     return trainer
 
 
-def _environment(trainer: Trainer, name: str) -> dict[str, Any]:
-    experiment = trainer.experiment
-    return describe_environment(name, [*experiment.tasks, *experiment.evaluation.tasks])
-
-
 def _run(path: Path, trainer: Trainer, console: Any, callbacks: Callbacks, *, resumed: bool) -> Path:
     experiment = trainer.experiment
     with contextlib.ExitStack() as beside, SignalGuard() as guard, in_one_line(path):
         say(console, f"run folder: {path}")
-        processes.note_run(path)
         recorder = Recorder(path, trainer.alone(), guard)
         with contextlib.closing(recorder):
             state = _take_up(path, trainer, recorder, console) if resumed else None
@@ -186,7 +181,7 @@ def _take_up(path: Path, trainer: Trainer, recorder: Recorder, console: Any) -> 
     for remark in remarks:
         say(console, remark)
     folder.write_config(path, trainer.experiment)
-    _note_resumption(path, trainer, state)
+    note_resumption(path, trainer.experiment, 0 if state is None else int(state.meta_step))
     return state
 
 
@@ -207,7 +202,7 @@ def _meta_train(
     try:
         recorder.start(None if state is None else _readable(state), [progress])
         trainer.level = recorder.stage.level
-        processes.meet("start")
+        processes.where_the_first_writes(path)
         state = trainer.init() if state is None else state
         more = [] if callbacks.chunk is None else [callbacks.chunk(path, trainer, state, progress.say)]
         return meta_train(
@@ -227,16 +222,13 @@ def _meta_train(
 def _take_part(trainer: Trainer, *, resumed: bool) -> None:
     """What the processes other than the first do: compute, with nothing to say and nothing to write."""
     with SignalGuard(silent=True):
-        try:
-            # The first process makes a state before it restores one, and programs must start in one order everywhere.
+        with in_one_line(None):
+            # The first makes a state before it restores one, and programs must start in one order everywhere.
             state = _from_first(trainer.init(), held=False) if resumed else None
-            processes.meet("start")
+            path = processes.where_the_first_writes(Path())
+        with in_one_line(path):
             meta_train(trainer, state=state, callbacks=[lambda *_: processes.meet("chunk")])
             processes.leave()
-        except (RuntimeError, ValueError) as error:  # by the library that noticed
-            if processes.lost(error):
-                raise processes.LostProcess(f"another process of this job was lost ({error})") from None
-            raise
 
 
 def _from_first(state: TrainState | None, *, held: bool) -> TrainState | None:
@@ -259,32 +251,6 @@ def _readable(state: TrainState) -> TrainState:
         return state
     here = jax.tree.map(lambda leaf: leaf.addressable_data(0), (state.meta_params, state.ema))
     return state._replace(meta_params=here[0], ema=here[1])
-
-
-def _check_data(path: Path, experiment: Experiment) -> None:
-    """Refuses data sets that changed since the run began: it would go on as another one, in silence."""
-    held = folder.environment_of(path).get("data")
-    before = {entry.get("name"): entry.get("sha256") for entry in held if isinstance(entry, dict)} if held else {}
-    for entry in describe_data([*experiment.tasks, *experiment.evaluation.tasks]):
-        was, now = before.get(entry["name"], entry["sha256"]), entry["sha256"]
-        if was != now:
-            raise UserError(
-                f"the data set {entry['name']} in {entry['source']} (sha256 {now[:12]}) is not the one that {path} was "
-                f"begun with (sha256 {str(was)[:12]}); put that one back, or begin a new run."
-            )
-
-
-def _note_resumption(path: Path, trainer: Trainer, state: TrainState | None) -> None:
-    """environment.json tells of every process that took part."""
-    file = path / folder.ENVIRONMENT
-    before = folder.environment_of(path)
-    now = _environment(trainer, folder.experiment_name(path) or path.resolve().parent.name)
-    if "started" not in before:  # a sweep names the experiment of a run that is yet to begin
-        files.write_json(file, now)
-        return
-    changed = {key: value for key, value in now.items() if before.get(key) != value}
-    entry = {"meta_step": 0 if state is None else int(state.meta_step), **changed}
-    files.write_json(file, {**before, "resumed": [*before.get("resumed", []), entry]})
 
 
 def _evaluate(

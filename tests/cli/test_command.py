@@ -100,7 +100,7 @@ MISTAKES = [
         "that a chunk needs however its unroll is cut; raise it, or lower `chunk_size`.",
     ),
     (["train", TINY, "--oracle", "exat"], "oracle 'exat' is unknown; did you mean 'exact'?"),
-    (["train", TINY, "--evaluation.baselines", "adm"], "baseline 'adm' is unknown; did you mean 'adam'?"),
+    (["train", TINY, "--evaluation.baselines", "adm"], "baseline optimizer 'adm' is unknown; did you mean 'adam'?"),
     (["train", TINY, "--evaluation.tasks", "quadratic:dm=3"], "'dm' is unknown"),
     (["train", TINY, "--tasks", "classifier:data=mnist,data_dir=nowhere"], "nowhere"),
     (["train", TINY, "--evaluation.tasks", "classifier:data=digit"], "did you mean 'digits'?"),

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -230,7 +231,7 @@ def test_mistakes(
 
 
 def test_times_and_numbers_are_short() -> None:
-    assert [tables.clock(seconds) for seconds in (None, 7.4, 61, 3723)] == ["", "0:07", "1:01", "1:02:03"]
+    assert [tables.clock(seconds) for seconds in (None, math.inf, 7.4, 3723)] == ["", "", "0:07", "1:02:03"]
     assert [tables.number(value) for value in (None, 0.00123456, "inf", "-inf")] == ["", "0.00123", "inf", "-inf"]
     assert [tables.size(value) for value in (0, 980, 12_345, 3_400_000)] == ["0 B", "980 B", "12 kB", "3.4 MB"]
     assert [tables.percent(share) for share in (None, 0.0, 0.004, 0.25)] == ["", "0", "<1%", "25%"]

@@ -322,6 +322,7 @@ def test_a_checkpoint_of_the_first_format_is_refused_otherwise(
     monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
     short = dataclasses.replace(tiny, num_meta_steps=2, validation=Validation(every=0))
     path = train(dataclasses.replace(short, **changed), tmp_path / "run")
+    assert not (path / "report.html").exists()  # which the command line adds
     resume(path)
     as_of_the_first_format(path)
     with pytest.raises(UserError, match=r"another run; begin anew: `metaopt train --from .*run`") as raised:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from bench_measure import BoundMeter, Options, Row, measured
-from bench_parts import MetaGradient
 from scipy.optimize import nnls
 
+from benchmarks.measure import BoundMeter, Options, Row, measured
+from benchmarks.parts import MetaGradient
 from metaopt.inner.devices import pick_chunk_size
 
 

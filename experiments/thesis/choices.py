@@ -1,6 +1,6 @@
 """The open choices weighed: every two arms that differ in one choice alone, compared on every test.
 
-What follows from it are the defaults of the framework's `lstm`; tests/test_thesis.py holds the two together.
+What follows from it are the defaults of the framework's `lstm`; a test of the thesis holds the two together.
 """
 
 from __future__ import annotations

@@ -1,13 +1,10 @@
-"""What every part of scripts/bench measures with: rows, timing, the machine's bounds, the machine itself."""
+"""What every part of benchmarks/bench measures with: rows, timing, the machine's bounds, the machine itself."""
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import os
 import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.experiment import Experiment
+from benchmarks.cases import HIDDEN
 from metaopt.inner.devices import COLUMNS, compiler_options
-from metaopt.registry import Choice, choice
+from metaopt.runs.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parent.parent
-HIDDEN, FEATURES, DIM, HORIZON = 20, 10, 10, 100
+FEATURES = 10
 # A bound below this share of what the 2048^3 product's rate implies is not valid: the pieces were disturbed.
 VALID_SHARE = 0.55
 FLOPS = 43_360  # of a coordinate-step's meta-gradient, its forward pass recomputed, with hidden 20 and ten features
@@ -252,46 +249,20 @@ def _pieces(columns: int, options: dict[str, Any]) -> dict[tuple[str, int], Piec
     return pieces
 
 
-# ----- experiments ----------------------------------------------------------------------------------------------------
-
-
-def learned(model: str, hidden: int = HIDDEN) -> Choice:
-    """The optimizer of the `BP` or the `RL` model."""
-    if model == "BP":
-        return choice("lstm", hidden_size=hidden, features="all", step_rule="recursive", noise="none")
-    return choice("lstm", hidden_size=hidden, features="all", noise="per_step")
-
-
-def experiment(model: str, num_tasks: int, task: Choice | None = None, **fields: Any) -> Experiment:
-    """The BP or RL model on quadratics with D = 10, T = 100, on one device; `task` and `fields` override."""
-    settings: dict[str, Any] = dict(
-        tasks=(task or choice("quadratic", dim=DIM),),
-        optimizer=learned(model),
-        estimator=choice("truncated_backprop" if model == "BP" else "reparameterised"),
-        num_meta_steps=10**9,
-        num_tasks=num_tasks,
-        horizon=HORIZON,
-        num_devices=1,
-    )
-    return Experiment(**(settings | fields))
-
-
 # ----- the machine ----------------------------------------------------------------------------------------------------
 
 
 def describe_machine() -> dict[str, Any]:
     """What a part's figures stood on."""
+    found = describe_environment("bench", [])
     return {
-        "jax": jax.__version__,
-        "jaxlib": importlib.metadata.version("jaxlib"),
-        "python": platform.python_version(),
-        "platform": jax.default_backend(),
+        **{name: found["versions"][name] for name in ("jax", "jaxlib", "python")},
+        "platform": found["device"]["platform"],
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "cores_of_machine": os.cpu_count(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "cores_of_machine": found["cpu_count"],
+        "date": found["started"],
+        **(found["git"] or {"commit": None, "dirty": False}),
     }
 
 
@@ -303,11 +274,3 @@ def _cpu_model() -> str:
     words = dict(line.split(":", 1) for line in lines if ":" in line)
     found = {key.strip(): value.strip() for key, value in words.items()}
     return f"{found.get('model name', '?')} (family {found.get('cpu family', '?')}, model {found.get('model', '?')})"
-
-
-def _git(*words: str) -> str | None:
-    command = ["git", "--no-optional-locks", "-C", str(ROOT), *words]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

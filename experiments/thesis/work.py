@@ -1,7 +1,7 @@
-#!/usr/bin/env python3
 """One part of the reproduction, in a process of its own: an arm with all its seeds, or a study's baselines.
 
-scripts/thesis_work.py STUDY ARM|baselines WORK [--seeds N] [--until TIME]
+python -m experiments.thesis.work STUDY ARM|baselines WORK [--seeds N] [--until TIME]
+python -m experiments.thesis.work after variance|step_lengths WORK
 
 What is done is left in the folder WORK/STUDY and not done again; a part that is stopped goes on where it was.
 """
@@ -22,8 +22,20 @@ from typing import Any
 
 import jax
 import numpy as np
-from thesis_arms import STUDIES, Arm, Study, Test
 
+from experiments.thesis import steps, variance
+from experiments.thesis.arms import STUDIES, Arm, Study, Test
+from experiments.thesis.folders import (
+    BASELINES,
+    DIVERGED,
+    PHI,
+    STOPPED,
+    fixed_name,
+    say,
+    test_file,
+    trained,
+    work_folder,
+)
 from metaopt.cli.devices import configure_jax
 from metaopt.evaluation import statistics
 from metaopt.evaluation.curves import Curves, Entry, evaluate
@@ -39,10 +51,9 @@ from metaopt.shipped.loading import read_optimizer, save_optimizer
 from metaopt.training.loop import Diverged, Trainer, TrainState, meta_train
 from metaopt.types import TaskFamily
 
-STOPPED = 75  # exit status of a part that was told to stop before its end
 CURVE_POINTS = 160
-BASELINES = ("sgd", "momentum", "rmsprop", "adam")
-PHI = "phi.safetensors"
+# What takes the φ of other parts: {name: module with `missing(work)` and `rows(work)`}.
+AFTER = {"variance": variance, "step_lengths": steps}
 
 
 class Stop(Exception):
@@ -66,24 +77,11 @@ class Clock:
             raise Stop
 
 
-def work_folder(work: Path, study: str, arm: str) -> Path:
-    """Where an arm's parts lie; `/` in its name makes no folder."""
-    return work / study / arm.replace("/", "__")
-
-
-def test_file(folder: Path, seed: int | None, use: str, test: Test) -> Path:
-    """One evaluation: of an arm's φ in one use on one test."""
-    parts = [str(test.task).replace(":", "_").replace(",", "_"), *([use] if use else [])]
-    return folder / ("" if seed is None else f"seed-{seed}") / ("--".join(parts) + ".npz")
-
-
 # ----- meta-training --------------------------------------------------------------------------------------------------
 
 
 def train(trainer: Trainer, seed: int, folder: Path, clock: Clock) -> None:
     """Leaves φ of the last meta-step in the folder, or a note of the meta-step at which it diverged."""
-    if (folder / PHI).exists() or (folder / "diverged.json").exists():
-        return
     began, worked = time.monotonic(), time.process_time()
     trainer.experiment = dataclasses.replace(trainer.experiment, seed=seed)
     checkpoints: Checkpoints[TrainState] = Checkpoints(folder / "checkpoints")
@@ -108,7 +106,7 @@ def train(trainer: Trainer, seed: int, folder: Path, clock: Clock) -> None:
     try:
         state = meta_train(trainer, state=state, callbacks=[keep])
     except Diverged as error:
-        write_json(folder / "diverged.json", statistics.jsonable({"reason": str(error), "curve": curve}))
+        write_json(folder / DIVERGED, statistics.jsonable({"reason": str(error), "curve": curve}))
         return
     finally:
         checkpoints.close()
@@ -152,16 +150,16 @@ def _record_every(train_horizon: int, horizon: int, has_data: bool) -> int:
 
 def save(path: Path, curves: Curves, study: Study, test: Test, **more: Any) -> None:
     """Losses at the multiples of T and along the curve, the three words, final metrics."""
-    steps, loss, peak = curves.steps, curves.loss["it"], curves.peak["it"]
+    steps, loss, peak, scale = curves.steps, curves.loss["it"], curves.peak["it"], curves.scale
     reached = [multiple for multiple in test.multiples if multiple * study.horizon <= steps[-1]]
     kept: dict[str, Any] = {"multiples": np.array(reached)}
     for multiple in reached:
         upto = steps <= multiple * study.horizon
         part, some = loss[:, upto], steps[upto]
         kept[f"loss_{multiple}"] = part[:, -1]
-        kept[f"failed_{multiple}"] = statistics.failed(peak[:, upto])
+        kept[f"failed_{multiple}"] = statistics.failed(peak[:, upto], scale)
         if multiple > 1:
-            kept[f"rises_{multiple}"] = statistics.rises(part, some, study.horizon)
+            kept[f"rises_{multiple}"] = statistics.rises(part, some, study.horizon, scale)
             kept[f"improves_{multiple}"] = statistics.keeps_improving(part, some, study.horizon)
     for split, values in curves.final["it"].items():
         kept |= {f"{split}_{name}": value for name, value in values.items()}
@@ -195,7 +193,7 @@ def evaluate_arm(study: Study, arm: Arm, seeds: int, work: Path, clock: Clock) -
 
 
 def _brief(curves: Curves) -> str:
-    final, failed = curves.loss["it"][:, -1], statistics.failed(curves.peak["it"])
+    final, failed = curves.loss["it"][:, -1], statistics.failed(curves.peak["it"], curves.scale)
     return f"median {np.median(final):.3g} at step {curves.steps[-1]}, {failed.mean():.0%} failed"
 
 
@@ -215,11 +213,6 @@ def run_baselines(study: Study, work: Path, clock: Clock) -> None:
                 tune = lambda name=name, test=test, horizon=horizon: _tuned(name, study, test, horizon)  # noqa: E731
                 _baseline(folder, f"{name}@{multiple}", study, test, horizon, clock, tune)
         jax.clear_caches()  # see metaopt.runs.results.evaluate_all
-
-
-def fixed_name(picked: Choice) -> str:
-    """As the thesis's legends have it: `sgd_lr=1.0000`."""
-    return f"{picked.name}_lr={picked.options['learning_rate']:.4f}"
 
 
 def _fixed(picked: Choice) -> Tuned:
@@ -250,7 +243,7 @@ def _baseline(
     tuned = make()
     curves = measure(tuned[:2], study, test, horizon)
     lower = lowered(tuned) if "grid" in tuned[2] else None
-    if lower is not None and statistics.failed(curves.peak["it"]).any():
+    if lower is not None and statistics.failed(curves.peak["it"], curves.scale).any():
         # A rate at the edge of stability: the next lower one where it ends lower, to the baseline's advantage.
         other = measure(lower[:2], study, test, horizon)
         if other.loss["it"][:, -1].mean() < curves.loss["it"][:, -1].mean():
@@ -264,15 +257,16 @@ def _baseline(
 # ----- what takes the φ of other parts --------------------------------------------------------------------------------
 
 
-def leave_rows(work: Path, name: str, lacking: list[str], rows: Callable[[], list[dict[str, Any]]], **more: Any) -> int:
+def leave_rows(work: Path, name: str) -> int:
     """Leaves WORK/NAME.json with the rows; or, where φ are lacking, a line that says which, and status 2."""
+    part = AFTER[name]
+    lacking = part.missing(work)
     if lacking:
         print(f"{name}: error: no φ of {', '.join(lacking)}; run them first.", file=sys.stderr)
         return 2
-    configure_jax(1)
     environment = describe_environment(name, [])
     kept = {key: environment[key] for key in ("versions", "git", "device", "platform")}
-    record = {"study": name, **more, "environment": kept, "rows": rows()}
+    record = {"study": name, "about": part.ABOUT, "environment": kept, "rows": part.rows(work)}
     write_json(work / f"{name}.json", statistics.jsonable(record))
     return 0
 
@@ -280,24 +274,21 @@ def leave_rows(work: Path, name: str, lacking: list[str], rows: Callable[[], lis
 # ----- the process ----------------------------------------------------------------------------------------------------
 
 
-def say(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("study", choices=[*STUDIES, "after"])
     parser.add_argument("arm")
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int)
     parser.add_argument("--core", type=int, help="the core to stay on")
     parser.add_argument("--until", type=float, help="seconds since the epoch after which no further work begins")
     parsed = parser.parse_args()
-    study = STUDIES[parsed.study]
     if parsed.core is not None:
         os.sched_setaffinity(0, {parsed.core})  # before jax makes its threads
     configure_jax(1)
-    clock = Clock(parsed.until)
+    if parsed.study == "after":
+        return leave_rows(parsed.work, parsed.arm)
+    study, clock = STUDIES[parsed.study], Clock(parsed.until)
     try:
         if parsed.arm == "baselines":
             run_baselines(study, parsed.work, clock)
@@ -308,17 +299,16 @@ def main() -> int:
         for seed in range(seeds):
             folder = work_folder(parsed.work, study.name, arm.name) / f"seed-{seed}"
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / PHI).exists() or (folder / "diverged.json").exists():
+            if trained(folder):
                 continue
             clock.check()
             if study.phi_of:
-                source = work_folder(parsed.work, study.phi_of, arm.name) / folder.name
-                found = [source / name for name in (PHI, "diverged.json") if (source / name).exists()]
-                if not found:
-                    print(f"thesis_work: error: no φ of {study.phi_of}/{arm.name}; run it first.", file=sys.stderr)
+                found = trained(work_folder(parsed.work, study.phi_of, arm.name) / folder.name)
+                if found is None:
+                    print(f"{study.name}: error: no φ of {study.phi_of}/{arm.name}; run it first.", file=sys.stderr)
                     return 2
-                with replacing(folder / found[0].name) as part_file:
-                    shutil.copyfile(found[0], part_file)
+                with replacing(folder / found.name) as part_file:
+                    shutil.copyfile(found, part_file)
                 continue
             trainer = trainer or Trainer(validate(dataclasses.replace(arm.experiment, num_devices=1)))
             train(trainer, seed, folder, clock)

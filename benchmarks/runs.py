@@ -1,8 +1,7 @@
-"""The parts of scripts/bench that time whole meta-training: core-seconds to a validation loss, what logging costs."""
+"""The parts of benchmarks/bench that time whole meta-training: core-seconds to a validation loss, logging."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import statistics
 import tempfile
@@ -12,16 +11,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from bench_measure import Options, Row, experiment, measured
-from plain_reference import PlainTrainer
 from rich.console import Console
 
-from metaopt.evaluation import evaluate
-from metaopt.experiment import Experiment, Log, MetaOptimizer, Validation
+from benchmarks.cases import chunks, digits, experiment
+from benchmarks.measure import Options, Row, measured
+from benchmarks.plain_reference import plain_chunks
+from metaopt.evaluation.curves import evaluate
+from metaopt.experiment import Experiment, Validation
 from metaopt.microscope.capture import CapsuleKeeper
-from metaopt.registry import choice
-from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.console import Progress
+from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.recorder import Recorder
 from metaopt.training.loop import Trainer, meta_train
 from metaopt.types import MetaParams
@@ -38,31 +37,18 @@ class Goal(NamedTuple):
     most: int  # chunks of `log.every` meta-steps until it is given up
 
 
-def _digits() -> Experiment:
-    return experiment(
-        "RL",
-        4,
-        choice("classifier"),
-        optimizer=choice("lstm", features="all", noise="per_step", alpha_bias=-2.0),
-        meta_optimizer=MetaOptimizer(learning_rate=3e-3),
-        horizon=50,
-        log=Log(every=5),
-    )
-
-
 # Tuned Adam ends at 0.0035 on these quadratics; the loss on digits begins at 2.4.
 GOALS = {
-    "quadratics, T = 100": Goal(experiment("BP", 16, log=Log(every=25)), 0.0035, 256, 100),
-    "digits, T = 50": Goal(_digits(), 0.8, 16, 60),
+    "quadratics, T = 100": Goal(experiment("BP", 16, 25), 0.0035, 256, 100),
+    "digits, T = 50": Goal(digits(5), 0.8, 16, 60),
 }
 VALIDATION_SEED = 0x7A11
 
 
 class Contender(NamedTuple):
-    """`run` does a chunk; `spent` are the core-seconds of every chunk since the start, the throwaway one excluded."""
+    """`run` does a chunk; `spent` are the core-seconds of every chunk so far, the first with compilation and all."""
 
     run: Callable[[], MetaParams]
-    first: float  # core-seconds of the first call, compilation and all
     spent: list[float]
 
 
@@ -75,13 +61,13 @@ def whole_run(options: Options) -> Iterator[Row]:
     for name, goal in GOALS.items():
         if options.quick:
             goal = goal._replace(most=2)
-        yield from _race(name, goal, seed=0)
+        yield from _race(name, goal)
 
 
-def _race(name: str, goal: Goal, seed: int) -> Iterator[Row]:
-    described = dataclasses.replace(goal.experiment, seed=seed)
+def _race(name: str, goal: Goal) -> Iterator[Row]:
+    described, seed = goal.experiment, goal.experiment.seed
     trainer = Trainer(described)
-    contenders = {"metaopt": _framework(trainer), "plain": _plain(trainer)}
+    contenders = {"metaopt": _timed(chunks(described)), "plain": _timed(plain_chunks(described))}
     key = jax.random.key(VALIDATION_SEED)
 
     def validate(meta_params: MetaParams) -> float:
@@ -103,11 +89,12 @@ def _race(name: str, goal: Goal, seed: int) -> Iterator[Row]:
             break
         for program in running:
             losses[program].append(validate(contenders[program].run()))
+    costs: dict[str, float] = {}
     totals: dict[str, dict[str, float]] = {"with compilation": {}, "without compilation": {}}
     for program, contender in contenders.items():
-        total = sum(contender.spent)
-        totals["without compilation"][program] = total
-        totals["with compilation"][program] = total + contender.first - statistics.median(contender.spent)
+        costs[program] = statistics.median(contender.spent[1:] or contender.spent)
+        totals["with compilation"][program] = sum(contender.spent)
+        totals["without compilation"][program] = sum(contender.spent[1:]) + costs[program]
     steps = {program: len(losses[program]) * described.log.every for program in contenders}
     reached = {program: losses[program][-1] <= goal.target for program in contenders}
     for kind, by_program in totals.items():
@@ -124,18 +111,12 @@ def _race(name: str, goal: Goal, seed: int) -> Iterator[Row]:
             ratio = by_program["plain"] / by_program["metaopt"]
             yield Row("whole_run", f"the plain reference's over metaopt's, {kind}", settings, "times", ratio)
     # Where rounding has led the two apart, one may need fewer meta-steps by luck; this figure is free of that.
-    costs = {program: statistics.median(contender.spent) for program, contender in contenders.items()}
+    ratio = costs["plain"] / costs["metaopt"]
     settings = {"task": name, "seed": seed}
-    yield Row(
-        "whole_run",
-        "the plain reference's a meta-step over metaopt's",
-        settings,
-        "times",
-        costs["plain"] / costs["metaopt"],
-    )
+    yield Row("whole_run", "the plain reference's a meta-step over metaopt's", settings, "times", ratio)
 
 
-def _timed(chunk: Callable[[], MetaParams], first: float) -> Contender:
+def _timed(chunk: Callable[[], MetaParams]) -> Contender:
     spent: list[float] = []
 
     def run() -> MetaParams:
@@ -144,31 +125,7 @@ def _timed(chunk: Callable[[], MetaParams], first: float) -> Contender:
         spent.append(time.process_time() - began)
         return meta_params
 
-    return Contender(run, first, spent)
-
-
-def _framework(trainer: Trainer) -> Contender:
-    first = _core_seconds(lambda: trainer.run_chunk(trainer.init()))
-    state = [trainer.init()]
-
-    def chunk() -> MetaParams:
-        state[0], _ = trainer.run_chunk(state[0])
-        return state[0].meta_params
-
-    return _timed(chunk, first)
-
-
-def _plain(trainer: Trainer) -> Contender:
-    plain, length = PlainTrainer(trainer.experiment), trainer.experiment.log.every
-    meta_params = trainer.init().meta_params
-    first = _core_seconds(lambda: plain.run(plain.init(meta_params), length))
-    state = [plain.init(meta_params)]
-
-    def chunk() -> MetaParams:
-        state[0], _ = plain.run(state[0], length)
-        return state[0].meta_params
-
-    return _timed(chunk, first)
+    return Contender(run, spent)
 
 
 # ----- overhead -------------------------------------------------------------------------------------------------------
@@ -180,7 +137,7 @@ def overhead(options: Options) -> Iterator[Row]:
     described = experiment(
         "BP",
         16,
-        log=Log(every=50),
+        50,
         num_meta_steps=steps,
         checkpoint_every=steps,
         validation=Validation(every=0),

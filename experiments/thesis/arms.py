@@ -16,8 +16,8 @@ from metaopt.experiment import Experiment
 from metaopt.registry import Choice, choice
 from metaopt.runs.experiments import load_experiment
 
-ROOT = Path(__file__).resolve().parent.parent
-THESIS = ROOT / "experiments" / "thesis"
+THESIS = Path(__file__).resolve().parent
+ROOT = THESIS.parent.parent
 RESULTS = THESIS / "results"
 NOISE_AT_TEST: dict[str, Mapping[str, Any]] = {
     "in_use=two": {"noise_in_use": "two"},

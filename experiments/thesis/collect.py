@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import thesis_statistics as figures
-from thesis_arms import Arm, Study, Test
-from thesis_work import BASELINES, fixed_name, test_file, work_folder
 
+from experiments.thesis import intervals
+from experiments.thesis.arms import Arm, Study, Test
+from experiments.thesis.folders import BASELINES, DIVERGED, fixed_name, test_file, work_folder
 from metaopt.evaluation.statistics import jsonable, thin
 from metaopt.experiment.plain import to_json
 from metaopt.runs.environment import describe_environment
@@ -78,7 +78,7 @@ def _runs(study: Study, arm: Arm, use: str, test: Test, work: Path) -> list[Raw]
         path = test_file(folder, seed, use, test)
         if path.exists():
             found.append(np.load(path))
-        elif (folder / f"seed-{seed}" / "diverged.json").exists():
+        elif (folder / f"seed-{seed}" / DIVERGED).exists():
             found.append({})
         else:
             return None
@@ -120,7 +120,7 @@ def _compare(runs: list[Raw], others: list[Raw], multiple: int) -> dict[str, Any
     number = min(len(runs), len(others))
     loss, other = (_need(part[:number], f"loss_{multiple}") for part in (runs, others))
     failed, other_failed = (_need(part[:number], f"failed_{multiple}").astype(bool) for part in (runs, others))
-    return figures.compare(loss, failed, other, other_failed)
+    return intervals.compare(loss, failed, other, other_failed)
 
 
 def _pair(study: Study, runs: list[Raw], others: list[Raw], test: Test) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def _pair(study: Study, runs: list[Raw], others: list[Raw], test: Test) -> dict[
     found = {str(multiple): _compare(runs, others, multiple) for multiple in test.multiples}
     if own is None or other is None:
         return found
-    return {**found, "area": figures.compare(own, lost, other, other_lost)}
+    return {**found, "area": intervals.compare(own, lost, other, other_lost)}
 
 
 def _area(study: Study, runs: list[Raw]) -> np.ndarray | None:
@@ -148,7 +148,7 @@ def _describe(study: Study, runs: list[Raw], multiple: int) -> dict[str, Any]:
     rises, improves = (_stack(runs, f"{word}_{multiple}") for word in ("rises", "improves"))
     loss, failed = (_need(runs, f"{name}_{multiple}") for name in ("loss", "failed"))
     area = _area(study, runs) if multiple == 1 else None
-    return figures.describe(loss, failed.astype(bool), rises, improves, area)
+    return intervals.describe(loss, failed.astype(bool), rises, improves, area)
 
 
 def best_tuned(found: Mapping[str, Raw], multiple: int) -> str:
@@ -198,7 +198,7 @@ def _arm(
         "config": to_json(arm.experiment),
         "use": dict(arm.uses.get(use, {})),
         "seeds": seeds,
-        "diverged_in_training": sum((folder / f"seed-{seed}" / "diverged.json").exists() for seed in range(seeds)),
+        "diverged_in_training": sum((folder / f"seed-{seed}" / DIVERGED).exists() for seed in range(seeds)),
         "core_seconds": {name: float(np.mean(values)) for name, values in seconds.items() if values},
         "meta_training": _meta_training(trained),
         "tests": tests,
@@ -210,7 +210,7 @@ def _curve(study: Study, runs: list[Raw], failed: np.ndarray) -> dict[str, Any]:
     steps = runs[0]["steps"]
     inside = np.flatnonzero(steps <= 10 * study.horizon)
     near = inside[thin(steps[inside], keep=(study.horizon,), limit=80)]
-    return figures.curve(steps[near], _need(runs, "curve")[..., near], failed)
+    return intervals.curve(steps[near], _need(runs, "curve")[..., near], failed)
 
 
 def _mean_accuracy(runs: list[Raw]) -> float | None:

@@ -1,29 +1,28 @@
-#!/usr/bin/env python3
-"""The variance of reparameterised and score-function meta-gradients on the same tasks and noise law; results as JSON.
+"""The variance of reparameterised and score-function meta-gradients on the same tasks and noise law.
 
-scripts/thesis_variance.py WORK, after the arm rl/noise=per_coordinate of each study. Noise is per coordinate, since
-with one draw a step the action has no density and the score function refuses.
+Noise is per coordinate, since with one draw a step the action has no density and the score function refuses.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from thesis_arms import STUDIES
-from thesis_work import PHI, leave_rows, work_folder
 
+from experiments.thesis.arms import STUDIES
+from experiments.thesis.folders import PHI, work_folder
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import build_families, build_optimizer
 from metaopt.microscope.gradient_quality import Samples, sample_gradients
-from metaopt.registry import ESTIMATORS, OBJECTIVES, build, choice
+from metaopt.registry import choice
 from metaopt.shipped.loading import read_optimizer
+from metaopt.training.loop import build_estimator
 
-NAME, STUDIES_OF = "variance", ("quadratic", "linear_regression")
+STUDIES_OF = ("quadratic", "linear_regression")
 ARM = "rl/noise=per_coordinate"
 DRAWS = 200
 ABOUT = (
@@ -59,10 +58,19 @@ def trained_phi(work: Path, study: str) -> Path:
     return work_folder(work, study, ARM) / "seed-0" / PHI
 
 
-def rows(study: str, work: Path) -> list[dict[str, Any]]:
+def missing(work: Path) -> list[str]:
+    """Arms of which there is no φ."""
+    return [f"{study}/{ARM}" for study in STUDIES_OF if not trained_phi(work, study).exists()]
+
+
+def rows(work: Path) -> list[dict[str, Any]]:
+    return [row for study in STUDIES_OF for row in _rows(study, work)]
+
+
+def _rows(study: str, work: Path) -> list[dict[str, Any]]:
     """Every estimator on a fresh φ and on that of the last meta-step; the same keys, so the same tasks."""
     arm = next(arm for arm in STUDIES[study].arms if arm.name == ARM)
-    experiment = arm.experiment
+    experiment = dataclasses.replace(arm.experiment, num_devices=1)
     optimizer, families = build_optimizer(experiment.optimizer), build_families(experiment)
     trained = read_optimizer(trained_phi(work, study)).meta_params
     phis = {"fresh": optimizer.init(jax.random.key(0)), "meta-trained": trained}
@@ -70,18 +78,7 @@ def rows(study: str, work: Path) -> list[dict[str, Any]]:
     for phi, meta_params in phis.items():
         first: float | None = None
         for name, picked in ESTIMATES.items():
-            estimator = build(
-                picked,
-                ESTIMATORS,
-                "estimator",
-                optimizer,
-                OBJECTIVES[experiment.objective],
-                num_tasks=experiment.num_tasks,
-                horizon=experiment.horizon,
-                unroll_length=experiment.horizon,
-                chunk_size=None,
-                num_devices=1,
-            )
+            estimator = build_estimator(experiment, picked, optimizer, families)
             samples = sample_gradients(
                 estimator, meta_params, families, jax.random.key(7), num_lives=DRAWS, windows=1
             )  # fmt: skip
@@ -91,14 +88,3 @@ def rows(study: str, work: Path) -> list[dict[str, Any]]:
             found.append({**row, "variance_ratio": figures["variance"] / first})
             print(json.dumps(jsonable(found[-1])), flush=True)
     return found
-
-
-def main() -> int:
-    work = Path(sys.argv[1])
-    lacking = [f"{study}/{ARM}" for study in STUDIES_OF if not trained_phi(work, study).exists()]
-    every = lambda: [row for study in STUDIES_OF for row in rows(study, work)]  # noqa: E731
-    return leave_rows(work, NAME, lacking, every, about=ABOUT)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

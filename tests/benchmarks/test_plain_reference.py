@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,13 +11,10 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from benchmarks.plain_reference import PlainTrainer
 from metaopt.experiment import Experiment, Log
 from metaopt.registry import Choice, choice
 from metaopt.training.loop import Trainer
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
-
-from plain_reference import PlainTrainer  # noqa: E402  # pyright: ignore
 
 BP: dict[str, Any] = {
     "optimizer": choice("lstm", hidden_size=5, features="all", step_rule="recursive", noise="none"),

@@ -1,14 +1,11 @@
-#!/usr/bin/env python3
 """Step lengths of the meta-trained models to ten times the training horizon, and what the cell alone makes of them.
 
-scripts/thesis_steps.py WORK, after the arms `rl` and `bp` of every study. Each φ runs on tasks of a family, and then
-its network alone is given the inputs of the last 20 steps of the training horizon again and again: what its step
-length does then comes from its state, and from nothing new that it reads.
+Each φ runs on tasks of a family, and then its network alone is given the inputs of the last 20 steps of the training
+horizon again and again: what its step length does then comes from its state, and from nothing new that it reads.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,19 +13,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from thesis_arms import STUDIES, Arm
-from thesis_work import PHI, leave_rows, say, work_folder
 
+from experiments.thesis.arms import STUDIES, Arm
+from experiments.thesis.folders import PHI, say, work_folder
 from metaopt.evaluation.record import evaluation_keys
 from metaopt.evaluation.statistics import thin
 from metaopt.experiment import build_family, build_optimizer
-from metaopt.microscope.inner_runs import Inputs, first_cells, gate_values, network_inputs, watch
+from metaopt.microscope.inner_runs import watch
+from metaopt.optimizers.network import gate_values
 from metaopt.optimizers.step_rules import LOG_ALPHA_RANGE
 from metaopt.registry import Choice, choice
 from metaopt.shipped.loading import read_optimizer
 from metaopt.types import MetaParams
 
-NAME = "step_lengths"
 RUNS = (
     ("quadratic", choice("quadratic", dim=10)),
     ("quadratic", choice("rosenbrock", pairs=5)),
@@ -37,6 +34,7 @@ RUNS = (
     ("networks_digits", choice("classifier", hidden_layers=6)),
 )
 MODELS = ("rl", "bp")
+ABOUT = "Lengths of steps and losses, medians over the tasks that are alive at the training horizon."
 BEYOND, HELD, NUM_TASKS, COORDINATES, POINTS = 10, 20, 16, 64, 60
 
 
@@ -78,27 +76,25 @@ def held_lengths(meta_params: MetaParams, seen: jax.Array, length: jax.Array) ->
         return (cells, log_alpha), log_alpha
 
     start = jnp.log(length)
-    cells, outputs = jax.lax.scan(read, first_cells(meta_params, seen.shape[1:3]), seen)
+    layers = [meta_params[name] for name in sorted(meta_params) if name.startswith("lstm_")]
+    zeros = [jnp.zeros((*seen.shape[1:3], layer["hi"]["kernel"].shape[0])) for layer in layers]
+    cells, outputs = jax.lax.scan(read, [(zero, zero) for zero in zeros], seen)
     last = outputs[-1]
     return jnp.exp(jax.lax.scan(step, (cells, start), jnp.arange((BEYOND - 1) * horizon))[1])
 
 
-def rows(work: Path, study: str, task: Choice) -> Iterator[dict[str, Any]]:
+def _rows(work: Path, study: str, task: Choice) -> Iterator[dict[str, Any]]:
     """One row a model and meta-seed: medians over the tasks that are alive at the training horizon."""
     family, horizon = build_family(task), STUDIES[study].horizon
     keys = jax.random.split(evaluation_keys(0)[0], NUM_TASKS)
     shown = thin(np.arange(1, BEYOND * horizon + 1), keep=(1, horizon, BEYOND * horizon), limit=POINTS)
     for model in MODELS:
-        picked = arm_of(study, model).experiment.optimizer
-        optimizer, inputs = build_optimizer(picked), network_inputs(picked)
-        assert isinstance(inputs, Inputs)
+        optimizer = build_optimizer(arm_of(study, model).experiment.optimizer)
 
         @jax.jit
-        def run(meta_params: MetaParams, optimizer: Any = optimizer, inputs: Any = inputs) -> tuple[jax.Array, ...]:
-            found = watch(
-                optimizer, meta_params, family, keys,
-                horizon=BEYOND * horizon, explore=False, inputs=inputs, num_coordinates=COORDINATES,
-            )  # fmt: skip
+        def run(meta_params: MetaParams, optimizer: Any = optimizer) -> tuple[jax.Array, ...]:
+            how: dict[str, Any] = {"horizon": BEYOND * horizon, "explore": False, "num_coordinates": COORDINATES}
+            found = watch(optimizer, meta_params, family, keys, **how)
             assert found.inputs is not None
             norm = found.update_norm
             return norm, found.loss, held_lengths(meta_params, found.inputs[:horizon], norm[horizon - 1])
@@ -125,11 +121,5 @@ def _short(values: np.ndarray) -> list[float]:
     return [float(f"{float(value):.3g}") for value in values]
 
 
-def main() -> int:
-    work = Path(sys.argv[1])
-    every = lambda: [row for study, task in RUNS for row in rows(work, study, task)]  # noqa: E731
-    return leave_rows(work, NAME, missing(work), every)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def rows(work: Path) -> list[dict[str, Any]]:
+    return [row for study, task in RUNS for row in _rows(work, study, task)]

@@ -1,4 +1,4 @@
-"""What scripts/bench does with its rows: the JSON file, the comparison of two, the tables of README and docs."""
+"""What benchmarks/bench does with its rows: the JSON file, the comparison of two, the tables of README and docs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench_measure import Row, number
+from benchmarks.measure import Row, number
 
 MARKER = "speed"
 README_PARTS = ("meta_step", "inference", "start", "whole_run")  # the others go into docs/scaling.md

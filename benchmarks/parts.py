@@ -1,4 +1,4 @@
-"""The parts of scripts/bench that time programs in this process: the meta-step, inference, scale."""
+"""The parts of benchmarks/bench that time programs in this process: the meta-step, inference, scale."""
 
 from __future__ import annotations
 
@@ -12,26 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from bench_measure import (
-    COLUMNS,
-    DIM,
-    FEATURES,
-    HIDDEN,
-    HORIZON,
-    BoundMeter,
-    Bounds,
-    Options,
-    Row,
-    experiment,
-    learned,
-    measured,
-    number,
-    seconds,
-)
-from plain_reference import PlainTrainer
 
 import metaopt
-from metaopt.experiment import Experiment, Log
+from benchmarks.cases import DIGITS_DIM, DIM, HIDDEN, HORIZON, chunks, digits, experiment, learned
+from benchmarks.measure import COLUMNS, FEATURES, BoundMeter, Bounds, Options, Row, measured, number, seconds
+from benchmarks.plain_reference import plain_chunks
+from metaopt.experiment import Experiment
 from metaopt.inner.devices import compiler_options
 from metaopt.optimizers.network import LSTM, Head, forward, fuse, init_cells, init_params
 from metaopt.registry import choice
@@ -43,47 +29,50 @@ from metaopt.training.loop import Trainer
 
 def meta_step(options: Options) -> Iterator[Row]:
     """The meta-step as users run it (sampling, ten features, estimator, meta-Adam, metrics), beside the plain one."""
+    # A call of about a third of a second: short, so that the bound is measured close to it.
     for num_tasks in options.tasks:
-        meter = BoundMeter(min(num_tasks * DIM, COLUMNS))
-        defaults = BoundMeter(min(num_tasks * DIM, COLUMNS), {})
-        # A call of about a third of a second: short, so that the bound is measured close to it.
         steps = 2 if options.quick else max(2, 640 // num_tasks)
-        programs: dict[tuple[str, str], Callable[[], object]] = {}
-        for model in ("BP", "RL"):
-            described = experiment(model, num_tasks, log=Log(every=steps))
-            programs[model, "metaopt"] = _framework(described)
-            programs[model, "plain"] = _plain(described, steps)
-        first = {name: seconds(program) for name, program in programs.items()}
-        speeds: dict[tuple[str, str], list[float]] = {name: [] for name in programs}
-        bounds: dict[tuple[str, str], list[Bounds]] = {name: [] for name in programs}
-        for _ in range(options.repeats):
-            meter.rate()
-            defaults()
-            for name, program in programs.items():
-                elapsed, bound = meter.around(program)
-                speeds[name].append(steps * num_tasks * DIM * HORIZON / elapsed / 1e6)
-                bounds[name].append(bound)
-        valid, text = meter.validity()
-        print(f"  {num_tasks} tasks: {text}")
-        for (model, program), values in speeds.items():
-            settings = {"model": model, "program": program, "tasks": num_tasks}
-            note = "" if valid else "bound not valid"
-            for kind in ("recompute", "saved"):
-                limits = [getattr(bound, kind) for bound in bounds[model, program]]
-                figure = f"meta-step against the {kind} bound"
-                yield measured("meta_step", figure, settings, "Mcs/s", values, bounds=limits, note=note)
-            yield measured("meta_step", "first call", settings, "s", [first[model, program]])
-        for model in ("BP", "RL"):
-            ratios = [
-                ours / theirs for ours, theirs in zip(speeds[model, "metaopt"], speeds[model, "plain"], strict=True)
-            ]
-            settings = {"model": model, "tasks": num_tasks}
-            yield measured("meta_step", "speed over the plain reference's", settings, "times", ratios)
-        limits = [bound.recompute for bound in defaults.seen]
-        yield measured(
-            "meta_step", "recompute bound under XLA's default options", {"tasks": num_tasks}, "Mcs/s", limits
-        )
-        yield measured("meta_step", "2048^3 product", {"tasks": num_tasks}, "GFLOP/s", meter.gflops)
+        models = {model: experiment(model, num_tasks, steps) for model in ("BP", "RL")}
+        yield from _meta_step(options, models, {"tasks": num_tasks}, num_tasks * DIM)
+    models = {"RL": digits(1 if options.quick else 2)}
+    yield from _meta_step(options, models, {"tasks": 4, "of": "digits, T = 50"}, 4 * DIGITS_DIM)
+
+
+def _meta_step(
+    options: Options, models: dict[str, Experiment], where: dict[str, Any], coordinates: int
+) -> Iterator[Row]:
+    meter, defaults = BoundMeter(min(coordinates, COLUMNS)), BoundMeter(min(coordinates, COLUMNS), {})
+    programs = {(model, "metaopt"): chunks(described) for model, described in models.items()}
+    programs |= {(model, "plain"): plain_chunks(described) for model, described in models.items()}
+    programs = {name: programs[name] for name in sorted(programs)}
+    first = {name: seconds(program) for name, program in programs.items()}
+    speeds: dict[tuple[str, str], list[float]] = {name: [] for name in programs}
+    bounds: dict[tuple[str, str], list[Bounds]] = {name: [] for name in programs}
+    for _ in range(options.repeats):
+        meter.rate()
+        defaults()
+        for name, program in programs.items():
+            elapsed, bound = meter.around(program)
+            described = models[name[0]]
+            speeds[name].append(described.log.every * coordinates * described.horizon / elapsed / 1e6)
+            bounds[name].append(bound)
+    valid, text = meter.validity()
+    print(f"  {where}: {text}")
+    for (model, program), values in speeds.items():
+        settings = {"model": model, "program": program, **where}
+        note = "" if valid else "bound not valid"
+        for kind in ("recompute", "saved"):
+            limits = [getattr(bound, kind) for bound in bounds[model, program]]
+            figure = f"meta-step against the {kind} bound"
+            yield measured("meta_step", figure, settings, "Mcs/s", values, bounds=limits, note=note)
+        yield measured("meta_step", "first call", settings, "s", [first[model, program]])
+    for model in models:
+        both = zip(speeds[model, "metaopt"], speeds[model, "plain"], strict=True)
+        ratios = [ours / theirs for ours, theirs in both]
+        yield measured("meta_step", "speed over the plain reference's", {"model": model, **where}, "times", ratios)
+    limits = [bound.recompute for bound in defaults.seen]
+    yield measured("meta_step", "recompute bound under XLA's default options", where, "Mcs/s", limits)
+    yield measured("meta_step", "2048^3 product", where, "GFLOP/s", meter.gflops)
 
 
 # ----- the network alone ----------------------------------------------------------------------------------------------
@@ -147,13 +136,13 @@ def evolution(options: Options) -> Iterator[Row]:
             described = experiment(
                 "RL",
                 EVOLUTION_COLUMNS // dim,
+                steps * HORIZON // window,
                 choice("quadratic", dim=dim),
                 estimator=choice(name),
                 horizon=window * windows,
                 unroll_length=window if windows > 1 else None,
-                log=Log(every=steps * HORIZON // window),
             )
-            programs[name, window, dim] = _framework(described)
+            programs[name, window, dim] = chunks(described)
     for program in programs.values():
         seconds(program)
     speeds: dict[tuple[str, int, int], list[float]] = {name: [] for name in programs}
@@ -168,28 +157,6 @@ def evolution(options: Options) -> Iterator[Row]:
         settings = {"estimator": name, "D": dim, "window": window}
         figure = "executed unrolls against the forward bound"
         yield measured("evolution", figure, settings, "Mcs/s", values, bounds=bounds[name, window, dim])
-
-
-def _framework(described: Experiment) -> Callable[[], object]:
-    trainer = Trainer(described)
-    state = [trainer.init()]
-
-    def run() -> object:
-        state[0], metrics = trainer.run_chunk(state[0])
-        return metrics["meta_loss"]
-
-    return run
-
-
-def _plain(described: Experiment, steps: int) -> Callable[[], object]:
-    trainer = PlainTrainer(described)
-    state = [trainer.init(Trainer(described).init().meta_params)]
-
-    def run() -> object:
-        state[0], loss = trainer.run(state[0], steps)
-        return loss
-
-    return run
 
 
 # ----- inference ------------------------------------------------------------------------------------------------------
@@ -212,7 +179,7 @@ def inference(options: Options) -> Iterator[Row]:
     }
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.safetensors"
-        described = experiment("BP", 16)
+        described = experiment("BP", 16, 1)
         optimizer = Trainer(described).optimizer
         save_optimizer(path, optimizer.init(key), described, {})
         updaters = {name: _updater(path, tree, size) for name, tree in trees.items()}
@@ -329,7 +296,7 @@ class MetaGradient:
 
     def __init__(self, tasks: int, dim: int, horizon: int, *, hidden: int = 20, **fields: Any) -> None:
         settings: dict[str, Any] = {"horizon": horizon, "optimizer": learned("BP", hidden)} | fields
-        described = experiment("BP", tasks, choice("rosenbrock", pairs=dim // 2), **settings)
+        described = experiment("BP", tasks, 1, choice("rosenbrock", pairs=dim // 2), **settings)
         trainer = Trainer(described)
         key = jax.random.key(0)
         meta_params = jax.jit(trainer.optimizer.init)(key)

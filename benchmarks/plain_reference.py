@@ -1,8 +1,8 @@
-"""Meta-training as one writes it first in JAX: what scripts/bench compares the framework with.
+"""Meta-training as one writes it first in JAX: what benchmarks/bench compares the framework with.
 
 One task at a time on rows: flax cells on [D, features], `vmap` over tasks, a plain `lax.scan` without checkpoints,
 `jax.grad` through it, optax for the meta-step, no guard against divergence. The draws are the framework's own, key by
-key, so that both compute the same meta-gradient, which tests/test_bench_reference.py holds.
+key, so that both compute the same meta-gradient, which tests/benchmarks/test_plain_reference.py holds.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from metaopt.experiment import Experiment, build_families
+from metaopt.training.loop import Trainer
 from metaopt.types import Families, Key, MetaParams, TaskFamily
 
 # What the reference has; every other option of the optimizer must stay at its default.
@@ -52,11 +53,11 @@ def _ratio(moments: Moments, count: jax.Array) -> jax.Array:
     return moments.m / (1 - BETA1**count) / (jnp.sqrt(moments.v / (1 - BETA2**count)) + EPS)
 
 
-def _step_keys(run_key: Key, horizon: int) -> tuple[Key, Key, Key]:
-    """Keys of every inner step: its minibatch, its update, the minibatch of its meta-loss; [horizon] each."""
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(run_key, jnp.arange(horizon, dtype=jnp.int32))
-    batch, update, loss = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in range(3))
-    return batch, update, loss
+def _step_keys(run_key: Key, horizon: int) -> tuple[Key, Key]:
+    """Keys of every step's update, [horizon], and of the minibatches at θ_0 ... θ_T, [horizon + 1]."""
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(run_key, jnp.arange(horizon + 1, dtype=jnp.int32))
+    update, batch = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in (1, 0))
+    return update[:-1], batch
 
 
 def inner_loss(
@@ -74,20 +75,20 @@ def inner_loss(
     task_key, init_key, run_key, _ = jax.random.split(key, 4)
     task = family.sample(task_key, family.data)
     theta, unravel = ravel_pytree(family.init(init_key, task))
-    batch_keys, update_keys, loss_keys = _step_keys(run_key, horizon)
+    update_keys, batch_keys = _step_keys(run_key, horizon)
     dtype = jax.tree.leaves(meta_params)[0].dtype
     xi = jnp.ones(horizon, dtype)
     if noise:
         xi = jax.vmap(lambda key: jnp.sum(jax.random.exponential(key, (2,), dtype)))(update_keys)
     log_alpha = jax.random.uniform(jax.random.fold_in(update_keys[0], 1), (), dtype, -6.0, -2.0)
 
-    def loss(theta: jax.Array, key: Key) -> jax.Array:
+    @jax.value_and_grad
+    def value_and_gradient(theta: jax.Array, key: Key) -> jax.Array:
         return family.loss(unravel(theta), task, family.batch(key, task, family.data))
 
     def step(carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
-        theta, cells, raw, unit, log_alpha = carry
-        count, batch_key, loss_key, xi = inputs
-        gradient = jax.lax.stop_gradient(jax.grad(loss)(theta, batch_key))
+        theta, gradient, cells, raw, unit, log_alpha = carry
+        count, batch_key, xi = inputs
         n = gradient / jnp.linalg.norm(gradient)
         raw, unit = _moments(raw, gradient), _moments(unit, n)
         raw_features = [gradient, gradient**2, raw.m, raw.v, _ratio(raw, count)]
@@ -96,13 +97,14 @@ def inner_loss(
         cells, direction, scale = network.apply({"params": meta_params}, cells, x)  # pyright: ignore
         log_alpha = jnp.clip(jnp.mean(scale) + (log_alpha if recursive else 0.0), -30.0, 15.0)
         theta = theta + jnp.exp(log_alpha) * xi * direction / jnp.linalg.norm(direction)
-        return (theta, cells, raw, unit, log_alpha), loss(theta, loss_key)
+        loss, gradient = value_and_gradient(theta, batch_key)
+        return (theta, jax.lax.stop_gradient(gradient), cells, raw, unit, log_alpha), loss
 
     zeros = jnp.zeros((theta.size, hidden_size), dtype)
     still = Moments(jnp.zeros_like(theta), jnp.zeros_like(theta))
-    start = (theta, [(zeros, zeros)] * 2, still, still, log_alpha)
+    start = (theta, value_and_gradient(theta, batch_keys[0])[1], [(zeros, zeros)] * 2, still, still, log_alpha)
     counts = jnp.arange(1, horizon + 1).astype(dtype)
-    return jnp.mean(jax.lax.scan(step, start, (counts, batch_keys, loss_keys, xi))[1])
+    return jnp.mean(jax.lax.scan(step, start, (counts, batch_keys[1:], xi))[1])
 
 
 class TrainState(NamedTuple):
@@ -162,3 +164,15 @@ class PlainTrainer:
         for _ in range(length):
             state, loss = self.step(state, self.families[0])
         return state, loss
+
+
+def plain_chunks(experiment: Experiment) -> Callable[[], MetaParams]:
+    """As `cases.chunks`, from the same φ."""
+    trainer = PlainTrainer(experiment)
+    state = [trainer.init(Trainer(experiment).init().meta_params)]
+
+    def run() -> MetaParams:
+        state[0], _ = trainer.run(state[0], experiment.log.every)
+        return state[0].meta_params
+
+    return run
