@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 
 from metaopt import __version__
-from metaopt.cli.commands import COMMANDS
+from metaopt.cli import commands
 
 HELP = """\
 usage: metaopt COMMAND ...
@@ -22,7 +22,6 @@ commands:
   train EXPERIMENT [--field value ...]      meta-train into a run folder, evaluate, write the report
   train --resume RUN                        go on with a run
   train --from RUN [--field value ...]      repeat a run in a new folder; says what differs from then
-  launch EXPERIMENT [--processes N] [...]   train in processes of this CPU, one a core
   launch EXPERIMENT --sweep FIELD=A,B [--seeds N] [--where local|slurm]
                                             many runs, as many at once as there are cores, or on a cluster
   status [SWEEP_OR_RUN ...]                 where runs stand, live in a terminal
@@ -38,6 +37,7 @@ commands:
                                             what they logged, for other programs
   list [NAME ...]                           everything that can be named; with a name, its options
 
+Every command takes `--plugin FILE_OR_MODULE`, again for several: your own tasks, optimizers, ... (docs/extending.md).
 `metaopt COMMAND --help` tells more; `metaopt --version` prints the version.
 """
 
@@ -52,11 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     command, *rest = arguments
-    if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
+    if command not in commands.COMMANDS:
+        close = difflib.get_close_matches(command, commands.COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
-        return _fail(f"command {command!r} is unknown{hint} Known: {', '.join(COMMANDS)}.")
-    return _in_job(lambda: _run(COMMANDS[command], rest))
+        return _fail(f"command {command!r} is unknown{hint} Known: {', '.join(commands.COMMANDS)}.")
+    return _in_job(lambda: _run(command, rest))
 
 
 def _in_job(run: Callable[[], int]) -> int:
@@ -78,26 +78,28 @@ def _in_job(run: Callable[[], int]) -> int:
     return status
 
 
-def _run(command: Callable[[list[str]], None], arguments: list[str]) -> int:
+def _run(command: str, arguments: list[str]) -> int:
     try:
         # These need jax: imported late, and inside the block, so that Ctrl-C during the import ends quietly too.
+        from metaopt import plugins
         from metaopt.errors import UserError
-        from metaopt.runs import faults, processes
+        from metaopt.registry import UnknownEntry
+        from metaopt.runs import faults, own_entries, processes
         from metaopt.runs.interrupts import Interrupted
 
         try:
-            command(arguments)
+            commands.run(command, plugins.take(arguments))
+        except UnknownEntry as error:
+            return _fail(own_entries.explained(error, [command, *arguments]))
         except UserError as error:
             return _fail(str(error))
         except Interrupted as error:
             _tell(str(error))
             return error.exit_status
         except (RuntimeError, MemoryError) as error:
-            if isinstance(error, faults.NotWritten) or type(error).__name__ == "Diverged":
+            told = isinstance(error, (faults.NotWritten, processes.LostProcess))
+            if told or type(error).__name__ == "Diverged":
                 return _fail(str(error), 1)
-            if isinstance(error, processes.LostProcess):
-                # Under `metaopt launch` the launcher, who knows which process it was, says so.
-                return processes.LOST_STATUS if processes.launched() else _fail(str(error), 1)
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 return _fail(_out_of_memory(error), 1)
             raise

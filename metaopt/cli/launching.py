@@ -1,4 +1,4 @@
-"""Jobs: several processes, sweeps, how they stand, and how they end."""
+"""Sweeps: how they begin, stand, and end."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ finished or diverged are left alone. With a run, it is `metaopt train --resume R
 
 
 def launch(arguments: list[str]) -> None:
-    from metaopt import launch as launcher
+    from metaopt.launch.options import read_options
 
-    launcher.launch(arguments)
+    options = read_options(arguments)
+    from metaopt.launch import sweeps
+
+    sweeps.start(options)
 
 
 def status(arguments: list[str]) -> None:
@@ -55,10 +58,10 @@ def resume(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise UserError("the folder comes first: `metaopt resume SWEEP_OR_RUN ...`.")
     if sweep_folder.is_sweep(Path(arguments[0])):
-        from metaopt.launch import sweeps
+        from metaopt.launch import options, sweeps
 
-        sweeps.resume(arguments)
+        sweeps.resume(options.read_resume_options(arguments))
     else:
-        from metaopt.cli import train as training
+        from metaopt.cli.train import train
 
-        training.train(["--resume", *arguments])
+        train(["--resume", *arguments])

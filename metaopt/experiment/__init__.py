@@ -7,7 +7,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from metaopt.errors import UserError
-from metaopt.registry import ESTIMATORS, OPTIMIZERS, ORACLES, TASKS, Choice, build, typed
+from metaopt.registry import (
+    ESTIMATORS,
+    OBJECTIVES,
+    OPTIMIZERS,
+    ORACLES,
+    TASKS,
+    Choice,
+    Registry,
+    build,
+    parse_choice,
+    typed,
+)
 
 if TYPE_CHECKING:  # what only looks at run folders reads this file too, and must not wait for jax
     from metaopt.types import Families, Optimizer, TaskFamily
@@ -175,6 +186,19 @@ def build_families(experiment: Experiment) -> Families:
         )
         for picked in experiment.tasks
     )
+
+
+def entries_of(experiment: Experiment) -> list[tuple[Registry[Any], str]]:
+    """Every entry that an experiment names, with its registry."""
+    tasks = (*experiment.tasks, *experiment.evaluation.tasks)
+    return [
+        *((TASKS, picked.name) for picked in tasks),
+        (OPTIMIZERS, experiment.optimizer.name),
+        *((OPTIMIZERS, parse_choice(text).name) for text in experiment.evaluation.baselines),
+        (ESTIMATORS, experiment.estimator.name),
+        (ORACLES, experiment.oracle.name),
+        (OBJECTIVES, parse_choice(experiment.objective).name),
+    ]
 
 
 def build_optimizer(picked: Choice) -> Optimizer:

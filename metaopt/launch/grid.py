@@ -47,11 +47,10 @@ def read_grid(sweeps: tuple[str, ...], seeds: int | None) -> tuple[Grid, int | N
             _add(grid, name, split_values(values), text)
         elif Path(text).suffix in FILES:
             entries = _read_file(Path(text))
-            if SEEDS in entries:
-                held = entries.pop(SEEDS)
-                if not isinstance(held, int) or isinstance(held, bool) or held < 1:
-                    raise UserError(f"{text}: `seeds` is {held!r}; give a number from 1 on.")
-                seeds = held if seeds is None else seeds  # the command line's comes first
+            held = entries.pop(SEEDS, None)
+            if held is not None and (type(held) is not int or held < 1):
+                raise UserError(f"{text}: `seeds` is {held!r}; give a number from 1 on.")
+            seeds = held if seeds is None else seeds  # the command line's comes first
             for name, values in _flat(entries):
                 if not isinstance(values, list):
                     raise UserError(f"{text}: `{name}` is {values!r}, which is not a list of values; write [{values}].")
@@ -71,26 +70,29 @@ def split_values(text: str) -> list[str]:
 
 def _add(grid: Grid, name: str, values: list[str], where: str) -> None:
     name = name.strip().removeprefix("--").replace("-", "_")
-    known = _leaves()
+    hints = _hints()
     choice, _, option = name.rpartition(".")
-    if choice in _choices():
+    twice = [value for value in values if values.count(value) > 1]
+    whole = [value for value in values if "=" in value and ":" not in value]
+    wrong = None
+    if Choice in (hints.get(choice), *get_args(hints.get(choice))):
         form = f"{choice}=" + ";".join(f":{option}={value}" for value in values)
-        raise UserError(f"--sweep {where}: options are swept as values of `{choice}`; write --sweep '{form}'.")
-    if name not in known:
-        raise UserError(f"--sweep {where}: field {suggest(name, known)}")
-    if name in grid:
-        raise UserError(f"--sweep {where}: `{name}` is swept twice; give all its values at once.")
-    if not values or "" in values:
-        raise UserError(f"--sweep {where}: a value of `{name}` is empty; write {name}=A,B,C.")
-    twice = next((value for value in values if values.count(value) > 1), None)
-    if twice is not None:
-        raise UserError(f"--sweep {where}: `{name}` has the value {twice} twice.")
-    for value in values:
-        if "=" in value and ":" not in value:
-            raise UserError(
-                f"--sweep {where}: {value!r} is no value of `{name}`; where a value holds commas, separate values by "
-                "`;`, and end a lone one with it."
-            )
+        wrong = f"options are swept as values of `{choice}`; write --sweep '{form}'."
+    elif name not in hints:
+        wrong = f"field {suggest(name, hints)}"
+    elif name in grid:
+        wrong = f"`{name}` is swept twice; give all its values at once."
+    elif not values or "" in values:
+        wrong = f"a value of `{name}` is empty; write {name}=A,B,C."
+    elif twice:
+        wrong = f"`{name}` has the value {twice[0]} twice."
+    elif whole:
+        wrong = (
+            f"{whole[0]!r} is no value of `{name}`; where a value holds commas, separate values by `;`, and end a lone "
+            "one with it."
+        )
+    if wrong is not None:
+        raise UserError(f"--sweep {where}: {wrong}")
     grid[name] = values
 
 
@@ -101,16 +103,6 @@ def refuse_given_twice(grid: Grid, words: Sequence[str]) -> None:
         if name in grid and not any(word.startswith(":") for value in grid[name] for word in value.split()):
             flag = name.replace("_", "-")
             raise UserError(f"`{name}` is swept, and --{flag} is given as well; leave one of the two out.")
-
-
-def _leaves() -> dict[str, bool]:
-    """Every field with dots -> whether it takes several words."""
-    return {name: get_origin(hint) is tuple for name, hint in _hints().items()}
-
-
-def _choices() -> set[str]:
-    """The fields that are a choice with options, or several."""
-    return {name for name, hint in _hints().items() if hint is Choice or Choice in get_args(hint)}
 
 
 @functools.cache
@@ -195,11 +187,12 @@ def describe(overrides: Mapping[str, str]) -> str:
 def _apply(base: Experiment, overrides: Mapping[str, str], where: str) -> Experiment:
     if not overrides:
         return base
-    from metaopt.cli.arguments import parse_experiment
+    from metaopt.experiment.flags import parse_experiment
 
     words: list[str] = []
     for name, value in overrides.items():
-        words += [f"--{name.replace('_', '-')}", *(value.split() if _leaves()[name] else [value])]
+        several = get_origin(_hints()[name]) is tuple
+        words += [f"--{name.replace('_', '-')}", *(value.split() if several else [value])]
     try:
         return parse_experiment(words, prog="metaopt launch", base=base)[0]
     except UserError as error:

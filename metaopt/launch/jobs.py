@@ -3,34 +3,48 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from metaopt import plugins
 from metaopt.launch import sweep_folder
 from metaopt.launch.sweep_folder import LOG
+from metaopt.runs.state import how_it_ended
 
-COMMAND = (sys.executable, "-m", "metaopt", "train", "--resume")  # and the run's folder
 LONGEST_ERROR = 500  # characters
+
+
+def metaopt_command(*words: str) -> list[str]:
+    """A command of metaopt as this process would run it, with the plugins that it was given."""
+    return [sys.executable, "-m", "metaopt", *words, *plugins.words()]
+
+
+def command_of(run: Path) -> list[str]:
+    """The command that begins a run or goes on with it. Asked for where the sweep is launched, not on Slurm's nodes."""
+    return metaopt_command("train", "--resume", str(run))
 
 
 class Job:
     """Begins a run or goes on with it; its folder holds the log, and in job.json how it ended.
 
     Args:
+      command: of `command_of`.
       cores: the process's own; None: all.
       own_session: out of the reach of the terminal's Ctrl-C, which then comes by way of the parent.
     """
 
-    def __init__(self, run: Path, *, cores: list[int] | None = None, own_session: bool = True) -> None:
+    def __init__(
+        self, run: Path, command: Sequence[str], *, cores: list[int] | None = None, own_session: bool = True
+    ) -> None:
         self.run = run
         self._status: int | None = None
         self._started = sweep_folder.now()
         with open(run / LOG, "ab") as log:
             self._log_from = log.tell()
             self._process = subprocess.Popen(
-                [*COMMAND, str(run)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=own_session
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=own_session
             )
         if cores:
             os.sched_setaffinity(self._process.pid, cores)
@@ -40,14 +54,9 @@ class Job:
         """The exit status once the process has ended, None before; -n: by signal n."""
         if self._status is None and self._process.poll() is not None:
             self._status = self._process.returncode
-            sweep_folder.note_job(
-                self.run,
-                state="ended",
-                started=self._started,
-                ended=sweep_folder.now(),
-                exit_status=self._status,
-                error=self._error() if self._status else None,
-            )
+            error = self._error() if self._status else None
+            times = {"started": self._started, "ended": sweep_folder.now()}
+            sweep_folder.note_job(self.run, state="ended", exit_status=self._status, error=error, **times)
         return self._status
 
     def is_gone(self) -> bool:
@@ -64,16 +73,11 @@ class Job:
         """What it said last, in one line."""
         with open(self.run / LOG, "rb") as log:
             log.seek(self._log_from)
-            lines = log.read().decode(errors="replace").splitlines()
-        said = [line for line in lines if line.startswith("metaopt: ")] or [line for line in lines if line.strip()]
-        if said:
-            return said[-1].removeprefix("metaopt: ").removeprefix("error: ").strip()[:LONGEST_ERROR]
-        return how_it_ended(self._status or 0)
+            return last_words(log.read())[:LONGEST_ERROR] or how_it_ended(self._status or 0)
 
 
-def how_it_ended(status: int) -> str:
-    """`ended by SIGKILL` or `ended with exit status 1`."""
-    try:
-        return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-    except ValueError:
-        return f"ended by signal {-status}"
+def last_words(output: bytes) -> str:
+    """The last of metaopt's own lines in a process's output, else the last line at all."""
+    lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("metaopt: ")] or lines or [""]
+    return said[-1].removeprefix("metaopt: ").removeprefix("error: ").strip()

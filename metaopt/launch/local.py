@@ -8,28 +8,25 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from metaopt.errors import UserError
-from metaopt.launch import sweep_folder, tables
-from metaopt.launch.jobs import Job
+from metaopt.launch import jobs, sweep_folder
 from metaopt.launch.machine import accelerator, plugins, shares
-from metaopt.launch.states import TO_DO, Reader, Standing
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs import folder
+from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
-from metaopt.runs.interrupts import SIGNALS, Interrupted
+from metaopt.runs.index import Run, Seen, read_run
+from metaopt.runs.interrupts import Interrupted, handling
+from metaopt.runs.state import TO_DO
 
 POLL_SECONDS = 0.1
-REDRAW_SECONDS = 1.0
 DETACH_SECONDS = 20.0  # for a launcher in the background to take over the sweep
 ON_ACCELERATORS = (
     "jax would take all of this machine's accelerators ({}) in each of {} workers; use --workers 1, "
     "or set JAX_PLATFORMS=cpu."
 )
+LEFT_ALONE = {"finished": "finished already", "diverged": "diverged, and would again", "running": "running already"}
 
 
 def choose_workers(asked: int | None, num_devices: int = 1) -> int:
@@ -44,9 +41,7 @@ def choose_workers(asked: int | None, num_devices: int = 1) -> int:
     found = accelerator(os.environ, plugins())
     if found and (asked or 1) > 1:
         raise UserError(ON_ACCELERATORS.format(found, asked))
-    if found:
-        return 1
-    return asked or max(1, len(os.sched_getaffinity(0)) // max(1, num_devices))
+    return 1 if found else asked or max(1, len(os.sched_getaffinity(0)) // max(1, num_devices))
 
 
 def run(sweep: Sweep, workers: int, console: Any = None) -> None:
@@ -58,160 +53,115 @@ def run(sweep: Sweep, workers: int, console: Any = None) -> None:
       Interrupted: a signal came; what was running is saved.
     """
     with sweep_folder.launching(sweep.path):
-        launcher = _Launcher(sweep, workers, console or make_console(tables.WIDE))
-        launcher.run()
+        _Launcher(sweep, workers, console or make_console(tables.WIDE)).run()
 
 
 class _Launcher:
     def __init__(self, sweep: Sweep, workers: int, console: Any) -> None:
-        self._sweep = sweep
-        self._console = console
-        self._reader = Reader()
-        first = self._reader.sweep(sweep)
+        self._sweep, self._console = sweep, console
+        self._seen: Seen = {}
+        first = sweep.read_runs(self._seen)
         self._queue = [one.name for one in first if one.state in TO_DO]
-        workers = min(workers, len(self._queue)) or 1
         several = len(os.sched_getaffinity(0)) > 1
-        self._free: list[list[int] | None] = [cores if several else None for cores in shares(workers)]
-        self._jobs: dict[str, tuple[Job, list[int] | None]] = {}
+        self._free = [cores if several else None for cores in shares(min(workers, len(self._queue)) or 1)]
+        self._jobs: dict[str, tuple[jobs.Job, list[int] | None]] = {}
         self._received: int | None = None
-        self._told_signal = False
-        self._live: Any = None
-        self._redrawn = 0.0
-        self._left_alone = [one for one in first if one.name not in self._queue]
+        for state, why in LEFT_ALONE.items():
+            if count := sum(one.state == state for one in first):
+                say(console, f"{count} {why}: left alone")
 
     def run(self) -> None:
-        with self._signals(), self._shown():
-            self._tell_of_the_others()
+        told = False
+        with handling(self._stop), self._shown():
             try:
                 while (self._queue and self._received is None) or self._jobs:
                     self._start()
                     time.sleep(POLL_SECONDS)
-                    self._tell_signal()
+                    if self._received is not None and not told:  # not in the handler: it may come within a line
+                        told, name = True, signal.Signals(self._received).name
+                        self._say(f"{name}: {len(self._jobs)} running, saving and stopping; Ctrl-C again stops at once")
                     self._reap()
-                    self._redraw()
             except BaseException:
-                for job, _ in self._jobs.values():
-                    job.send_signal(signal.SIGTERM)
+                self._pass_on(signal.SIGTERM)
                 raise
-            self._redraw(now=True)
         self._finish()
 
     def _start(self) -> None:
         while self._queue and self._free and self._received is None:
             name = self._queue.pop(0)
-            if sweep_folder.is_cancelled(self._sweep.run(name)):
+            path = self._sweep.run(name)
+            if sweep_folder.is_cancelled(path):
                 continue
             cores = self._free.pop(0)
-            job = Job(self._sweep.run(name), cores=cores)
+            job = jobs.Job(path, jobs.command_of(path), cores=cores)
             self._jobs[name] = job, cores
-            if self._received is not None or sweep_folder.is_cancelled(job.run):  # in between; see `ending`
+            if self._received is not None or sweep_folder.is_cancelled(path):  # in between; see `cancelling`
                 job.send_signal(signal.SIGTERM)
 
     def _reap(self) -> None:
         for name, (job, cores) in list(self._jobs.items()):
-            if job.poll() is not None:
-                del self._jobs[name]
-                self._free.append(cores)
-                self._tell_end(name)
+            if job.poll() is None:
+                continue
+            del self._jobs[name]
+            self._free.append(cores)
+            if not self._console.is_terminal:
+                one = read_run(self._sweep.run(name), name, self._seen)
+                loss = tables.number(one.progress.meta_loss)
+                figures = f"meta-step {one.done}" + (f", meta-loss {loss}" if loss else "")
+                self._say(f"{name}: {one.state}, {figures}" + (f" ({one.note})" if one.note else ""))
 
-    # ----- signals ----------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _stop(self, signum: int) -> None:
         """A signal has all jobs save and stop, and none begin; a second Ctrl-C stops them at once."""
-        # A closed terminal counts as a request to stop, except under nohup.
-        hangup = () if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else (signal.SIGHUP,)
-        before = {signum: signal.signal(signum, self._handle) for signum in (*SIGNALS, *hangup)}
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self._received is not None and signum != signal.SIGINT:
-            return
-        passed_on = signal.SIGINT if self._received is not None else signal.SIGTERM
         if self._received is None:
             self._received = signum
+            self._pass_on(signal.SIGTERM)
+        elif signum == signal.SIGINT:
+            self._pass_on(signal.SIGINT)
+
+    def _pass_on(self, signum: int) -> None:
         for job, _ in list(self._jobs.values()):
-            job.send_signal(passed_on)
+            job.send_signal(signum)
 
-    # ----- telling ----------------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _shown(self) -> Iterator[None]:
+    def _shown(self) -> contextlib.AbstractContextManager[Any]:
         """A table that is kept up to date, in a terminal; elsewhere a line for each end."""
         if not self._console.is_terminal:
-            yield
-            return
+            return contextlib.nullcontext()
         from rich.live import Live
 
-        with Live(console=self._console, auto_refresh=False, vertical_overflow="ellipsis") as self._live:
-            yield
+        return Live(
+            console=self._console, get_renderable=self._table, refresh_per_second=1, vertical_overflow="ellipsis"
+        )
 
-    def _redraw(self, *, now: bool = False) -> None:
-        if self._live is None or not (now or time.monotonic() > self._redrawn + REDRAW_SECONDS):
-            return
-        rows = self._reader.sweep(self._sweep)
-        self._live.update(tables.standings(rows, f"{self._sweep.path}: {tables.counts(rows)}"), refresh=True)
-        self._redrawn = time.monotonic()
-
-    def _tell_of_the_others(self) -> None:
-        for state, why in (
-            ("finished", "finished already"),
-            ("diverged", "diverged, and would again"),
-            ("running", "running already"),
-        ):
-            count = sum(one.state == state for one in self._left_alone)
-            if count:
-                self._say(f"{count} {why}: left alone")
-
-    def _tell_signal(self) -> None:
-        """Not in the handler: the signal may have come in the middle of a line."""
-        if self._received is not None and not self._told_signal:
-            self._told_signal = True
-            name = signal.Signals(self._received).name
-            self._say(f"{name}: {len(self._jobs)} running, saving and stopping; Ctrl-C again stops at once")
-
-    def _tell_end(self, name: str) -> None:
-        if self._live is None:
-            one = self._reader.run(self._sweep.run(name), name)
-            loss = tables.number(one.progress.meta_loss)
-            figures = f"meta-step {one.meta_step}/{one.num_meta_steps}" + (f", meta-loss {loss}" if loss else "")
-            self._say(f"{name}: {one.state}, {figures}" + (f" ({one.note})" if one.note else ""))
+    def _table(self) -> Any:
+        rows = self._sweep.read_runs(self._seen)
+        return tables.standings(rows, f"{self._sweep.path}: {tables.counts(rows)}")
 
     def _say(self, text: str) -> None:
         say(self._console, text)
 
     def _finish(self) -> None:
-        rows = self._reader.sweep(self._sweep)
+        rows = self._sweep.read_runs(self._seen)
         if not self._console.is_terminal:
             self._console.print(tables.standings(rows))
         self._say(f"{tables.counts(rows)}\nsweep folder: {self._sweep.path}")
         go_on = f"go on with `metaopt resume {self._sweep.path}`"
         if self._received is not None:
             raise Interrupted(self._received, f"stopped; {go_on}")
-        error = unfinished(rows, go_on)
-        if error:
+        if error := unfinished(rows, go_on):
             print(f"metaopt: error: {error}", file=sys.stderr)
             raise SystemExit(1)
 
 
-def unfinished(rows: list[Standing], go_on: str) -> str | None:
+def unfinished(rows: list[Run], go_on: str) -> str | None:
     """What to say of a sweep that has ended and not finished; None where it has."""
     wrong = [row for row in rows if row.state in ("failed", "diverged", "lost")]
     left = [row for row in rows if row.state in ("cancelled", "interrupted")]
     if wrong:
         first = wrong[0]
-        log = first.path / sweep_folder.LOG
-        message = (
-            f"{len(wrong)} of {len(rows)} runs failed; the first, {first.name}, {first.state}: {first.note.rstrip('.')}"
-        )
-        return f"{message}; see {log}" + (f"; {go_on}." if any(row.state in TO_DO for row in rows) else ".")
-    if left:
-        return f"{len(left)} of {len(rows)} runs did not finish; {go_on}."
-    return None
+        why = f"the first, {first.name}, {first.state}: {first.note.rstrip('.')}; see {first.path / sweep_folder.LOG}"
+        to_do = any(row.state in TO_DO for row in rows)
+        return f"{len(wrong)} of {len(rows)} runs failed; {why}" + (f"; {go_on}." if to_do else ".")
+    return f"{len(left)} of {len(rows)} runs did not finish; {go_on}." if left else None
 
 
 def detach(sweep: Sweep, workers: int) -> None:
@@ -221,7 +171,7 @@ def detach(sweep: Sweep, workers: int) -> None:
       UserError: it did not.
     """
     log = sweep.path / sweep_folder.LAUNCHER_LOG
-    command = [sys.executable, "-m", "metaopt", "resume", str(sweep.path), "--workers", str(workers)]
+    command = jobs.metaopt_command("resume", str(sweep.path), "--workers", str(workers))
     with open(log, "ab") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
@@ -230,9 +180,4 @@ def detach(sweep: Sweep, workers: int) -> None:
     while process.poll() is None and not folder.is_locked(sweep.path) and time.monotonic() < until:
         time.sleep(POLL_SECONDS)
     if process.poll():
-        raise UserError(f"the launcher did not start: {last_line(log)}")
-
-
-def last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].removeprefix("metaopt: error: ") if lines else f"see {log}"
+        raise UserError(f"the launcher did not start: {jobs.last_words(log.read_bytes()) or f'see {log}'}")

@@ -1,16 +1,27 @@
-"""The options of a sweep on the command line; what is left over are fields of the experiment."""
+"""The command line of sweeps; what is left over are fields of the experiment, as `metaopt train` takes them."""
 
 from __future__ import annotations
 
+import argparse
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from metaopt.errors import UserError, suggest
 
 PLACES = ("local", "slurm")
-MAKE_SWEEP = ("--sweep", "--seeds", "--where")  # without any of them `metaopt launch` trains one run
-SWITCHES = ("--dry-run", "--detach")
-ONLY_SLURM = ("--partition", "--time", "--cpus", "--gpus", "--mem", "--slurm")
-TAKE_VALUE = (*MAKE_SWEEP, "--workers", *ONLY_SLURM)
+ONLY_SLURM = {
+    "partition": ("P", "of each job, as are:"),
+    "time": ("T", "minutes, or [DAYS-]HOURS:MINUTES:SECONDS"),
+    "cpus": ("N", "cores"),
+    "gpus": ("N", "on one node"),
+    "mem": ("GB", "memory"),
+}
+ABOUT = """\
+Many runs, one for each point of a grid, into one folder: `--out`, or the next runs/EXPERIMENT/sweep-NNN. `metaopt
+status`, `metaopt cancel` and `metaopt resume` take it, or that of a run. One run in several processes is started by
+`srun metaopt train EXPERIMENT` or `mpirun -n 2 metaopt train EXPERIMENT`."""
 
 
 @dataclass(frozen=True)
@@ -28,98 +39,102 @@ class SweepOptions:
     slurm: dict[str, str] = field(default_factory=dict)  # option -> value as written
 
 
-def take_options(arguments: list[str]) -> SweepOptions | None:
-    """The sweep that is asked for; None where it is one run in several processes.
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.rstrip('.')}; see `{self.prog} --help`.")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1 on")
+    return int(text)
+
+
+def _add_local(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_count, metavar="N", help="so many at once; here: each with its own cores")
+    parser.add_argument("--detach", action="store_true", help="here: in the background")
+
+
+def _parser() -> argparse.ArgumentParser:
+    usage = "metaopt launch EXPERIMENT --sweep FIELD=A,B,C ... [--seeds N] [--where PLACE] [--field value ...]"
+    parser = _Parser("metaopt launch", usage, ABOUT, allow_abbrev=False)
+    add = parser.add_argument
+    add(
+        "--sweep", nargs="+", action="extend", default=[], metavar="FIELD=A,B,C",
+        help="a field and its values as `metaopt train` takes them; `;` separates values that hold commas, and ends a "
+        "lone one: 'optimizer=lstm:hidden_size=8,num_layers=1;rnnprop'; a field of several words has them separated by "
+        "spaces: 'validation.multiples=1 10;1 5'; or a .yaml or .json file of FIELD: [A, B, C], with `seeds: N`",
+    )  # fmt: skip
+    add("--seeds", type=_count, metavar="N", help="each point with N seeds, from the experiment's `seed` on")
+    add("--dry-run", "--dry_run", action="store_true", help="check and show the points, and start nothing")
+    add("--where", metavar="PLACE", help="local (the default), or slurm, as a job array: needs 'metaopt-jax[slurm]'")
+    _add_local(parser)
+    slurm = parser.add_argument_group("with --where slurm")
+    for name, (metavar, what) in ONLY_SLURM.items():
+        slurm.add_argument(f"--{name}", metavar=metavar, help=what)
+    slurm.add_argument(
+        "--slurm", action="append", default=[], metavar="KEY=VALUE", help="anything else that submitit or sbatch knows"
+    )
+    return parser
+
+
+def read_options(arguments: Sequence[str]) -> SweepOptions:
+    """The sweep that is asked for.
 
     Raises:
-      UserError: a value is missing or wrong, or options do not go together.
+      UserError: no sweep is asked for, a value is missing or wrong, or options do not go together.
+      SystemExit: help was asked for.
     """
-    taken, rest = _split(arguments)
-    if not any(flag in taken for flag in MAKE_SWEEP):
-        if taken and "--help" not in rest:
-            raise UserError(f"{next(iter(taken))} is for sweeps; add --sweep FIELD=A,B, --seeds N or --where local.")
-        return None
-    if any(word.partition("=")[0] == "--processes" for word in rest):
-        raise UserError(
-            "--processes shares one run among processes, and a sweep gives each of its runs one process; "
-            "leave one of the two out."
-        )
-    if any(word.partition("=")[0] == "--resume" for word in rest):
+    given, rest = _parser().parse_known_args(arguments)
+    flags = {word.partition("=")[0] for word in rest}
+    if "--processes" in flags or not (given.sweep or given.seeds or given.where):
+        raise UserError(_not_a_sweep(rest))
+    if "--resume" in flags:
         raise UserError("a sweep begins new runs; go on with one by `metaopt resume SWEEP`.")
-    if not rest or rest[0].startswith("-"):
+    if arguments[0].startswith("-"):
         raise UserError("the experiment comes first: `metaopt launch EXPERIMENT --sweep FIELD=A,B ...`.")
-    where = taken.get("--where", ["local"])[-1]
+    where = given.where or "local"
     if where not in PLACES:
         raise UserError(f"--where {suggest(where, PLACES)}")
-    if where != "slurm":
-        _refuse([flag for flag in ONLY_SLURM if flag in taken], "is for --where slurm; add it, or leave this out.")
-    else:
-        _refuse([flag for flag in ("--detach",) if flag in taken], "is for --where local: Slurm's jobs are detached.")
-    slurm = {flag.removeprefix("--"): taken[flag][-1] for flag in ONLY_SLURM[:-1] if flag in taken}
-    for pair in taken.get("--slurm", []):
+    slurm = {name: value for name in ONLY_SLURM if (value := getattr(given, name)) is not None}
+    if where == "slurm" and given.detach:
+        raise UserError("--detach is for --where local: Slurm's jobs are detached.")
+    if where != "slurm" and (slurm or given.slurm):
+        raise UserError(f"--{next(iter(slurm), 'slurm')} is for --where slurm; add it, or leave this out.")
+    for pair in given.slurm:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise UserError(f"--slurm {pair!r} is not KEY=VALUE.")
         slurm[key.replace("-", "_")] = value
-    return SweepOptions(
-        experiment=rest[0],
-        fields=tuple(rest[1:]),
-        sweeps=tuple(taken.get("--sweep", [])),
-        seeds=_number("--seeds", taken),
-        where=where,
-        workers=_number("--workers", taken),
-        dry_run="--dry-run" in taken,
-        detach="--detach" in taken,
-        slurm=slurm,
+    kept = {name: getattr(given, name) for name in ("seeds", "workers", "dry_run", "detach")}
+    return SweepOptions(rest[0], tuple(rest[1:]), tuple(given.sweep), where=where, slurm=slurm, **kept)
+
+
+def _not_a_sweep(words: Sequence[str]) -> str:
+    """What to say to who wants one run in several processes."""
+    number, kept, words = "2", [], list(words)
+    while words:
+        flag, equals, value = words.pop(0).partition("=")
+        if flag != "--processes":
+            kept.append(flag + equals + value)
+        elif equals or words:
+            number = value if equals else words.pop(0)
+    command = f"metaopt train {shlex.join(kept) or 'EXPERIMENT'}"
+    number = number if number.isdecimal() else "2"
+    return (
+        f"one run in several processes is started by `mpirun -n {number} {command}` or, in a Slurm job, "
+        f"`srun {command}`; a sweep needs --sweep FIELD=A,B, --seeds N or --where local."
     )
 
 
-def _split(arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """(a sweep's options with their values, the other words)."""
-    taken: dict[str, list[str]] = {}
-    rest: list[str] = []
-    words = list(arguments)
-    while words:
-        word = words.pop(0)
-        flag, equals, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        if flag in SWITCHES and not equals:
-            taken[flag] = []
-        elif flag in TAKE_VALUE:
-            values = [value] if equals else [words.pop(0)] if words and not words[0].startswith("--") else []
-            while flag == "--sweep" and values and words and not words[0].startswith("-"):
-                values.append(words.pop(0))  # `--sweep a=1,2 b=3,4` as well
-            if not values:
-                raise UserError(f"{flag} has no value; see `metaopt launch --help`.")
-            taken.setdefault(flag, []).extend(values)
-        else:
-            rest.append(word)
-    return taken, rest
-
-
-def _number(flag: str, taken: dict[str, list[str]]) -> int | None:
-    if flag not in taken:
-        return None
-    text = taken[flag][-1]
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{flag} ({text!r}) must be a number from 1 on.")
-    return int(text)
-
-
-def _refuse(flags: list[str], why: str) -> None:
-    if flags:
-        raise UserError(f"{flags[0]} {why}")
-
-
-def for_resuming(arguments: list[str]) -> tuple[str, SweepOptions]:
-    """(folder, options) of `metaopt resume SWEEP [--workers N] [--detach]`.
+def read_resume_options(arguments: Sequence[str]) -> SweepOptions:
+    """Of `metaopt resume SWEEP [--workers N] [--detach]`; `experiment` is the sweep's folder.
 
     Raises:
       UserError: another option, or a value that is wrong.
     """
-    taken, rest = _split(arguments)
-    known = ("--workers", "--detach")
-    _refuse([flag for flag in taken if flag not in known], "cannot change on resuming a sweep; leave it out.")
-    _refuse(rest[1:], "is no option of `metaopt resume SWEEP`, which takes --workers and --detach.")
-    options = SweepOptions(experiment="", workers=_number("--workers", taken), detach="--detach" in taken)
-    return rest[0], options
+    parser = _Parser("metaopt resume", allow_abbrev=False)
+    parser.add_argument("sweep")
+    _add_local(parser)
+    given = parser.parse_args(arguments)
+    return SweepOptions(given.sweep, workers=given.workers, detach=given.detach)

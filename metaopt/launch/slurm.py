@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import os
 import re
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from metaopt import files
 from metaopt.errors import UserError
 from metaopt.launch import sweep_folder
-from metaopt.launch.jobs import Job, how_it_ended
-from metaopt.launch.states import TO_DO, Reader
+from metaopt.launch.jobs import Job, command_of, how_it_ended
 from metaopt.launch.sweep_folder import SLURM_JOBS, Sweep
 from metaopt.runs import folder
+from metaopt.runs.interrupts import handling
+from metaopt.runs.state import TO_DO
 
 MISSING = "--where slurm needs submitit; run `pip install 'metaopt-jax[slurm]'`, or leave it out to run here."
 NO_SLURM = (
@@ -34,27 +35,26 @@ QUERY_SECONDS = 60
 
 
 class Training:
-    """What a job does, as submitit calls it: trains a run, and on SIGUSR2 saves and is queued again."""
+    """What a job does, as submitit calls it: trains a run, and on SIGUSR2 saves and is queued again.
 
-    def __init__(self, run: str) -> None:
-        self.run = run
+    Args:
+      command: of `jobs.command_of`, asked for where the sweep was launched.
+    """
+
+    def __init__(self, run: str, command: list[str]) -> None:
+        self.run, self.command = run, command
         self._job: Job | None = None
         self._terminated: float | None = None  # when SIGTERM came; monotonic
 
     def __call__(self) -> str:
-        run = Path(self.run)
-        if sweep_folder.is_cancelled(run):
+        if sweep_folder.is_cancelled(Path(self.run)):
             return "cancelled"
-        # submitit lets SIGTERM pass; the run is to save and stop.
-        before = signal.signal(signal.SIGTERM, self._note_termination)
-        try:
-            return self._train(run)
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        with handling(self._note_termination, [signal.SIGTERM]):  # submitit lets it pass; the run is to save and stop
+            return self._train(Path(self.run))
 
     def _train(self, run: Path) -> str:
         # Within the job's own session, where all of Slurm's ways of tracking processes find it.
-        self._job = Job(run, own_session=False)
+        self._job = Job(run, self.command, own_session=False)
         while (status := self._job.poll()) is None:
             time.sleep(POLL_SECONDS)
             if self._terminated is not None and time.monotonic() > self._terminated + OWN_SIGNAL_SECONDS:
@@ -63,34 +63,33 @@ class Training:
         if status in STOPPED and not sweep_folder.is_cancelled(run):
             # It gave way, as Slurm had all processes do: what queues the job again comes next, SIGUSR2 for submitit or
             # the end by Slurm itself. A job that ended by itself before would count as failed.
-            self._wait_for_the_end()
+            _wait(GIVE_WAY_SECONDS)
         if sweep_folder.is_cancelled(run):
             return "cancelled"
         if status:
             raise RuntimeError(f"{self.run} {how_it_ended(status)}; see {run / sweep_folder.LOG}")
         return "finished"
 
-    def _wait_for_the_end(self) -> None:
-        until = time.monotonic() + GIVE_WAY_SECONDS
-        while time.monotonic() < until:
-            time.sleep(POLL_SECONDS)
-
     def checkpoint(self) -> Any:
         """Called by submitit in its handler of SIGUSR2: returns, saved, what is to be queued."""
         from submitit.helpers import DelayedSubmission
 
         if self._job is not None:
-            until = time.monotonic() + OWN_SIGNAL_SECONDS
-            while not self._job.is_gone() and time.monotonic() < until:
-                time.sleep(POLL_SECONDS)
+            _wait(OWN_SIGNAL_SECONDS, self._job)
             self._job.send_signal(signal.SIGUSR2)
-            while not self._job.is_gone():
-                time.sleep(POLL_SECONDS)
+            _wait(math.inf, self._job)
             sweep_folder.note_job(Path(self.run), state="requeued", ended=sweep_folder.now())
-        return DelayedSubmission(Training(self.run))
+        return DelayedSubmission(Training(self.run, self.command))
 
-    def _note_termination(self, signum: int, frame: FrameType | None) -> None:
+    def _note_termination(self, signum: int) -> None:
         self._terminated = self._terminated or time.monotonic()
+
+
+def _wait(seconds: float, job: Job | None = None) -> None:
+    """Lets time pass, until the job's end where there is one."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not (job is not None and job.is_gone()):
+        time.sleep(POLL_SECONDS)
 
 
 # ----- what is asked of Slurm -----------------------------------------------------------------------------------------
@@ -129,85 +128,77 @@ def parameters(settings: dict[str, str]) -> dict[str, Any]:
     found: dict[str, Any] = {"slurm_job_name": "metaopt", "cpus_per_task": 1, "timeout_min": 60}
     others: dict[str, Any] = {}
     for name, text in settings.items():
-        if name == "time":
-            found["timeout_min"] = minutes(text)
-        elif name == "cpus":
-            found["cpus_per_task"] = _count(name, text)
-        elif name == "gpus":
-            found["gpus_per_node"] = _count(name, text)
-        elif name == "mem":
-            found["mem_gb"] = _gigabytes(text)
+        if name in READ:
+            key, read, what = READ[name]
+            try:
+                found[key] = read(text)
+            except ValueError:
+                raise UserError(f"--{name} ({text!r}) must be {what}.") from None
         elif name in known:
-            found[f"slurm_{name}"] = _value(text)
+            found[f"slurm_{name}"] = _plain(text)
         else:
-            others[name] = _value(text)
-    if others:
-        found["slurm_additional_parameters"] = others
-    return found
+            others[name] = _plain(text)
+    return found | ({"slurm_additional_parameters": others} if others else {})
 
 
 def minutes(text: str) -> int:
     """`90`, `1:30:00` or `2-12:00`, as sbatch has them, in minutes, rounded up.
 
     Raises:
-      UserError: none of these.
+      ValueError: none of these, or no time at all.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match is None:
-        raise UserError(f"--time ({text!r}) must be minutes, or [DAYS-]HOURS:MINUTES:SECONDS.")
-    days, *rest = match.groups()
-    parts = [int(part) for part in rest if part is not None]
-    if days is not None:
-        hours, mins, seconds = (*parts, 0, 0)[:3]
-    elif len(parts) == 3:
-        hours, mins, seconds = parts
-    else:
-        hours, mins, seconds = 0, *(*parts, 0)[:2]
-    total = (int(days or 0) * 24 + hours) * 60 + mins + (seconds > 0)
-    if total < 1:
-        raise UserError(f"--time ({text!r}) must be at least a minute.")
-    return total
+        raise ValueError(text)
+    days, *parts = match.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    hours, mins, seconds = (*numbers, 0, 0)[:3] if days or len(numbers) == 3 else (0, *numbers, 0)[:3]
+    return _positive((int(days or 0) * 24 + hours) * 60 + mins + (seconds > 0))
 
 
-def _count(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"--{name} ({text!r}) must be a number from 1 on.")
-    return int(text)
+def _positive(value: Any) -> Any:
+    if not 0 < value < math.inf:
+        raise ValueError(value)
+    return value
 
 
 def _gigabytes(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:[gG][bB]?)?", text)
-    if match is None or not float(match[1]):
-        raise UserError(f"--mem ({text!r}) must be a number of gigabytes, for example 16GB.")
-    return float(match[1])
+    return _positive(float(re.sub(r"\s*[gG][bB]?$", "", text)))
 
 
-def _value(text: str) -> Any:
+def _plain(text: str) -> Any:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     return int(text) if text.isdecimal() else text
 
 
+# Option -> (submitit's name, how it is read, what it must be).
+READ: dict[str, tuple[str, Callable[[str], Any], str]] = {
+    "time": ("timeout_min", minutes, "minutes, or [DAYS-]HOURS:MINUTES:SECONDS, from one minute on"),
+    "cpus": ("cpus_per_task", lambda text: _positive(int(text)), "a number from 1 on"),
+    "gpus": ("gpus_per_node", lambda text: _positive(int(text)), "a number from 1 on"),
+    "mem": ("mem_gb", _gigabytes, "a number of gigabytes, for example 16GB"),
+}
+
+
 # ----- submitting and cancelling --------------------------------------------------------------------------------------
 
 
-def begin(sweep: Sweep, at_once: int | None, *, cluster: str = "slurm") -> str:
+def begin(sweep: Sweep, at_once: int | None) -> str:
     """Submits what a sweep has to do and is not queued already; returns what was done, in words.
 
     Raises:
       UserError: submitit or Slurm is missing, or Slurm refuses.
     """
-    if cluster == "slurm":
-        check(sweep.slurm)
-    alive = queued() if cluster == "slurm" else set()
-    known = job_ids(sweep)
-    to_do = [row.name for row in Reader().sweep(sweep) if row.state in TO_DO]
+    check(sweep.slurm)
+    alive, known = queued(), files.read_object(sweep.path / SLURM_JOBS)
+    to_do = [row.name for row in sweep.read_runs() if row.state in TO_DO]
     waiting = [name for name in to_do if known.get(name) in alive]
     names = [name for name in to_do if name not in waiting]
     still = f"{len(waiting)} queued already" if waiting else ""
     if not names:
         return still or "nothing is left to do"
-    jobs = submit(sweep, names, at_once, cluster=cluster)
+    jobs = submit(sweep, names, at_once, cluster="slurm")
     ids = {name: str(job.job_id) for name, job in zip(names, jobs, strict=True)}
     files.write_json(sweep.path / SLURM_JOBS, {**known, **ids})
     first = ids[names[0]].partition("_")[0]
@@ -223,38 +214,33 @@ def submit(sweep: Sweep, names: list[str], at_once: int | None, *, cluster: str)
     submitit = _submitit()
     asked = parameters(sweep.slurm) | ({"slurm_array_parallelism": at_once} if at_once else {})
     options = {"slurm_max_num_timeout": MOST_TIMEOUTS} if cluster == "slurm" else {}
+    runs = [sweep.run(name).resolve() for name in names]
     try:
         executor = submitit.AutoExecutor(sweep.path.resolve() / "slurm", cluster=cluster, **options)
         executor.update_parameters(**asked)
         with executor.batch():
-            return [executor.submit(Training(str(sweep.run(name).resolve()))) for name in names]
+            return [executor.submit(Training(str(run), command_of(run))) for run in runs]
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, ValueError) as error:
         text = " ".join(str(error).split())
         raise UserError(f"Slurm did not take the jobs: {text}; mend it in {sweep.path / folder.SWEEP} "
                         f"(`slurm`) and go on with `metaopt resume {sweep.path}`.") from None  # fmt: skip
 
 
-def job_ids(sweep: Sweep) -> dict[str, str]:
-    """Run -> the id of the job it was last submitted as."""
-    return {str(name): str(job) for name, job in files.read_object(sweep.path / SLURM_JOBS).items()}
-
-
 def queued() -> set[str]:
     """The ids of this user's jobs that wait or run; empty where Slurm does not tell."""
-    try:
-        asked = subprocess.run(
-            ["squeue", "--noheader", "--array", "--format=%i", f"--user={os.getuid()}"],
-            capture_output=True, text=True, timeout=QUERY_SECONDS, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return set()
-    return set(asked.stdout.split())
+    return set(_ask("squeue", "--noheader", "--array", "--format=%i", f"--user={os.getuid()}").split())
 
 
 def cancel(sweep: Sweep, names: list[str]) -> None:
     """Ends the jobs of these runs, wherever they are."""
-    known = job_ids(sweep)
-    ids = [known[name] for name in names if name in known]
-    if ids:
-        with contextlib.suppress(OSError, subprocess.SubprocessError):  # gone already; the marks stay
-            subprocess.run(["scancel", *ids], capture_output=True, timeout=QUERY_SECONDS, check=False)
+    known = files.read_object(sweep.path / SLURM_JOBS)  # run -> the id of the job it was last submitted as
+    if ids := [known[name] for name in names if name in known]:
+        _ask("scancel", *ids)  # gone already: the marks stay
+
+
+def _ask(*command: str) -> str:
+    """What one of Slurm's commands prints; nothing where it fails."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

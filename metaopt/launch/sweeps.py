@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from metaopt import files
 from metaopt.errors import UserError
-from metaopt.launch import grid, local, sweep_folder, tables
-from metaopt.launch.options import SweepOptions, for_resuming
-from metaopt.launch.states import TO_DO, Reader
+from metaopt.launch import grid, local, sweep_folder
+from metaopt.launch.options import SweepOptions
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs import folder
+from metaopt.runs import folder, own_entries, tables
 from metaopt.runs.console import make_console
+from metaopt.runs.state import TO_DO
 
 
 def start(options: SweepOptions) -> None:
@@ -20,7 +21,7 @@ def start(options: SweepOptions) -> None:
     Raises:
       UserError: a mistake in the options or in a point; nothing is left behind.
     """
-    from metaopt.cli.arguments import parse_experiment
+    from metaopt.experiment.flags import parse_experiment
     from metaopt.runs.experiments import load_experiment
 
     name, base = load_experiment(options.experiment)
@@ -30,31 +31,22 @@ def start(options: SweepOptions) -> None:
     fields, seeds = grid.read_grid(options.sweeps, options.seeds)
     grid.refuse_given_twice(fields, options.fields)
     points = grid.expand(base, fields, seeds)
-    workers = options.workers
+    workers, where = options.workers, "on Slurm"
     if options.where == "local":
         workers = local.choose_workers(workers, max(point.experiment.num_devices or 1 for point in points))
+        where = f"{min(workers, len(points))} at once"
     else:
         from metaopt.launch import slurm
 
         slurm.check(options.slurm)
     grid.check(points)
-    console = make_console(tables.WIDE)
-    title = f"{name}: {len(points)} run{'s' * (len(points) > 1)}, " + (
-        f"{min(workers or 1, len(points))} at once" if options.where == "local" else "on Slurm"
-    )
-    console.print(tables.points(points, title))
+    title = f"{name}: {len(points)} run{'s' * (len(points) > 1)}, {where}"
+    rows = [(point.run, *point.overrides.values()) for point in points]
+    make_console(tables.WIDE).print(tables.unboxed(title, ("run", *points[0].overrides), rows))
     if options.dry_run:
         return
-    sweep = sweep_folder.create(
-        None if out is None else Path(out),
-        name,
-        points,
-        grid=fields,
-        seeds=seeds,
-        where=options.where,
-        workers=options.workers,
-        slurm=options.slurm,
-    )
+    options = dataclasses.replace(options, seeds=seeds)
+    sweep = sweep_folder.create(None if out is None else Path(out), name, points, fields, options)
     print(f"sweep folder: {sweep.path}", flush=True)
     _begin(sweep, options.detach, workers)
 
@@ -72,30 +64,31 @@ def _begin(sweep: Sweep, detached: bool, workers: int | None) -> None:
         local.run(sweep, workers or 1)
 
 
-def resume(arguments: list[str]) -> None:
-    """Goes on with what a sweep has not finished: `metaopt resume SWEEP [--workers N] [--detach]`.
+def resume(options: SweepOptions) -> None:
+    """Goes on with what a sweep, the folder `options.experiment`, has not finished.
 
     Raises:
       UserError: no sweep, or one that is being run.
+      SystemExit: with 1, nothing is left to do and some did not finish.
     """
-    name, options = for_resuming(arguments)
-    sweep = sweep_folder.read(Path(name))
+    sweep = sweep_folder.read(Path(options.experiment))
     if folder.is_locked(sweep.path):
-        raise UserError(f"{sweep.path} is being run already; watch it with `metaopt status {sweep.path}`.")
-    rows = Reader().sweep(sweep)
+        raise sweep_folder.being_run(sweep.path)
+    rows = sweep.read_runs()
     to_do = [row for row in rows if row.state in TO_DO]
     for row in to_do:
-        (row.path / folder.CANCELLED).unlink(missing_ok=True)
+        own_entries.check_known(row.path)
     if not to_do:
         print(f"nothing is left to do: {tables.counts(rows)}")
-        error = local.unfinished(rows, "")
-        if error:
+        if local.unfinished(rows, ""):
             raise SystemExit(1)
         return
+    if sweep.where != "local" and options.detach:
+        raise UserError("--detach is for sweeps on this machine: Slurm's jobs are detached.")
     workers = options.workers or sweep.workers
     if sweep.where == "local":
         counts = [files.read_object(row.path / folder.CONFIG).get("num_devices") for row in to_do]
         workers = local.choose_workers(workers, max(count if isinstance(count, int) else 1 for count in counts))
-    elif options.detach:
-        raise UserError("--detach is for sweeps on this machine: Slurm's jobs are detached.")
+    for row in to_do:
+        (row.path / folder.CANCELLED).unlink(missing_ok=True)
     _begin(sweep, options.detach, workers)

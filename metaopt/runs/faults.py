@@ -29,11 +29,11 @@ def disk_trouble(error: BaseException) -> str | None:
 
 
 @contextlib.contextmanager
-def in_one_line(path: Path) -> Iterator[None]:
+def in_one_line(path: Path | None) -> Iterator[None]:
     """What a full disk or a lost process makes the libraries raise comes out as one line with the remedy.
 
     Args:
-      path: the run's folder.
+      path: the run's folder; None: this process does not know it yet.
     """
     try:
         yield
@@ -43,7 +43,7 @@ def in_one_line(path: Path) -> Iterator[None]:
         if processes.lost(error):
             raise processes.LostProcess(processes.lost_message(error, path)) from None
         trouble = disk_trouble(error)
-        if trouble is not None:
+        if trouble is not None and path is not None:
             raise NotWritten(
                 f"cannot write to {path}: {trouble}; {processes.saved(path)}; mend that and go on with "
                 f"`{resume_command(path)}`."

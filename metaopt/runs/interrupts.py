@@ -1,4 +1,4 @@
-"""Ctrl-C and the signals of batch systems: training stops at the next chunk's end, saved."""
+"""Ctrl-C and the signals of batch systems. Who does something about them does it here."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from types import FrameType
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 # SIGUSR2: submitit's notice before a time limit; SIGHUP: the terminal was closed
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
@@ -21,7 +20,26 @@ class Interrupted(Exception):
         self.exit_status = 128 + signum
 
 
-class SignalGuard:
+@contextlib.contextmanager
+def handling(handle: Callable[[int], None], signals: Sequence[int] = SIGNALS) -> Iterator[None]:
+    """Within the block a signal calls `handle` with its number; under nohup a closed terminal is still no signal.
+
+    Only the main thread may set handlers; in others signals keep their usual effect.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        for signum in signals:
+            if not (nohup and signum == signal.SIGHUP):
+                before[signum] = signal.signal(signum, lambda signum, frame: handle(signum))
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python
+
+
+class SignalGuard(contextlib.ExitStack):
     """Within the block the first signal is noted in `received`; a second Ctrl-C stops at once.
 
     With `at_once` set, the first one raises `KeyboardInterrupt` as well, for work that is repeated rather than saved.
@@ -31,24 +49,16 @@ class SignalGuard:
     """
 
     def __init__(self, *, silent: bool = False) -> None:
+        super().__init__()
         self.received: int | None = None
-        self._silent = silent
         self.at_once = False
-        self._before: dict[int, Any] = {}
+        self._silent = silent
 
     def __enter__(self) -> SignalGuard:
-        # Only the main thread may set handlers; elsewhere signals keep their usual effect.
-        if threading.current_thread() is threading.main_thread():
-            nohup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            signals = [signum for signum in SIGNALS if not (nohup and signum == signal.SIGHUP)]
-            self._before = {signum: signal.signal(signum, self._handle) for signum in signals}
+        self.enter_context(handling(self._handle))
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, signal.SIG_DFL if handler is None else handler)  # None: it was not set by Python
-
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
+    def _handle(self, signum: int) -> None:
         if self._silent:
             return
         again = self.received is not None

@@ -1,13 +1,11 @@
-"""The processes of one job: joining it, what the first of them does for all, waiting for one another, leaving."""
+"""One run trained by the processes that `srun` or `mpirun` started: joining, what the first does for all, a loss."""
 
 from __future__ import annotations
 
-import errno
-import io
+import importlib.util
 import os
-import signal
 import sys
-import threading
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -15,23 +13,20 @@ from typing import Any, NamedTuple, NoReturn
 from metaopt.errors import UserError
 from metaopt.runs.folder import last_checkpoint, resume_command
 
-# How `metaopt launch` tells its processes who they are.
-COORDINATOR = "METAOPT_COORDINATOR"
-NUM_PROCESSES = "METAOPT_NUM_PROCESSES"
-PROCESS = "METAOPT_PROCESS"
-RUN_NOTE = "METAOPT_RUN_NOTE"  # a file in which the first process notes the run's folder
-
-LOST_STATUS = 75  # a process's exit status after another one was lost: the launcher looks for that other one
+# Variables of those who start processes: how many, which one is this, how many are on this machine, which one there.
+STARTERS = (
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_SIZE", "PMI_RANK", "MPI_LOCALNRANKS", "MPI_LOCALRANKID"),  # mpirun of MPICH and its kin
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "", "SLURM_LOCALID"),  # last: mpirun may start its own helpers by srun
+)
+# Where one of these is, jax finds the first process by itself: given by hand, Open MPI before 5, srun.
+FOUND_BY_JAX = ("JAX_COORDINATOR_ADDRESS", "OMPI_MCA_orte_hnp_uri", "SLURM_STEP_NODELIST")
+NOT_FOUND = (
+    "the {} processes of this job do not find one another; `pip install mpi4py` for this MPI, or set "
+    "JAX_COORDINATOR_ADDRESS=HOST:PORT for all of them, with the host of the first and a free port."
+)
 HEARTBEAT_SECONDS = 30  # after as long without a sign of life a process counts as lost
 PATIENCE_SECONDS = 30 * 24 * 3600  # for the first process's validation; one that dies is noticed by its heartbeat
-
-SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-
-
-ON_CPUS = (
-    "`metaopt launch` shares out the cores of a machine, and jax would take its accelerators ({}) in every process; "
-    "use `metaopt train`, one process for all of them, or set JAX_PLATFORMS=cpu."
-)
 
 
 class LostProcess(RuntimeError):
@@ -43,21 +38,21 @@ class Job(NamedTuple):
 
     num_processes: int
     process: int
-    coordinator: str | None  # HOST:PORT; None: jax derives it from Slurm's variables
+    num_here: int | None  # on this machine; None: not told
+    process_here: int
 
 
 def find_job(environment: Mapping[str, str]) -> Job | None:
-    """The job that `metaopt launch` or `srun` started this process for; None where it trains alone.
+    """The job that `srun` or `mpirun` started this process for; None where it trains alone. Needs no jax.
 
     In a batch script or an interactive shell, outside of `srun`, Slurm tells of no step, or of one with a single task.
     """
-    if COORDINATOR in environment:
-        job = Job(int(environment[NUM_PROCESSES]), int(environment[PROCESS]), environment[COORDINATOR])
-    elif all(name in environment for name in SLURM):
-        job = Job(int(environment["SLURM_STEP_NUM_TASKS"]), int(environment["SLURM_PROCID"]), None)
-    else:
-        return None
-    return job if job.num_processes > 1 else None
+    for names in STARTERS:
+        count, process, count_here, process_here = (environment.get(name) for name in names)
+        if count is not None and process is not None:
+            here = None if count_here is None else int(count_here)
+            return Job(int(count), int(process), here, int(process_here or 0)) if int(count) > 1 else None
+    return None
 
 
 def devices_each(job: Job, num_devices: int | None) -> int:
@@ -66,20 +61,19 @@ def devices_each(job: Job, num_devices: int | None) -> int:
     Raises:
       UserError: the processes' shares are not equal.
     """
-    if num_devices is None:
-        return 1
-    if num_devices % job.num_processes:
+    each, rest = divmod(num_devices or job.num_processes, job.num_processes)
+    if rest:
         raise UserError(
             f"`num_devices` ({num_devices}), in all, must be a multiple of the {job.num_processes} processes."
         )
-    return num_devices // job.num_processes
+    return each
 
 
 def join(job: Job) -> None:
     """Makes the devices of all processes visible to each. Has to come before jax touches a device.
 
     Raises:
-      UserError: `metaopt launch` on accelerators.
+      UserError: nothing tells where the first process is.
       LostProcess: not all of them came.
     """
     import jax
@@ -87,62 +81,31 @@ def join(job: Job) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # Programs with collectives in flight at once can wait for each other for ever.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
-    # jax's own handler swallows SIGTERM; jax 0.7 has no such setting, and there `SignalGuard` replaces the handler.
-    if hasattr(jax.config, "jax_enable_preemption_service"):
-        jax.config.update("jax_enable_preemption_service", False)
-    if launched():
-        _divert_gloo()
-        if job.process == 0:
-            threading.Thread(target=_outlive_launcher, name="launcher", daemon=True).start()
-    options: dict[str, Any] = {"num_processes": job.num_processes, "process_id": job.process}
-    if job.coordinator is not None:
-        port = job.coordinator.rpartition(":")[2]
-        options |= {
-            "coordinator_address": job.coordinator,
-            "coordinator_bind_address": f"127.0.0.1:{port}",
-            "cluster_detection_method": "deactivate",
-        }
+    jax.config.update("jax_enable_preemption_service", False)  # it swallows SIGTERM
+    options = {"num_processes": job.num_processes, "process_id": job.process, **_meeting_point(job, os.environ)}
     try:
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except RuntimeError as error:
-        raise LostProcess(f"not all {job.num_processes} processes of this job came ({_first_line(error)}).") from None
-    if launched() and jax.default_backend() != "cpu":
-        raise UserError(ON_CPUS.format(jax.default_backend()))
+        what = f"the {job.num_processes} processes of this job did not come together"
+        raise LostProcess(f"{what} ({_first_line(error)}); see what the others said.") from None
 
 
-def _outlive_launcher() -> None:
-    """Stops training, saved, once the launcher is gone: nobody would end this process. The others follow the first."""
-    try:
-        while os.read(0, 1):  # the launcher holds the other end, and writes nothing
-            pass
-    except OSError:
-        pass
-    # Nobody reads the error channel now either.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-class _Terminal(io.FileIO):
-    """Standard output that may go away: what is written after the terminal was closed is dropped."""
-
-    def write(self, data: Any, /) -> int:
-        try:
-            return super().write(data) or 0
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return len(memoryview(data).cast("B"))
-
-
-def _divert_gloo() -> None:
-    """Lets what C++ prints on standard output, as gloo does, go to standard error, where the launcher sifts it."""
-    sys.stdout.flush()
-    raw = io.BufferedWriter(_Terminal(os.dup(1), "wb"))
-    out = io.TextIOWrapper(raw, encoding=sys.stdout.encoding, line_buffering=True)
-    os.dup2(2, 1)
-    sys.stdout = out
+def _meeting_point(job: Job, environment: Mapping[str, str]) -> dict[str, Any]:
+    """What jax has to be told to find the first process: nothing, where it knows the starter's variables itself."""
+    if any(name in environment for name in FOUND_BY_JAX):
+        return {}
+    if job.num_here != job.num_processes:
+        if importlib.util.find_spec("mpi4py") is None:
+            raise UserError(NOT_FOUND.format(job.num_processes))
+        return {"cluster_detection_method": "mpi4py"}
+    # A port that all on this machine know: of Open MPI's name for the job, or else of the starter's number.
+    port = 61440 + zlib.crc32(environment.get("PMIX_NAMESPACE", str(os.getppid())).encode()) % 4096
+    return {
+        "coordinator_address": f"127.0.0.1:{port}",
+        "coordinator_bind_address": f"127.0.0.1:{port}",
+        "local_device_ids": [job.process_here],  # of GPUs: one each, as jax has it where it knows the starter
+        "cluster_detection_method": "deactivate",
+    }
 
 
 def joined() -> bool:
@@ -158,18 +121,6 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def launched() -> bool:
-    """Whether `metaopt launch` watches over this process."""
-    return COORDINATOR in os.environ
-
-
-def note_run(path: Path) -> None:
-    """Tells the launcher, where there is one, in which folder the job trains."""
-    note = os.environ.get(RUN_NOTE)
-    if note:
-        Path(note).write_text(str(path), encoding="utf-8")
-
-
 def meet(name: str) -> None:
     """Waits until every process has come here, however long the first one's own work takes.
 
@@ -179,6 +130,18 @@ def meet(name: str) -> None:
         from orbax.checkpoint import multihost
 
         multihost.sync_global_processes(name, timeout=PATIENCE_SECONDS)
+
+
+def where_the_first_writes(path: Path) -> Path:
+    """The first process's path, in every process; all of them meet here."""
+    if not joined():
+        return path
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    meet("start")
+    told = multihost_utils.broadcast_one_to_all(np.frombuffer(os.fsencode(path).ljust(4096, b"\0"), np.uint8))
+    return Path(os.fsdecode(bytes(told).rstrip(b"\0")))
 
 
 def leave() -> None:
@@ -199,15 +162,18 @@ def lost(error: BaseException) -> bool:
     return "resource_exhausted" not in text and any(sign in text for sign in signs)
 
 
-def lost_message(error: BaseException, path: Path) -> str:
-    return (
-        f"another process of this job was lost ({_first_line(error)}); {saved(path)}; "
-        f"go on with `{resume_command(path)}`."
-    )
+def lost_message(error: BaseException, path: Path | None) -> str:
+    """What to say and to do; `path`: the run's folder, None before this process knew it."""
+    what = f"another process of this job was lost ({_first_line(error)})"
+    if path is None:
+        return f"{what} before training began; see what it said itself."
+    return f"{what}; {saved(path)}; go on with `{resume_command(path)}`, in as many processes as you like."
 
 
 def saved(path: Path) -> str:
     """What there is to go on from, in words."""
+    if not path.is_dir():
+        return "what was saved is on the first one's machine"
     step = last_checkpoint(path)
     return "no checkpoint was reached" if step is None else f"the last checkpoint is of meta-step {step}"
 

@@ -23,6 +23,7 @@ import tyro
 from metaopt import files
 from metaopt.errors import UserError
 from metaopt.runs import folder, index
+from metaopt.runs.interrupts import handling
 from metaopt.runs.metrics import Follower, begun, grouped, time_of
 from metaopt.sinks.contents import pictures, result_rows
 
@@ -78,24 +79,15 @@ def show(arguments: DashboardArguments, say: Callable[[str], None] = print) -> N
     with _served(arguments.port) as (address, board):
         known = board.update(roots)
         say(f"dashboard: {address} ({known} runs below {', '.join(map(str, roots))}); Ctrl-C ends it")
-        with contextlib.suppress(KeyboardInterrupt), _terminable():
+        # SIGTERM too, so that the database's folder goes.
+        with contextlib.suppress(KeyboardInterrupt), handling(_end, [signal.SIGTERM]):
             while True:
                 time.sleep(EVERY)
                 board.update(roots)
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that the database's folder goes too."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _end(signum: int) -> None:
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ import pytest
 
 import metaopt
 from metaopt.experiment import Experiment
-from metaopt.launch import grid, jobs, sweep_folder
+from metaopt.launch import grid, jobs, slurm, sweep_folder
+from metaopt.launch.options import SweepOptions
 from metaopt.launch.sweep_folder import Sweep
 from tests.toys import TINY
 
@@ -21,6 +22,7 @@ from tests.toys import TINY
 PRETENDER = """
 import json, os, platform, signal, sys, time
 from pathlib import Path
+from metaopt import files
 from metaopt.runs import folder
 
 run = Path(sys.argv[1])
@@ -77,12 +79,14 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def pretending(tmp_path: Path, tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sweep]:
     """Makes a sweep over seeds of runs that pretend."""
     (tmp_path / "pretending_to_be_metaopt.py").write_text(PRETENDER)
-    monkeypatch.setattr(jobs, "COMMAND", (sys.executable, str(tmp_path / "pretending_to_be_metaopt.py")))
+    pretender = str(tmp_path / "pretending_to_be_metaopt.py")
+    for module in (jobs, slurm):
+        monkeypatch.setattr(module, "command_of", lambda run: [sys.executable, pretender, str(run)])
 
     def make(*seeds: int, where: str = "local", **slurm: str) -> Sweep:
         fields = {"seed": [str(seed) for seed in seeds]}
         points = grid.expand(tiny, fields, None)
-        options = {"grid": fields, "seeds": None, "where": where, "workers": None, "slurm": slurm}
-        return sweep_folder.create(tmp_path / "sweep", "tiny", points, **options)
+        options = SweepOptions("tiny", where=where, slurm=slurm)
+        return sweep_folder.create(tmp_path / "sweep", "tiny", points, fields, options)
 
     return make

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from metaopt.cli import entry as cli
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.launch.grid import check, expand, read_grid, refuse_given_twice, split_values
-from metaopt.launch.options import SweepOptions, for_resuming, take_options
+from metaopt.launch.options import SweepOptions, read_options, read_resume_options
 from metaopt.launch.sweeps import start
 from metaopt.registry import choice
 
@@ -160,32 +161,47 @@ def test_a_broken_file(text: str, message: str, tmp_path: Path) -> None:
 
 def test_options_are_taken_and_the_rest_goes_to_the_experiment() -> None:
     words = "x --sweep a=1,2 b=3 --num-tasks 4 --seeds=5 --sweep=c=6 --out y --workers 2 --dry_run --detach".split()
-    options = take_options(words)
-    assert options is not None
+    options = read_options(words)
     assert (options.experiment, options.fields) == ("x", ("--num-tasks", "4", "--out", "y"))
     assert options.sweeps == ("a=1,2", "b=3", "c=6")
     assert (options.seeds, options.workers, options.where) == (5, 2, "local")
     assert options.dry_run and options.detach
-    slurm = take_options("x --where slurm --time 2:00:00 --slurm qos=high --slurm signal-delay-s=300".split())
-    assert slurm is not None and slurm.slurm == {"time": "2:00:00", "qos": "high", "signal_delay_s": "300"}
+    slurm = read_options("x --where slurm --time 2:00:00 --slurm qos=high --slurm signal-delay-s=300".split())
+    assert slurm.slurm == {"time": "2:00:00", "qos": "high", "signal_delay_s": "300"}
 
 
-@pytest.mark.parametrize("words", ["x", "x --processes 2 --seed 3", "--resume runs/x", "", "--resume x --processes=2"])
-def test_without_a_sweep_it_is_one_run_of_several_processes(words: str) -> None:
-    assert take_options(words.split()) is None
+NEW_WAY = "one run in several processes is started by `mpirun -n {0} {1}` or, in a Slurm job, `srun {1}`; a sweep needs"
+
+
+@pytest.mark.parametrize(
+    ("words", "number", "command"),
+    [
+        ("", 2, "metaopt train EXPERIMENT"),
+        ("x", 2, "metaopt train x"),
+        ("x --processes 3 --seed 1", 3, "metaopt train x --seed 1"),
+        ("x --processes=3 --seeds 2", 3, "metaopt train x"),
+        ("--resume x --processes", 2, "metaopt train --resume x"),
+        ("x --workers 2", 2, "metaopt train x"),
+    ],
+)
+def test_without_a_sweep_one_line_names_what_starts_several_processes(
+    words: str, number: int, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["launch", *words.split()]) == 2
+    out, error = capsys.readouterr()
+    assert error.startswith(f"metaopt: error: {NEW_WAY.format(number, command)}")
+    assert error.count("\n") == 1 and out == ""
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("x --seeds 2 --processes 2", "--processes shares one run among processes"),
         ("x --seeds 2 --resume y", "a sweep begins new runs"),
         ("--seeds 2", "the experiment comes first"),
-        ("x --workers 2", "--workers is for sweeps; add --sweep FIELD=A,B, --seeds N or --where local."),
-        ("x --seeds two", "--seeds ('two') must be a number from 1 on."),
-        ("x --seeds 0", "--seeds ('0') must be a number from 1 on."),
-        ("x --sweep", "--sweep has no value"),
-        ("x --sweep --seeds 2", "--sweep has no value"),
+        ("x --seeds two", "argument --seeds: 'two' must be a number from 1 on; see `metaopt launch --help`."),
+        ("x --seeds 0", "argument --seeds: '0' must be a number from 1 on"),
+        ("x --sweep", "argument --sweep: expected at least one argument"),
+        ("x --sweep --seeds 2", "argument --sweep: expected at least one argument"),
         ("x --where slrm", "'slrm' is unknown; did you mean 'slurm'?"),
         ("x --seeds 2 --partition p", "--partition is for --where slurm"),
         ("x --where slurm --detach", "--detach is for --where local"),
@@ -194,16 +210,13 @@ def test_without_a_sweep_it_is_one_run_of_several_processes(words: str) -> None:
 )
 def test_options_that_cannot_be(words: str, message: str) -> None:
     with pytest.raises(UserError) as error:
-        take_options(words.split())
+        read_options(words.split())
     assert message in str(error.value)
 
 
 def test_resuming_takes_workers_and_nothing_that_was_decided() -> None:
-    folder, options = for_resuming(["runs/x", "--workers", "3"])
-    assert (folder, options.workers, options.detach) == ("runs/x", 3, False)
-    for words, message in [
-        (["x", "--seeds", "2"], "--seeds cannot change on resuming a sweep"),
-        (["x", "--num-tasks", "2"], "--num-tasks is no option of `metaopt resume SWEEP`"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            for_resuming(words)
+    options = read_resume_options(["runs/x", "--workers", "3"])
+    assert (options.experiment, options.workers, options.detach) == ("runs/x", 3, False)
+    for words in (["x", "--seeds", "2"], ["x", "--num-tasks", "2"]):
+        with pytest.raises(UserError, match=f"unrecognized arguments: {words[1]} 2; see `metaopt resume --help`."):
+            read_resume_options(words)

@@ -14,7 +14,6 @@ import pytest
 
 from metaopt.cli import entry as cli
 from metaopt.launch import local
-from metaopt.launch.states import Reader
 from metaopt.launch.sweep_folder import Sweep
 from metaopt.runs.folder import is_locked
 
@@ -22,7 +21,7 @@ Make = Callable[..., Sweep]
 
 
 def states(sweep: Sweep) -> list[str]:
-    return [row.state for row in Reader().sweep(sweep)]
+    return [row.state for row in sweep.read_runs()]
 
 
 def when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:
@@ -108,13 +107,14 @@ def test_cancelling_ends_what_runs_and_keeps_the_rest_from_beginning(
 
 
 def test_cancelling_reaches_runs_whose_launcher_is_gone(pretending: Make, capsys: pytest.CaptureFixture[str]) -> None:
-    from metaopt.launch.jobs import Job
+    from metaopt.launch import jobs
 
     sweep = pretending(2)
-    job = Job(sweep.path / "1-seed-2")
-    while states(sweep) != ["running"] or not is_locked(job.run):
+    run = sweep.path / "1-seed-2"
+    job = jobs.Job(run, jobs.command_of(run))
+    while states(sweep) != ["running"] or not is_locked(run):
         time.sleep(0.02)
-    assert cli.main(["cancel", str(job.run)]) == 0
+    assert cli.main(["cancel", str(run)]) == 0
     while job.poll() is None:
         time.sleep(0.02)
     assert states(sweep) == ["cancelled"] and job.poll() == 143
@@ -126,7 +126,7 @@ def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert [local.choose_workers(*args) for args in ((None,), (None, 3), (None, 16), (5,))] == [8, 2, 1, 5]
+    assert [local.choose_workers(*args) for args in ((None, 1), (None, 3), (None, 16), (5, 1))] == [8, 2, 1, 5]
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     assert local.choose_workers(None) == 1
     with pytest.raises(UserError, match="accelerators \\(cuda\\) in each of 2 workers; use --workers 1"):

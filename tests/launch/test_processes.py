@@ -1,9 +1,9 @@
-"""Several real processes: the same φ as one, one writer, and an end instead of a hang when one of them is lost."""
+"""Several real processes, as `mpirun` and `srun` start them: φ as of one, one writer, and an end instead of a hang."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import io
 import json
 import os
 import re
@@ -12,22 +12,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-import metaopt
 from metaopt.errors import UserError
 from metaopt.experiment import Evaluation, Experiment, Log, Validation
 from metaopt.experiment.plain import to_json
 from metaopt.files import write_json
 from metaopt.launch.machine import accelerator, shares
-from metaopt.launch.process_group import NOISE, _Group, _idle_cores, _take_processes, launch
 from metaopt.registry import choice
+from metaopt.runs import processes
 from metaopt.runs import train as train_module
 from metaopt.runs.folder import last_checkpoint
 from metaopt.runs.processes import Job, devices_each, find_job
@@ -55,40 +53,80 @@ ENDLESS = dataclasses.replace(  # it is only begun and ended
 )
 
 
+Starter = Callable[[int, int], dict[str, str]]  # (which of two processes, number of the job) -> its variables
+Start = Callable[..., list[subprocess.Popen[str]]]
+
+
+def mpirun(index: int, job: int) -> dict[str, str]:
+    """What Open MPI 4 tells the first and the second of two processes; jax derives the port from the job's number."""
+    return {
+        "OMPI_MCA_orte_hnp_uri": f"{job * 4096}.0;tcp://127.0.0.1:40000",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": str(index),
+        "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+    }
+
+
+def srun(index: int, job: int) -> dict[str, str]:
+    """What Slurm tells the two tasks of a step."""
+    return {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }
+
+
+def hydra(index: int, job: int) -> dict[str, str]:
+    """What MPICH tells, which jax does not know: both are children of one process on this machine."""
+    return {"PMI_SIZE": "2", "PMI_RANK": str(index), "MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": str(index)}
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the experiments and a cache of compiled code."""
-    place = tmp_path_factory.mktemp("launch")
+    """A folder with the experiments."""
+    place = tmp_path_factory.mktemp("processes")
     write_json(place / "tiny.json", to_json(EXPERIMENT))
     write_json(place / "endless.json", to_json(ENDLESS))
     return place
 
 
-@pytest.fixture
-def unevaluated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
+@pytest.fixture(scope="module")
+def start(place: Path, environment: dict[str, str]) -> Start:
+    """Starts `metaopt train` in two processes, as one of the functions above would have them."""
+
+    def start(starter: Starter, *arguments: str) -> list[subprocess.Popen[str]]:
+        command = [sys.executable, "-m", "metaopt", "train", *arguments]
+        job = time.monotonic_ns() // 10**6 % 4096
+        pipe = subprocess.PIPE
+        return [
+            subprocess.Popen(
+                command, cwd=place, env={**environment, **starter(index, job)}, stdout=pipe, stderr=pipe, text=True
+            )
+            for index in range(2)
+        ]
+
+    return start
 
 
-def start(place: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "XDG_CACHE_HOME": str(place / "cache"),
-        "PYTHONPATH": str(Path(metaopt.__file__).parent.parent),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(jax.config.values["jax_disable_most_optimizations"])),
-    }
-    cores = ",".join(map(str, sorted(os.sched_getaffinity(0))[:2]))  # more would be told of as idle
-    command = ["timeout", "-k", "20", "150", "taskset", "-c", cores, sys.executable, "-m", "metaopt", "launch"]
-    command += arguments
-    return subprocess.Popen(
-        command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+@contextlib.contextmanager
+def watched(pair: Sequence[subprocess.Popen[str]]) -> Iterator[None]:
+    """Whatever happens in the block, none of the processes outlives it."""
+    try:
+        yield
+    finally:
+        for process in pair:
+            process.kill()
 
 
-def launched(place: Path, *arguments: str) -> tuple[int, str, str]:
-    """(exit status, standard output, standard error)."""
-    with start(place, *arguments) as process:
-        out, error = process.communicate()
-    return process.returncode, out, error
+def ends(pair: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """(exit status, standard output, standard error) of each."""
+    with watched(pair):
+        outputs = [process.communicate(timeout=120) for process in pair]
+    return [(process.returncode, *output) for process, output in zip(pair, outputs, strict=True)]
 
 
 def phi(path: Path) -> np.ndarray:
@@ -101,14 +139,19 @@ def train_rows(path: Path) -> list[dict[str, float]]:
     return [row for row in rows if row["kind"] == "train"]
 
 
+def ours(error: str) -> list[str]:
+    return [line for line in error.splitlines() if line.startswith("metaopt: ")]
+
+
 # ----- two processes --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def two(place: Path) -> tuple[Path, str, str]:
-    """(run folder, standard output, standard error) of a run in two processes."""
-    status, out, error = launched(place, "tiny.json", "--processes", "2", "--out", "two")
-    assert status == 0, error
+def two(place: Path, start: Start) -> tuple[Path, str, str]:
+    """(run folder, standard output, standard error of the first) of a run in two processes."""
+    (status, out, error), (other, other_out, other_error) = ends(start(mpirun, "tiny.json", "--out", "two"))
+    assert status == other == 0, error + other_error
+    assert "meta-step" not in other_out and other_error == ""
     return place / "two", out, error
 
 
@@ -126,30 +169,32 @@ def test_two_processes_train_as_one_does_and_one_of_them_writes(two: tuple[Path,
     assert [row["meta_step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for name in ("meta_loss", "grad_norm", "step_length"):
         np.testing.assert_allclose([row[name] for row in rows], [row[name] for row in alone], rtol=2e-5)
-    assert out.count("meta-step 6/6") == 1 and out.count("run folder: two") == 2
-    assert "Gloo" not in out and error == ""
+    assert out.count("meta-step 6/6") == 1 and out.count("run folder: two") == 2 and error == ""
     environment = json.loads((path / "environment.json").read_text())
     assert environment["device"]["count"] == 2 and environment["device"]["processes"] == 2
     assert (path / "evaluation.json").is_file() and (path / "report.html").is_file()
     assert last_checkpoint(path) == 6
 
 
-@pytest.mark.parametrize("num_devices", [1, 2])
-def test_its_checkpoint_goes_on_in_one_process_on_any_number_of_devices(
-    num_devices: int, two: tuple[Path, str, str], one: Path, tmp_path: Path, unevaluated: None
+def test_its_checkpoint_goes_on_in_one_process_on_one_device(
+    two: tuple[Path, str, str], one: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
     path = Path(shutil.copytree(two[0], tmp_path / "run"))
-    resume(path, num_meta_steps=8, num_devices=num_devices)
+    resume(path, num_meta_steps=8, num_devices=1)
     assert [row["meta_step"] for row in train_rows(path)] == list(range(1, 9))
     np.testing.assert_allclose(phi(path), phi(one), rtol=1e-5, atol=1e-7)
 
 
-def test_a_checkpoint_of_one_process_goes_on_in_two(one: Path, place: Path, unevaluated: None) -> None:
+def test_a_checkpoint_of_one_process_goes_on_in_the_two_tasks_of_a_step(
+    one: Path, place: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
     whole = Path(shutil.copytree(one, place / "whole"))
     resume(whole, num_meta_steps=10)
     path = Path(shutil.copytree(one, place / "half"))
-    status, out, error = launched(place, "--resume", "half", "--processes", "2", "--num-meta-steps", "10")
-    assert status == 0, error
+    (status, out, error), (other, _, _) = ends(start(srun, "--resume", "half", "--num-meta-steps", "10"))
+    assert status == other == 0, error
     assert "going on from meta-step 8 of 10" in out and "saved on 1 devices, going on with 2" in out
     np.testing.assert_allclose(phi(path), phi(whole), rtol=1e-5, atol=1e-7)
 
@@ -157,161 +202,103 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(one: Path, place: Path, unev
 # ----- ends -----------------------------------------------------------------------------------------------------------
 
 
-def proc(path: str) -> bytes:
-    """A file under /proc; b"" where its process or thread has ended."""
-    try:
-        return Path("/proc", path).read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
-
-
-def children(pid: int) -> Iterator[int]:
-    for task in list(Path(f"/proc/{pid}/task").glob("*")):
-        for child in proc(f"{pid}/task/{task.name}/children").split():
-            yield int(child)
-            yield from children(int(child))
-
-
-def process_of_job(launcher: subprocess.Popen[str], index: int) -> int:
-    """The id of one process of the job that a launcher has started."""
-    for child in children(launcher.pid):
-        if f"METAOPT_PROCESS={index}".encode() in proc(f"{child}/environ").split(b"\0"):
-            return child
-    raise AssertionError(f"process {index} is not there")
-
-
-def wait_for_checkpoint(path: Path, launcher: subprocess.Popen[str], least: int = 6) -> None:
-    while launcher.poll() is None and (last_checkpoint(path) or 0) < least:
+def wait_for_checkpoint(path: Path, pair: Sequence[subprocess.Popen[str]]) -> None:
+    while pair[0].poll() is None and (last_checkpoint(path) or 0) < 6:
         time.sleep(0.05)
-    assert launcher.poll() is None, launcher.stderr.read() if launcher.stderr else ""
-
-
-@pytest.mark.parametrize("index", [0, 1])
-def test_losing_a_process_ends_the_job_with_one_line_and_a_checkpoint(
-    index: int, place: Path, unevaluated: None
-) -> None:
-    path = place / f"lost{index}"
-    with start(place, "endless.json", "--processes", "2", "--out", path.name) as launcher:
-        wait_for_checkpoint(path, launcher)
-        members = [process_of_job(launcher, i) for i in range(2)]
-        os.kill(members[index], signal.SIGKILL)
-        began = time.monotonic()
-        _, error = launcher.communicate()
-    assert time.monotonic() - began < 25
-    assert launcher.returncode == 1
-    assert not any(Path(f"/proc/{member}").exists() for member in members)
-    step = last_checkpoint(path)
-    assert error.splitlines() == [
-        f"metaopt: error: process {index} of 2 ended by SIGKILL, and the others were stopped; "
-        f"the last checkpoint is of meta-step {step}; go on with "
-        f"`metaopt launch --resume {path.name} --processes 2`, or in one process with "
-        f"`metaopt train --resume {path.name}`."
-    ]
-    config = json.loads((path / "config.json").read_text())
-    config["num_meta_steps"] = end = (step or 0) + 2
-    (path / "config.json").write_text(json.dumps(config))
-    resume(path)
-    assert [row["meta_step"] for row in train_rows(path)] == list(range(1, end + 1))
-
-
-def test_a_process_that_hangs_ends_the_job_as_one_that_is_lost(place: Path) -> None:
-    path = place / "hangs"
-    with start(place, "endless.json", "--processes", "2", "--out", path.name) as launcher:
-        wait_for_checkpoint(path, launcher)
-        members = [process_of_job(launcher, i) for i in range(2)]
-        os.kill(members[0], signal.SIGSTOP)
-        _, error = launcher.communicate()  # until the heartbeats have been missed
-    assert launcher.returncode == 1
-    assert not any(Path(f"/proc/{member}").exists() for member in members)
-    assert [line for line in error.splitlines() if line.startswith("metaopt: ")] == [
-        "metaopt: error: process 0 of 2 did not answer any more, and the others were stopped; "
-        f"the last checkpoint is of meta-step {last_checkpoint(path)}; go on with "
-        f"`metaopt launch --resume {path.name} --processes 2`, or in one process with "
-        f"`metaopt train --resume {path.name}`."
-    ]
-
-
-def launcher_itself(launcher: subprocess.Popen[str]) -> int:
-    (pid,) = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()  # `timeout`'s child
-    return int(pid)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_the_launcher_saves_and_stops(signum: signal.Signals, place: Path) -> None:
-    path = place / f"stopped{signum}"
-    with start(place, "endless.json", "--processes", "2", "--out", path.name) as launcher:
-        wait_for_checkpoint(path, launcher, least=2)
-        members = [process_of_job(launcher, i) for i in range(2)]
-        os.kill(launcher_itself(launcher), signum)
-        _, error = launcher.communicate()
-    assert launcher.returncode == 143, error
-    assert [line for line in error.splitlines() if line] == [
-        "SIGTERM: saving at the end of this chunk of meta-steps; Ctrl-C again stops at once",
-        f"metaopt: saved; go on with `metaopt train --resume {path.name}`",
-    ]
-    assert not any(Path(f"/proc/{member}").exists() for member in members)
-    assert train_rows(path)[-1]["meta_step"] == last_checkpoint(path)
-
-
-def test_the_processes_stop_saved_when_the_launcher_is_killed(place: Path) -> None:
-    path = place / "orphaned"
-    with start(place, "endless.json", "--processes", "2", "--out", path.name) as launcher:
-        wait_for_checkpoint(path, launcher, least=2)
-        members = [process_of_job(launcher, i) for i in range(2)]
-        os.kill(launcher_itself(launcher), signal.SIGKILL)
-        launcher.communicate()  # until the first process closes its output too
-    until = time.monotonic() + 30
-    while any(Path(f"/proc/{member}").exists() for member in members) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not any(Path(f"/proc/{member}").exists() for member in members)
-    assert train_rows(path)[-1]["meta_step"] == last_checkpoint(path)
-
-
-def test_a_process_is_read_on_when_nobody_reads_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Gone:
-        def write(self, text: str) -> int:
-            raise BrokenPipeError
-
-    group = _Group(1, [])
-    code = "import os; os.write(2, b'\\xff\\n' * 10**5)"  # more than a pipe holds, and not UTF-8
-    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, errors="replace") as process:
-        group._running.append(process)
-        monkeypatch.setattr(sys, "stderr", Gone())
-        group._forward_errors()
-        assert process.wait(10) == 0
+    assert pair[0].poll() is None, pair[0].stderr.read() if pair[0].stderr else ""
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("tiny.json", "--num-tsks", "4"), "unrecognized options: --num-tsks, 4; did you mean --num-tasks"),
-        (("tiny.json", "--out", "taken"), "taken exists and is not empty"),
-    ],
+    ("starter", "killed", "out", "name"),
+    [(hydra, 1, ["--out", "lost"], "lost"), (srun, 0, [], "runs/endless/001")],  # which the second has to learn
 )
-def test_a_mistake_is_told_once(arguments: tuple[str, ...], message: str, place: Path) -> None:
-    (place / "taken").mkdir(exist_ok=True)
+def test_a_lost_process_is_told_of_in_one_line_by_the_other(
+    starter: Starter, killed: int, out: list[str], name: str, place: Path, start: Start
+) -> None:
+    pair = start(starter, "endless.json", *out)
+    with watched(pair):
+        wait_for_checkpoint(place / name, pair)
+        pair[killed].send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        status, _, error = ends(pair)[1 - killed]
+    assert time.monotonic() - began < processes.HEARTBEAT_SECONDS and status == 1
+    (line,) = ours(error)
+    assert line.startswith("metaopt: error: another process of this job was lost (")
+    step = last_checkpoint(place / name)
+    assert f"; the last checkpoint is of meta-step {step}; go on with `metaopt train --resume {name}`, in as" in line
+
+
+def test_a_signal_saves_and_stops_both(place: Path, start: Start) -> None:
+    pair = start(mpirun, "endless.json", "--out", "stopped")
+    with watched(pair):
+        wait_for_checkpoint(place / "stopped", pair)
+        for process in pair:  # as mpirun and srun pass it on
+            process.send_signal(signal.SIGTERM)
+        (status, _, error), (other, _, silent) = ends(pair)
+    assert (status, other) == (143, 0) and silent == ""
+    assert [line for line in error.splitlines() if line] == [
+        "SIGTERM: saving at the end of this chunk of meta-steps; Ctrl-C again stops at once",
+        "metaopt: saved; go on with `metaopt train --resume stopped`",
+    ]
+    assert train_rows(place / "stopped")[-1]["meta_step"] == last_checkpoint(place / "stopped")
+
+
+def test_what_stops_the_first_one_stops_all_before_training_begins(place: Path, start: Start) -> None:
+    (place / "taken").mkdir()
     (place / "taken" / "file").touch()
-    status, out, error = launched(place, *arguments, "--processes", "2")
-    assert status == 2 and out == ""
-    (line,) = error.splitlines()
-    assert line.startswith("metaopt: error: ") and message in line
+    (status, _, error), (other, _, told) = ends(start(mpirun, "tiny.json", "--out", "taken"))
+    assert (status, other) == (2, 1)
+    assert error == "metaopt: error: taken exists and is not empty; give another --out.\n"
+    assert re.search(r"metaopt: error: another process of this job was lost \(.*\) before training began; see", told)
 
 
-# ----- arguments and variables ----------------------------------------------------------------------------------------
+# ----- variables ------------------------------------------------------------------------------------------------------
 
 
-def test_the_launcher_takes_its_own_option_and_passes_on_the_rest() -> None:
-    assert _take_processes(["x", "--processes", "3", "--seed", "1"]) == (3, ["x", "--seed", "1"])
-    assert _take_processes(["--resume", "runs/x", "--processes=2"]) == (2, ["--resume", "runs/x"])
-    assert _take_processes(["x"]) == (len(os.sched_getaffinity(0)), ["x"])
-    for arguments, message in [
-        (["--processes", "2"], "the experiment's name is missing"),
-        (["x", "--processes", "two"], re.escape("('two') must be a number")),
-        (["x", "--processes"], "must be a number"),
-        (["x", "--processes", "0"], "must be a number"),
-    ]:
-        with pytest.raises(UserError, match=message):
-            _take_processes(arguments)
+@pytest.mark.parametrize(("starter", "here"), [(mpirun, 2), (srun, None), (hydra, 2)])
+def test_each_starter_is_understood_and_a_single_process_stays_alone(starter: Starter, here: int | None) -> None:
+    variables = starter(1, 17)
+    assert find_job(variables) == Job(2, 1, here, 1)
+    assert find_job({name: "1" if "SIZE" in name or "TASKS" in name else "0" for name in variables}) is None
+    assert find_job({}) is None
+
+
+def test_a_shell_or_a_script_in_an_allocation_is_no_job_and_mpirun_within_one_is() -> None:
+    variables = srun(0, 17)
+    assert find_job({**variables, "SLURM_STEP_NUM_TASKS": "1"}) is None  # a shell: one step of one task
+    assert find_job({name: value for name, value in variables.items() if "STEP" not in name}) is None
+    assert find_job({**variables, "SLURM_STEP_NUM_TASKS": "1", **mpirun(1, 17)}) == Job(2, 1, 2, 1)
+
+
+def test_finding_a_job_needs_no_jax() -> None:
+    code = "import sys; from metaopt.runs.processes import find_job; find_job({}); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_jax_is_told_only_what_it_does_not_find_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+    assert processes._meeting_point(Job(2, 1, 2, 1), mpirun(1, 17)) == {}
+    assert processes._meeting_point(Job(2, 1, None, 1), srun(1, 17)) == {}
+    five = {**hydra(1, 17), "PMIX_NAMESPACE": "prterun-host-12@1"}
+    told = processes._meeting_point(Job(2, 1, 2, 1), five)
+    assert re.fullmatch(r"127\.0\.0\.1:6[1-5]\d{3}", told["coordinator_address"]) and told["local_device_ids"] == [1]
+    assert told["coordinator_address"] == processes._meeting_point(Job(2, 0, 2, 0), five)["coordinator_address"]
+    spread = Job(4, 1, 2, 1)  # two on this machine
+    with pytest.raises(UserError, match="the 4 processes of this job do not find one another; `pip install mpi4py`"):
+        processes._meeting_point(spread, five)
+    assert processes._meeting_point(spread, {**five, "JAX_COORDINATOR_ADDRESS": "host:1234"}) == {}
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name)
+    assert processes._meeting_point(spread, five) == {"cluster_detection_method": "mpi4py"}
+
+
+def test_devices_are_shared_out_equally() -> None:
+    job = Job(2, 0, None, 0)
+    assert [devices_each(job, number) for number in (None, 2, 6)] == [1, 1, 3]
+    with pytest.raises(UserError, match=re.escape("`num_devices` (3), in all, must be a multiple of the 2 processes")):
+        devices_each(job, 3)
+
+
+# ----- this machine ---------------------------------------------------------------------------------------------------
 
 
 def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,15 +307,7 @@ def test_cores_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert shares(6) == [[0, 1, 2, 5, 6]] * 6
 
 
-def test_idle_cores_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    told = _idle_cores(2, ["x"])
-    assert told is not None and told.startswith("8 cores, 2 processes with one device each; without --processes")
-    for count, rest in [(8, ["x"]), (9, ["x"]), (1, ["x"]), (2, ["x", "--num_devices=4"]), (2, ["--resume", "x"])]:
-        assert _idle_cores(count, rest) is None
-
-
-def test_accelerators_are_left_to_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accelerators_are_seen_without_jax(tmp_path: Path) -> None:
     (tmp_path / "nvidia0").touch()
     (tmp_path / "nvidiactl").touch()
     assert accelerator({}, {"cuda"}, tmp_path) == "cuda"
@@ -337,90 +316,3 @@ def test_accelerators_are_left_to_one_process(tmp_path: Path, monkeypatch: pytes
     assert accelerator({"CUDA_VISIBLE_DEVICES": ""}, {"cuda"}, tmp_path) is None
     assert accelerator({"JAX_PLATFORMS": "cpu"}, {"cuda"}, tmp_path) is None
     assert accelerator({"JAX_PLATFORMS": "cuda,cpu"}, set(), tmp_path) == "cuda"
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
-    with pytest.raises(
-        UserError, match=re.escape("take its accelerators (cuda) in every process; use `metaopt train`")
-    ):
-        launch(["x", "--processes", "2"])
-
-
-def test_a_process_that_finds_an_accelerator_ends_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    from metaopt.runs import processes
-
-    monkeypatch.setenv(processes.COORDINATOR, "127.0.0.1:1234")
-    monkeypatch.setattr(processes, "_divert_gloo", lambda: None)
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: None)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    before = jax.config.values["jax_cpu_enable_async_dispatch"]
-    try:
-        with pytest.raises(UserError, match=re.escape("accelerators (gpu) in every process")):
-            processes.join(Job(2, 1, "127.0.0.1:1234"))
-    finally:
-        jax.config.update("jax_cpu_enable_async_dispatch", before)
-
-
-def test_what_is_written_to_a_closed_terminal_is_dropped() -> None:
-    from metaopt.runs.processes import _Terminal
-
-    ours, theirs = os.openpty()
-    out = io.TextIOWrapper(io.BufferedWriter(_Terminal(theirs, "wb")), line_buffering=True)
-    assert out.isatty()
-    print("read", file=out)
-    assert os.read(ours, 100) == b"read\r\n"
-    os.close(ours)
-    print("dropped", file=out)
-    out.close()
-
-
-@pytest.mark.parametrize(
-    "line", ["[Gloo] Rank 0 is connected", "E1122 04:30:01.123456 1 coordination.cc:1] x", "    @     0x7f12 (unknown)"]
-)
-def test_lines_for_jaxs_developers_are_not_shown(line: str) -> None:
-    assert NOISE.match(line) and not NOISE.match("metaopt: error: x") and not NOISE.match("Traceback (most recent")
-
-
-SRUN = {
-    "SLURM_JOB_ID": "17",
-    "SLURM_STEP_NODELIST": "node[3-4]",
-    "SLURM_STEP_NUM_TASKS": "2",
-    "SLURM_NTASKS": "2",
-    "SLURM_PROCID": "1",
-    "SLURM_LOCALID": "0",
-}
-
-
-def test_slurm_tasks_find_one_another_and_a_single_one_stays_alone() -> None:
-    assert find_job(SRUN) == Job(2, 1, None)
-    assert find_job({**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) is None
-    # A shell in an allocation of two tasks: one step of one task.
-    assert find_job({**SRUN, "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
-    # A batch script knows the allocation but is no step.
-    assert find_job({key: value for key, value in SRUN.items() if "STEP" not in key}) is None
-    assert find_job({}) is None
-
-
-def test_the_launchers_variables_come_before_slurms() -> None:
-    ours = {"METAOPT_COORDINATOR": "127.0.0.1:1234", "METAOPT_NUM_PROCESSES": "3", "METAOPT_PROCESS": "2"}
-    assert find_job({**SRUN, **ours}) == Job(3, 2, "127.0.0.1:1234")
-    assert find_job({**ours, "METAOPT_NUM_PROCESSES": "1", "METAOPT_PROCESS": "0"}) is None
-
-
-def test_devices_are_shared_out_equally() -> None:
-    job = Job(2, 0, None)
-    assert [devices_each(job, number) for number in (None, 2, 6)] == [1, 1, 3]
-    with pytest.raises(UserError, match=re.escape("`num_devices` (3), in all, must be a multiple of the 2 processes")):
-        devices_each(job, 3)
-
-
-def test_jax_joins_before_it_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    from metaopt.runs import processes
-
-    seen = {}
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **options: seen.update(options))
-    before = jax.config.values["jax_cpu_enable_async_dispatch"]
-    try:
-        processes.join(Job(2, 1, None))
-    finally:
-        jax.config.update("jax_cpu_enable_async_dispatch", before)
-    # Slurm's own variables tell jax where the coordinator is.
-    assert seen == {"num_processes": 2, "process_id": 1, "heartbeat_timeout_seconds": processes.HEARTBEAT_SECONDS}

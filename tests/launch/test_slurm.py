@@ -20,7 +20,7 @@ from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.files import read_object
 from metaopt.launch import grid, slurm, sweep_folder
-from metaopt.launch.states import Reader
+from metaopt.launch.options import SweepOptions
 from metaopt.launch.sweep_folder import Sweep
 from metaopt.runs.folder import is_locked, last_checkpoint
 
@@ -29,7 +29,7 @@ Make = Callable[..., Sweep]
 
 
 def states(sweep: Sweep) -> list[str]:
-    return [row.state for row in Reader().sweep(sweep)]
+    return [row.state for row in sweep.read_runs()]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -37,6 +37,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def training(run: Path) -> slurm.Training:
+    return slurm.Training(str(run), slurm.command_of(run))
 
 
 @pytest.fixture
@@ -67,7 +71,7 @@ def test_a_sweep_is_submitted_as_an_array_and_cancelled(
     assert {"array=0-2%2", "time=120", "partition=gpu", "qos=high", "nice=5", "mem=4GB", "signal=USR2@90"} <= flags
     assert {"cpus-per-task=1", "job-name=metaopt", "open-mode=append"} <= flags
     assert f"{sys.executable} -u -m submitit.core._submit {sweep.path}/slurm" in script
-    rows = Reader().sweep(sweep)
+    rows = sweep.read_runs()
     assert [(row.state, row.note) for row in rows] == [("waiting", f"Slurm's job 17_{i}") for i in range(3)]
 
     # What is queued is not submitted again; what Slurm does not know any more is.
@@ -84,7 +88,7 @@ def test_a_sweep_is_submitted_as_an_array_and_cancelled(
     assert cli.main(["cancel", str(sweep.path / "2-seed-1"), str(sweep.path)]) == 0
     assert [line for line in asked(commands) if "scancel" in line] == ["scancel 17", "scancel 17_0 17_2"]
     assert states(sweep) == ["cancelled"] * 3
-    assert slurm.Training(str(sweep.path / "1-seed-0"))() == "cancelled"
+    assert training(sweep.path / "1-seed-0")() == "cancelled"
     assert not (sweep.path / "1-seed-0" / "job.json").exists()
 
 
@@ -106,7 +110,7 @@ def test_jobs_of_the_debug_executor(pretending: Make) -> None:
 def test_a_job_that_fails_says_where_to_look(pretending: Make) -> None:
     sweep = pretending(1, where="slurm")
     with pytest.raises(RuntimeError, match="ended with exit status 1; see .*1-seed-1/log.txt"):
-        slurm.Training(str(sweep.path / "1-seed-1"))()
+        training(sweep.path / "1-seed-1")()
     assert states(sweep) == ["failed"]
 
 
@@ -130,10 +134,10 @@ def test_a_job_that_is_told_to_end_saves_and_waits_for_what_comes_next_unless_ca
     began = time.monotonic()
     try:
         if cancelled:
-            assert slurm.Training(str(run))() == "cancelled"
+            assert training(run)() == "cancelled"
         else:
             with pytest.raises(RuntimeError, match="exit status 143"):
-                slurm.Training(str(run))()
+                training(run)()
             assert time.monotonic() - began >= 0.5
     finally:
         thread.join()
@@ -151,8 +155,8 @@ def test_a_job_that_has_to_give_way_saves_and_goes_on_when_its_turn_comes(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     fields = {"num_meta_steps": ["1000000"]}
-    options: dict[str, Any] = {"grid": fields, "seeds": None, "where": "slurm", "workers": None, "slurm": {}}
-    sweep = sweep_folder.create(tmp_path / "sweep", "tiny", grid.expand(tiny, fields, None), **options)
+    points = grid.expand(tiny, fields, None)
+    sweep = sweep_folder.create(tmp_path / "sweep", "tiny", points, fields, SweepOptions("tiny", where="slurm"))
     (name,) = sweep.runs
     run = sweep.run(name)
     (job,) = slurm.submit(sweep, [name], None, cluster="local")
@@ -203,7 +207,7 @@ def test_times_are_read_as_sbatch_does(text: str, minutes: int) -> None:
     ("settings", "message"),
     [
         ({"time": "3x"}, "--time ('3x') must be minutes, or"),
-        ({"time": "0"}, "--time ('0') must be at least a minute."),
+        ({"time": "0"}, "--time ('0') must be minutes, or [DAYS-]HOURS:MINUTES:SECONDS, from one minute on."),
         ({"cpus": "0"}, "--cpus ('0') must be a number from 1 on."),
         ({"mem": "much"}, "--mem ('much') must be a number of gigabytes"),
     ],
