@@ -215,7 +215,7 @@ def test_parts_that_take_the_phi_of_others_come_after_them(queue: Any) -> None:
 def test_a_study_whose_images_are_missing_is_left_out_with_one_line(
     queue: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def nowhere(name: str, data_dir: str | None = None) -> None:
+    def nowhere(name: str, data_dir: str | None = None, **how: Any) -> None:
         raise FileNotFoundError(f"data set {name!r} is not on this machine\nplaces tried: none")
 
     monkeypatch.setattr("metaopt.tasks.images.load_dataset", nowhere)
