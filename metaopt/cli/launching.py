@@ -22,9 +22,10 @@ def launch(arguments: list[str]) -> None:
     from metaopt.launch.options import read_options
 
     options = read_options(arguments)
+    from metaopt.cli.arguments import parse_experiment
     from metaopt.launch import sweeps
 
-    sweeps.start(options)
+    sweeps.start(options, parse_experiment)
 
 
 def status(arguments: list[str]) -> None:
