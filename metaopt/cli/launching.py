@@ -22,10 +22,9 @@ def launch(arguments: list[str]) -> None:
     from metaopt.launch.options import read_options
 
     options = read_options(arguments)
-    from metaopt.cli.arguments import parse_experiment
     from metaopt.launch import sweeps
 
-    sweeps.start(options, parse_experiment)
+    sweeps.start(options)
 
 
 def status(arguments: list[str]) -> None:

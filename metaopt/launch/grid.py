@@ -7,7 +7,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -17,7 +17,6 @@ from metaopt.experiment.plain import to_json
 from metaopt.registry import Choice
 
 Grid = dict[str, list[str]]  # field with dots -> its values as the command line writes them
-ReadFields = Callable[..., tuple[Experiment, str | None]]  # (words, prog=, base=) -> (the experiment, --out)
 
 SEEDS = "seeds"  # in a file
 FILES = (".yaml", ".yml", ".json")
@@ -157,11 +156,8 @@ def _text(value: Any, where: str) -> str:
 # ----- points ---------------------------------------------------------------------------------------------------------
 
 
-def expand(base: Experiment, grid: Grid, seeds: int | None, *, read: ReadFields) -> list[Point]:
+def expand(base: Experiment, grid: Grid, seeds: int | None) -> list[Point]:
     """Every combination of values, the last field changing fastest, and seeds faster still.
-
-    Args:
-      read: puts fields as the command line has them on top of an experiment, as `cli.arguments.parse_experiment`.
 
     Raises:
       UserError: a value that its field does not take; two points that are the same experiment.
@@ -174,7 +170,7 @@ def expand(base: Experiment, grid: Grid, seeds: int | None, *, read: ReadFields)
     for number, values in enumerate(combinations, 1):
         overrides = dict(zip(grid, values, strict=True))
         where = f"point {number} of {len(combinations)} ({describe(overrides)})"
-        points.append(Point(_folder_name(number, digits, overrides), overrides, _apply(base, overrides, where, read)))
+        points.append(Point(_folder_name(number, digits, overrides), overrides, _apply(base, overrides, where)))
     first: dict[str, int] = {}
     for number, point in enumerate(points, 1):
         same = first.setdefault(json.dumps(to_json(point.experiment), sort_keys=True), number)
@@ -188,15 +184,17 @@ def describe(overrides: Mapping[str, str]) -> str:
     return ", ".join(f"{name}={value}" for name, value in overrides.items()) or "as it is"
 
 
-def _apply(base: Experiment, overrides: Mapping[str, str], where: str, read: ReadFields) -> Experiment:
+def _apply(base: Experiment, overrides: Mapping[str, str], where: str) -> Experiment:
     if not overrides:
         return base
+    from metaopt.cli.arguments import parse_experiment
+
     words: list[str] = []
     for name, value in overrides.items():
         several = get_origin(_hints()[name]) is tuple
         words += [f"--{name.replace('_', '-')}", *(value.split() if several else [value])]
     try:
-        return read(words, prog="metaopt launch", base=base)[0]
+        return parse_experiment(words, prog="metaopt launch", base=base)[0]
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 

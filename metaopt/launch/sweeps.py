@@ -15,24 +15,22 @@ from metaopt.runs import folder
 from metaopt.runs.console import make_console
 
 
-def start(options: SweepOptions, read: grid.ReadFields) -> None:
+def start(options: SweepOptions) -> None:
     """Expands, checks and begins a sweep; returns when it is done, detached or submitted.
-
-    Args:
-      read: of `grid.expand`.
 
     Raises:
       UserError: a mistake in the options or in a point; nothing is left behind.
     """
+    from metaopt.cli.arguments import parse_experiment
     from metaopt.runs.experiments import load_experiment
 
     name, base = load_experiment(options.experiment)
-    base, out = read(list(options.fields), prog=f"metaopt launch {options.experiment}", base=base)
+    base, out = parse_experiment(list(options.fields), prog=f"metaopt launch {options.experiment}", base=base)
     if out is not None:
         folder.check_free(Path(out))
     fields, seeds = grid.read_grid(options.sweeps, options.seeds)
     grid.refuse_given_twice(fields, options.fields)
-    points = grid.expand(base, fields, seeds, read=read)
+    points = grid.expand(base, fields, seeds)
     workers, where = options.workers, "on Slurm"
     if options.where == "local":
         workers = local.choose_workers(workers, max(point.experiment.num_devices or 1 for point in points))

@@ -12,7 +12,6 @@ import jax
 import pytest
 
 import metaopt
-from metaopt.cli.arguments import parse_experiment
 from metaopt.experiment import Experiment
 from metaopt.launch import grid, jobs, slurm, sweep_folder
 from metaopt.launch.options import SweepOptions
@@ -86,7 +85,7 @@ def pretending(tmp_path: Path, tiny: Experiment, monkeypatch: pytest.MonkeyPatch
 
     def make(*seeds: int, where: str = "local", **slurm: str) -> Sweep:
         fields = {"seed": [str(seed) for seed in seeds]}
-        points = grid.expand(tiny, fields, None, read=parse_experiment)
+        points = grid.expand(tiny, fields, None)
         options = SweepOptions("tiny", where=where, slurm=slurm)
         return sweep_folder.create(tmp_path / "sweep", "tiny", points, fields, options)
 

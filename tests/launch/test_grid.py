@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 
 import pytest
 
 from metaopt.cli import entry as cli
-from metaopt.cli.arguments import parse_experiment
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
-from metaopt.launch import grid
-from metaopt.launch.grid import check, read_grid, refuse_given_twice, split_values
+from metaopt.launch.grid import check, expand, read_grid, refuse_given_twice, split_values
 from metaopt.launch.options import SweepOptions, read_options, read_resume_options
 from metaopt.launch.sweeps import start
 from metaopt.registry import choice
-
-expand = functools.partial(grid.expand, read=parse_experiment)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +135,7 @@ def test_a_folder_that_is_taken_is_refused_before_all_else(
     (tmp_path / "file").touch()
     for out, message in ((tmp_path, "exists and is not empty"), (tmp_path / "file", "it is a file")):
         with pytest.raises(UserError, match=f"{message}; give another --out"):
-            start(SweepOptions("quadratic_rl", fields=("--out", str(out)), seeds=2, dry_run=dry), parse_experiment)
+            start(SweepOptions("quadratic_rl", fields=("--out", str(out)), seeds=2, dry_run=dry))
     assert capsys.readouterr().out == ""
 
 

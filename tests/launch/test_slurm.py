@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from metaopt.cli import entry as cli
-from metaopt.cli.arguments import parse_experiment
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.files import read_object
@@ -157,7 +156,7 @@ def test_a_job_that_has_to_give_way_saves_and_goes_on_when_its_turn_comes(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     fields = {"num_meta_steps": ["1000000"]}
-    points = grid.expand(tiny, fields, None, read=parse_experiment)
+    points = grid.expand(tiny, fields, None)
     sweep = sweep_folder.create(tmp_path / "sweep", "tiny", points, fields, SweepOptions("tiny", where="slurm"))
     (name,) = sweep.runs
     run = sweep.run(name)
