@@ -15,28 +15,37 @@ _WHERE = {
     "Evaluation": "experiment",
     "Experiment": "experiment",
     "Log": "experiment",
+    "MetaGradient": "types",
     "MetaOptimizer": "experiment",
     "OBJECTIVES": "registry",
     "OPTIMIZERS": "registry",
     "ORACLES": "registry",
+    "Objective": "types",
     "Optimizer": "types",
     "Oracle": "types",
+    "Schedule": "estimators.windows",
     "TASKS": "registry",
     "TaskFamily": "types",
     "Trainer": "training.loop",
     "UserError": "errors",
     "Validation": "experiment",
+    "bind_tasks": "inner.step",
     "build_optimizer": "experiment",
     "choice": "registry",
     "evaluate": "evaluation.curves",
     "load": "shipped.loading",
     "load_experiment": "runs.experiments",
+    "make_task": "tasks.own",
     "meta_train": "training.loop",
     "pretrained": "shipped.loading",
+    "reset": "inner.step",
+    "step": "inner.step",
+    "unroll": "inner.unroll",
 }
 
 if TYPE_CHECKING:
     from metaopt.errors import UserError as UserError
+    from metaopt.estimators.windows import Schedule as Schedule
     from metaopt.evaluation.curves import Curves as Curves
     from metaopt.evaluation.curves import evaluate as evaluate
     from metaopt.experiment import Evaluation as Evaluation
@@ -45,6 +54,10 @@ if TYPE_CHECKING:
     from metaopt.experiment import MetaOptimizer as MetaOptimizer
     from metaopt.experiment import Validation as Validation
     from metaopt.experiment import build_optimizer as build_optimizer
+    from metaopt.inner.step import bind_tasks as bind_tasks
+    from metaopt.inner.step import reset as reset
+    from metaopt.inner.step import step as step
+    from metaopt.inner.unroll import unroll as unroll
     from metaopt.registry import ESTIMATORS as ESTIMATORS
     from metaopt.registry import OBJECTIVES as OBJECTIVES
     from metaopt.registry import OPTIMIZERS as OPTIMIZERS
@@ -55,9 +68,12 @@ if TYPE_CHECKING:
     from metaopt.runs.experiments import load_experiment as load_experiment
     from metaopt.shipped.loading import load as load
     from metaopt.shipped.loading import pretrained as pretrained
+    from metaopt.tasks.own import make_task as make_task
     from metaopt.training.loop import Trainer as Trainer
     from metaopt.training.loop import meta_train as meta_train
     from metaopt.types import Estimate as Estimate
+    from metaopt.types import MetaGradient as MetaGradient
+    from metaopt.types import Objective as Objective
     from metaopt.types import Optimizer as Optimizer
     from metaopt.types import Oracle as Oracle
     from metaopt.types import TaskFamily as TaskFamily

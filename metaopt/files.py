@@ -29,6 +29,13 @@ def replacing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def try_writing(folder: Path) -> None:
+    """Raises OSError where no file can be made in a folder."""
+    handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=folder)
+    os.close(handle)
+    os.unlink(name)
+
+
 def sweep(path: Path) -> None:
     """Removes the temporary files of `replacing` that a killed process left in a folder."""
     for part in path.glob(".*.part"):

@@ -13,7 +13,8 @@ import importlib
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -78,8 +79,18 @@ OWN_ENTRIES = "One of your own comes with --plugin FILE, or in Python with the i
 Traits = TypeVar("Traits")
 
 
-class UnknownEntry(UserError):
+class UnknownEntry(UserError, KeyError):
     """No entry of this name; a plugin that was not given may hold it."""
+
+    where: str = ""  # the file that named it
+    record: Sequence[Mapping[str, Any]] = ()  # the plugins that this file had
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        self.kind, self.name = kind, name
+        super().__init__(f"{kind} {suggest(name, known)} {OWN_ENTRIES}")
+
+    def __str__(self) -> str:  # and not in quotes, as that of a KeyError
+        return self.args[0]
 
 
 @dataclass(frozen=True)
@@ -89,14 +100,20 @@ class Entry(Generic[Traits]):
     name: str
     factory: Callable[..., Any]
     traits: Traits
-    file: str  # that registered it
+    module: str  # that registered it
+    file: str  # of that module, or what else its code came from
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it comes with the package."""
+        return self.module.partition(".")[0] == __package__
 
 
 class Registry(Mapping[str, Callable[..., Any]], Generic[Traits]):
     """Name -> factory, in order of registration."""
 
-    def __init__(self, kind: str, traits: type[Traits], room: str, *, named: bool = False) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, traits: type[Traits], room: str, makes: str, *, named: bool = False) -> None:
+        self.kind, self.makes = kind, makes
         self._traits, self._room, self._named = traits, room, named
         self._entries: dict[str, Entry[Traits]] = {}
         self._read = False
@@ -120,18 +137,26 @@ class Registry(Mapping[str, Callable[..., Any]], Generic[Traits]):
         called = name or getattr(factory, "__name__", "")
         if not callable(factory) or not called.isidentifier():
             raise UserError(f"a {self.kind} is registered as a function with a plain name; got {factory!r}.")
-        file = getattr(getattr(inspect.unwrap(factory), "__code__", None), "co_filename", "") or factory.__module__
+        made = factory
+        said = self._traits(**traits)
+        if self._named:
+            made = _names_what_it_makes(factory, called, getattr(said, "places", ()))
+        entry = Entry(called, made, said, *_where(factory))
+        if not entry.built_in:  # whose entries come first, so that theirs are the names
+            self._read_room()
         held = self._entries.get(called)
-        # A file that is read twice, as an experiment and as a plugin, brings the same entries again.
-        if held is not None and (held.file, held.factory.__qualname__) != (file, factory.__qualname__):
+        # A file that is read twice, as an experiment and as a plugin, brings the same entries again; so does a cell.
+        if held is not None and _origin(held) != _origin(entry):
             raise UserError(
                 f"{self.kind} {called!r} is registered already, by {held.file}; give it another name, "
                 f"`register(name=...)`."
             )
-        said = self._traits(**traits)
-        made = _names_what_it_makes(factory, called, getattr(said, "places", ())) if self._named else factory
-        self._entries[called] = Entry(called, made, said, file)
+        self._entries[called] = entry
         return made
+
+    def own(self) -> list[Entry[Traits]]:
+        """The entries that people's files have registered so far; runs nothing."""
+        return [entry for entry in self._entries.values() if not entry.built_in]
 
     def traits(self, name: str) -> Traits:
         """What an entry's file says of it.
@@ -149,11 +174,11 @@ class Registry(Mapping[str, Callable[..., Any]], Generic[Traits]):
         """
         entries = self._all()
         if name not in entries:
-            raise UnknownEntry(f"{self.kind} {suggest(name, entries)} {OWN_ENTRIES}")
+            raise UnknownEntry(self.kind, name, entries)
         return entries[name]
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        return self._all()[name].factory
+        return self.entry(name).factory
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
@@ -162,12 +187,33 @@ class Registry(Mapping[str, Callable[..., Any]], Generic[Traits]):
         return len(self._all())
 
     def _all(self) -> dict[str, Entry[Traits]]:
+        from metaopt import plugins  # which read this file
+
+        self._read_room()
+        plugins.load()
+        return self._entries
+
+    def _read_room(self) -> None:
         if not self._read:
             self._read = True
             room = importlib.import_module(self._room)
             for module in pkgutil.iter_modules(getattr(room, "__path__", ())):
                 importlib.import_module(f"{self._room}.{module.name}")
-        return self._entries
+
+
+def _where(factory: Callable[..., Any]) -> tuple[str, str]:
+    """The module and the file that a factory was written in."""
+    inner = inspect.unwrap(getattr(factory, "func", factory))  # of a `functools.partial`, its function
+    module = getattr(inner, "__module__", None) or type(inner).__module__
+    code = getattr(inner, "__code__", None)
+    file = code.co_filename if code else getattr(sys.modules.get(module), "__file__", None)
+    return module, file or module
+
+
+def _origin(entry: Entry[Any]) -> tuple[str, str]:
+    """What tells an entry that is registered again from another of its name; each cell of a notebook is a file."""
+    where = entry.module if entry.module == "__main__" else entry.file
+    return where, getattr(entry.factory, "__qualname__", entry.name)
 
 
 def _names_what_it_makes(factory: Callable[..., Any], name: str, places: Sequence[str]) -> Callable[..., Any]:
@@ -190,11 +236,11 @@ def _names_what_it_makes(factory: Callable[..., Any], name: str, places: Sequenc
     return make
 
 
-TASKS = Registry("task family", TaskTraits, "metaopt.tasks", named=True)
-ORACLES = Registry("oracle", OracleTraits, "metaopt.oracles")
-OPTIMIZERS = Registry("optimizer", OptimizerTraits, "metaopt.optimizers")
-ESTIMATORS = Registry("estimator", EstimatorTraits, "metaopt.estimators")
-OBJECTIVES = Registry("objective", ObjectiveTraits, "metaopt.inner.objectives")
+TASKS = Registry("task family", TaskTraits, "metaopt.tasks", "TaskFamily", named=True)
+ORACLES = Registry("oracle", OracleTraits, "metaopt.oracles", "Oracle")
+OPTIMIZERS = Registry("optimizer", OptimizerTraits, "metaopt.optimizers", "Optimizer")
+ESTIMATORS = Registry("estimator", EstimatorTraits, "metaopt.estimators", "MetaGradient")
+OBJECTIVES = Registry("objective", ObjectiveTraits, "metaopt.inner.objectives", "Objective")
 REGISTRIES = (TASKS, ORACLES, OPTIMIZERS, ESTIMATORS, OBJECTIVES)
 
 # ----- choices ------------------------------------------------------------------------------------------------------
@@ -263,8 +309,7 @@ def build(picked: Choice, registry: Registry[Any], *args: Any, others: Sequence[
       UserError: unknown name or option (with a suggestion), an ill-typed value, or what the factory itself refuses.
     """
     factory, kind = registry.entry(picked.name).factory, registry.kind
-    hints = get_type_hints(factory)
-    parameters = inspect.signature(factory).parameters
+    hints, parameters = hints_of(factory), inspect.signature(factory).parameters
     known = [name for name in list(parameters)[len(args) :] if name not in fixed]
     fixed = {name: value for name, value in fixed.items() if name in parameters}
     options = {}
@@ -272,12 +317,31 @@ def build(picked: Choice, registry: Registry[Any], *args: Any, others: Sequence[
         if key not in known:
             raise UserError(f"option of {kind} {picked.name!r}: {suggest(key, [*known, *others])}")
         options[key] = typed(value, hints.get(key, Any), f"{kind} {picked.name!r}: {key}")
+    for key in known:
+        plain = parameters[key].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        if plain and parameters[key].default is inspect.Parameter.empty and key not in options:
+            raise UserError(f"{kind} {picked.name!r} needs its option {key}; write {picked.name}:{key}=VALUE.")
     try:
-        return factory(*args, **options, **fixed)
+        made = factory(*args, **options, **fixed)
     except UserError:
         raise
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"{kind} {picked.name!r}: {error}") from error
+    wanted = getattr(importlib.import_module("metaopt.types"), registry.makes)
+    if not (isinstance(made, wanted) if isinstance(wanted, type) else callable(made)):
+        raise UserError(
+            f"{kind} {picked.name!r} is made by {getattr(factory, '__qualname__', factory)} as {type(made).__name__}; "
+            f"return a metaopt.types.{registry.makes}."
+        )
+    return made
+
+
+def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The types of a factory's options, as far as it tells."""
+    try:
+        return get_type_hints(factory)
+    except (NameError, TypeError, AttributeError):  # of a person's file, which may name what is not there
+        return {}
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:

@@ -57,9 +57,9 @@ def tiny() -> Experiment:
 @pytest.fixture(scope="session")
 def finished(tiny: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `tiny` that nothing disturbed; tests only read it."""
-    from metaopt.runs.train import train
+    from metaopt.cli.train import train_with_everything
 
-    return train(tiny, tmp_path_factory.mktemp("finished") / "run", name="tiny")
+    return train_with_everything(tiny, tmp_path_factory.mktemp("finished") / "run", name="tiny")
 
 
 @pytest.fixture(scope="session")

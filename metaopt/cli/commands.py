@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from typing import NamedTuple
 
-from metaopt.cli import launching, looking
-from metaopt.cli import outputs as watching
-from metaopt.cli import runs as keeping
-from metaopt.cli import train as training
 
-COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": training.train,
-    "launch": launching.launch,
-    "status": launching.status,
-    "cancel": launching.cancel,
-    "resume": launching.resume,
-    "evaluate": looking.evaluate,
-    "report": looking.report,
-    "doctor": looking.doctor,
-    "replay": looking.replay,
-    "runs": keeping.runs,
-    "dashboard": watching.dashboard,
-    "export": watching.export,
-    "list": looking.show_list,
+class Command(NamedTuple):
+    """Where a command is, and what is done before its module is imported, so that --help and mistakes need not wait."""
+
+    place: str  # MODULE:FUNCTION of this room
+    arguments: str | None = None  # a class in `arguments`, which the words are read into; None: it takes the words
+    takes_devices: bool = False  # jax gets its devices, --num-devices of them
+
+
+COMMANDS = {
+    "train": Command("train:train"),
+    "launch": Command("launching:launch"),
+    "status": Command("launching:status"),
+    "cancel": Command("launching:cancel"),
+    "resume": Command("launching:resume"),
+    "evaluate": Command("evaluate:evaluate", "EvaluateArguments", takes_devices=True),
+    "report": Command("report:report", "ReportArguments"),
+    "doctor": Command("examine:doctor", "DoctorArguments", takes_devices=True),
+    "replay": Command("examine:replay", "ReplayArguments", takes_devices=True),
+    "runs": Command("runs:runs"),
+    "dashboard": Command("report:dashboard"),
+    "export": Command("report:export"),
+    "list": Command("listing:show_list"),
 }
+
+
+def run(name: str, words: list[str]) -> None:
+    """Runs a command with the words that follow its name."""
+    command = COMMANDS[name]
+    given = words
+    if command.arguments is not None:
+        from metaopt.cli import arguments, devices
+        from metaopt.experiment.flags import parse
+
+        given = parse(getattr(arguments, command.arguments), words, prog=f"metaopt {name}")
+        if command.takes_devices:
+            devices.configure_jax(getattr(given, "num_devices", 1))
+    module, function = command.place.split(":")
+    getattr(importlib.import_module(f"metaopt.cli.{module}"), function)(given)

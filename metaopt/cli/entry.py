@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable
 
 from metaopt import __version__
-from metaopt.cli.commands import COMMANDS
+from metaopt.cli import commands
 
 HELP = """\
 usage: metaopt COMMAND ...
@@ -37,6 +37,7 @@ commands:
                                             what they logged, for other programs
   list [NAME ...]                           everything that can be named; with a name, its options
 
+Every command takes `--plugin FILE_OR_MODULE`, again for several: your own tasks, optimizers, ... (docs/extending.md).
 `metaopt COMMAND --help` tells more; `metaopt --version` prints the version.
 """
 
@@ -51,11 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(__version__)
         return 0
     command, *rest = arguments
-    if command not in COMMANDS:
-        close = difflib.get_close_matches(command, COMMANDS, n=1)
+    if command not in commands.COMMANDS:
+        close = difflib.get_close_matches(command, commands.COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
-        return _fail(f"command {command!r} is unknown{hint} Known: {', '.join(COMMANDS)}.")
-    return _in_job(lambda: _run(COMMANDS[command], rest))
+        return _fail(f"command {command!r} is unknown{hint} Known: {', '.join(commands.COMMANDS)}.")
+    return _in_job(lambda: _run(command, rest))
 
 
 def _in_job(run: Callable[[], int]) -> int:
@@ -77,15 +78,19 @@ def _in_job(run: Callable[[], int]) -> int:
     return status
 
 
-def _run(command: Callable[[list[str]], None], arguments: list[str]) -> int:
+def _run(command: str, arguments: list[str]) -> int:
     try:
         # These need jax: imported late, and inside the block, so that Ctrl-C during the import ends quietly too.
+        from metaopt import plugins
         from metaopt.errors import UserError
-        from metaopt.runs import faults, processes
+        from metaopt.registry import UnknownEntry
+        from metaopt.runs import faults, own_entries, processes
         from metaopt.runs.interrupts import Interrupted
 
         try:
-            command(arguments)
+            commands.run(command, plugins.take(arguments))
+        except UnknownEntry as error:
+            return _fail(own_entries.explained(error, [command, *arguments]))
         except UserError as error:
             return _fail(str(error))
         except Interrupted as error:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from metaopt import files
-from metaopt.cli.arguments import EvaluateArguments, merged_all
+from metaopt.cli.arguments import EvaluateArguments
 from metaopt.errors import UserError
+from metaopt.experiment.flags import merged_all
+from metaopt.microscope.capture import keep_failures
 from metaopt.report import pictures
 from metaopt.report.run_page import read_config, write_report
 from metaopt.runs import folder
@@ -18,7 +21,6 @@ from metaopt.runs.environment import describe_environment
 from metaopt.runs.results import (
     Result,
     check,
-    check_writable,
     evaluate_all,
     identity,
     plan_of,
@@ -29,7 +31,7 @@ from metaopt.runs.train import learned_name
 from metaopt.shipped.loading import Trained, find_optimizer
 
 
-def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
+def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     """Evaluates, prints the tables, writes JSON and pictures. Returns the folder they are in.
 
     One run's results go into its own folder and its report; those of several, or of a pretrained optimizer, into `out`.
@@ -58,18 +60,13 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
     if clashes:
         raise UserError(f"{clashes[0]!r} is a run's name and a baseline's; leave it out of --baselines.")
 
-    made = None
-    single = Path(arguments.runs[0]) if len(arguments.runs) == 1 else None
-    if single is not None and single.is_dir() and arguments.out is None:
-        path = single
-        read_config(path)  # the report shows it at the end
-        check_writable(path, "give --out")
-        read_results(path)
-    else:
-        made = folder.new_folder(None if arguments.out is None else Path(arguments.out), Path("evaluations"))
-        path = made.path
-    say(console, f"results: {path}")
-    try:
+    single = Path(arguments.runs[0] if len(arguments.runs) == 1 else os.devnull)
+    if single.is_dir() and arguments.out is None:  # the report shows these at the end
+        read_config(single)
+        read_results(single)
+    place = folder.place_for_results(single, arguments.out, Path("evaluations"), folder.EVALUATION)
+    with place as (path, own):
+        say(console, f"results: {path}")
         results = evaluate_all(
             path,
             {name: (one.optimizer, one.meta_params) for name, one in trained.items()},
@@ -81,13 +78,10 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
             num_devices=arguments.num_devices,
             trained={name: one.card.get("meta_step") for name, one in trained.items()},
             experiments={name: one.experiment for name, one in trained.items()},
+            look=keep_failures,
             progress=lambda line: say(console, f"  {line}"),
         )
-    except BaseException:
-        if made is not None and not (path / folder.EVALUATION).exists():
-            made.discard()
-        raise
-    if made is not None:
+    if not own:
         environment = describe_environment(path.name, tasks)
         runs = {name: run for name, run in zip(trained, arguments.runs, strict=True)}
         files.write_json(path / folder.ENVIRONMENT, {**environment, "runs": runs})
@@ -96,7 +90,7 @@ def compare(arguments: EvaluateArguments, console: Any = None) -> Path:
         with files.replacing(path / _picture_name(result, everything)) as part:
             pictures.save_png(pictures.evaluation_figure(result), part)
     print_results(console, results)
-    last = f"report: {write_report(path)}" if made is None else f"results: {path / folder.EVALUATION}"
+    last = f"report: {write_report(path)}" if own else f"results: {path / folder.EVALUATION}"
     say(console, f"\n{last}")
     return path
 

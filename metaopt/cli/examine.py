@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
 
 from metaopt import files
-from metaopt.cli.arguments import DoctorArguments
+from metaopt.cli.arguments import DoctorArguments, ReplayArguments
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.experiment.checks import validate
 from metaopt.microscope.advice import reference_in_words
-from metaopt.microscope.capsules import TASKS_KEPT, read_capsule, replay
+from metaopt.microscope.capsules import TASKS_KEPT, read_capsule
+from metaopt.microscope.capsules import replay as run_again
 from metaopt.microscope.doctor import diagnose
 from metaopt.microscope.last_steps import first_cause, look_closely
 from metaopt.report.doctor_pictures import doctor_figures
 from metaopt.report.pictures import save_png
 from metaopt.report.run_page import write_report
-from metaopt.runs import folder
+from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
 from metaopt.runs.experiments import load_experiment
 from metaopt.runs.interrupts import Interrupted, handling
-from metaopt.runs.results import check_writable
 from metaopt.shipped.loading import find_optimizer, pretrained
 from metaopt.training.loop import Trainer
 from metaopt.trees import FAILURE_FACTOR, LARGEST
@@ -35,7 +36,7 @@ from metaopt.types import MetaParams
 SHOWN_STEPS = 8  # of a capsule, before and at the death
 
 
-def examine(arguments: DoctorArguments, console: Any = None) -> Path:
+def doctor(arguments: DoctorArguments, console: Any = None) -> Path:
     """Examines φ, prints the figures and the advice, writes doctor.json and pictures. Returns the folder.
 
     A run's go into its own folder and report; those of an experiment's fresh φ, or of a .safetensors file, into `out`.
@@ -48,35 +49,18 @@ def examine(arguments: DoctorArguments, console: Any = None) -> Path:
     for flag, value, least in (("num-tasks", arguments.num_tasks, 1), ("seed", arguments.seed, 0)):
         if value is not None and not least <= value < 2**32:
             raise UserError(f"--{flag} ({value}) must be at least {least} and below 2**32.")
-    run = Path(arguments.run)
-    made = None
-    if run.is_dir() and arguments.out is None:
-        path = run
-        check_writable(path, "give --out")
-    else:
-        made = folder.new_folder(None if arguments.out is None else Path(arguments.out), Path("doctor") / name)
-        path = made.path
-    phi = "a fresh φ" if meta_step is None else f"φ of meta-step {meta_step}"
-    say(console, f"examining {phi} of {name}")
-    try:
-        with _Bar(console) as bar, handling(_stop, [signal.SIGINT, signal.SIGTERM]):
-            result = diagnose(
-                experiment,
-                meta_params,
-                meta_step=meta_step,
-                num_tasks=arguments.num_tasks,
-                seed=arguments.seed,
-                progress=bar.show,
-            )
-    except BaseException:
-        if made is not None:
-            made.discard()
-        raise
-    result = {"name": name, **result}
-    files.write_json(path / folder.DOCTOR, result)
+    place = folder.place_for_results(Path(arguments.run), arguments.out, Path("doctor") / name, folder.DOCTOR)
+    with place as (path, own):
+        phi = "a fresh φ" if meta_step is None else f"φ of meta-step {meta_step}"
+        say(console, f"examining {phi} of {name}")
+        counts = {"num_tasks": arguments.num_tasks, "seed": arguments.seed}
+        with handling(_stop, [signal.SIGINT, signal.SIGTERM]):
+            result = diagnose(experiment, meta_params, meta_step=meta_step, progress=_telling(console), **counts)
+        result = {"name": name, **result}
+        files.write_json(path / folder.DOCTOR, result)
     for line in text_lines(result):
         say(console, line)
-    if made is None:
+    if own:
         say(console, f"\nreport: {write_report(path)}")
     else:
         for stem, figure in doctor_figures(result).items():
@@ -98,37 +82,16 @@ def _load(run: str) -> tuple[str, Experiment, MetaParams, int | None]:
     return name, experiment, Trainer(experiment).init().meta_params, None
 
 
-class _Bar:
-    """A progress bar in a terminal, a line for each part elsewhere."""
+def _telling(console: Any) -> Callable[[int, int, str], None]:
+    """Says which part of how many is begun, and how long the rest will take."""
+    begun = time.monotonic()
 
-    def __init__(self, console: Any) -> None:
-        self._console, self._bar = console, None
-        self._begun = time.monotonic()
+    def show(done: int, parts: int, what: str) -> None:
+        left = (time.monotonic() - begun) / done * (parts - done) if done else 0.0
+        rest = f"{round(left / 60)} min" if left >= 90 else f"{round(left, -1):.0f} s"
+        say(console, f"  {done + 1}/{parts}  {what}" + (f"  (about {rest} left)" if left >= 10 else ""))
 
-    def __enter__(self) -> _Bar:
-        if self._console.is_terminal:
-            from rich.progress import Progress
-
-            self._bar = Progress(console=self._console, transient=True)
-            self._bar.start()
-            self._task = self._bar.add_task("")
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def show(self, done: int, parts: int, what: str) -> None:
-        if self._bar is None:
-            left = (time.monotonic() - self._begun) / done * (parts - done) if done else 0.0
-            rest = f"  (about {_minutes(left)} left)" if left >= 10 else ""
-            say(self._console, f"  {done + 1}/{parts}  {what}{rest}")
-        else:
-            self._bar.update(self._task, completed=done, total=parts, description=what)
-
-
-def _minutes(seconds: float) -> str:
-    return f"{round(seconds / 60)} min" if seconds >= 90 else f"{round(seconds, -1):.0f} s"
+    return show
 
 
 def _stop(signum: int) -> None:
@@ -180,8 +143,7 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield "\nInputs outside of what training (*) shows within its horizon (0.1% to 99.9%), share of all"
         rows = [("task", "steps", *names)]
         for entry in result["inputs"]["tasks"]:
-            label = ("* " if entry["training"] else "") + entry["task"]
-            rows.append((label, entry["steps"], *(_percent(share) for share in entry["outside"])))
+            rows.append((_label(entry), entry["steps"], *map(_percent, entry["outside"])))
         yield from _aligned(rows)
     elif result.get("without_network"):
         yield f"\nNo gates and inputs: {result['without_network']}."
@@ -189,9 +151,8 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
     rows = [("task", "first step", "at the horizon", "last step", "failed")]
     for entry in result["steps"]:
         median, at = entry["median"], [i for i, step in enumerate(entry["step"]) if step <= result["horizon"]]
-        label = ("* " if entry["training"] else "") + entry["task"]
         last = f"{_n(median[-1])} (step {entry['step'][-1]:,})"
-        rows.append((label, _n(median[0]), _n(median[at[-1]]), last, _percent(entry["failed"])))
+        rows.append((_label(entry), _n(median[0]), _n(median[at[-1]]), last, _percent(entry["failed"])))
     yield from _aligned(rows)
     yield "\nAdvice"
     for number, entry in enumerate(result["advice"], 1):
@@ -200,29 +161,30 @@ def text_lines(result: Mapping[str, Any]) -> Iterator[str]:
         yield "nothing to complain about"
 
 
+def _label(entry: Mapping[str, Any]) -> str:
+    return ("* " if entry["training"] else "") + entry["task"]
+
+
 def _estimator_row(entry: Mapping[str, Any]) -> tuple[str, ...]:
     name = ("* " if entry.get("own") else "") + entry["estimator"]
     where = (name, f"{entry['horizon']:,}", f"{entry['window']:,}")
     if "reason" in entry:
         return (*where, "cannot", "", "", "", "", "")
-    cosine, ratio, snr = (entry[key] for key in ("cosine", "norm_ratio", "snr"))
+    cosine, ratio, one_step = (entry[key] for key in ("cosine", "norm_ratio", "one_step_cosine"))
+    towards = "reference" if entry["is_reference"] else "{value:.2f} ±{error:.2f}"
     return (
         *where,
-        "–" if cosine is None else "reference" if entry["is_reference"] else _cosine(cosine),
+        "–" if cosine is None else towards.format(value=min(cosine["value"], 1.0), error=cosine["error"]),
         "–" if ratio is None else f"{_n(ratio['value'])} ±{ratio['error']:.1g}",
-        "–" if entry["one_step_cosine"] is None else f"{entry['one_step_cosine']:.2f}",
-        _n((snr or {}).get("value")),
+        "–" if one_step is None else f"{one_step:.2f}",
+        _n((entry["snr"] or {}).get("value")),
         _percent(entry["nonfinite"]),
         _percent(entry["clipped"]),
     )
 
 
-def _cosine(cosine: Mapping[str, Any]) -> str:
-    return f"{min(cosine['value'], 1.0):.2f} ±{cosine['error']:.2f}"
-
-
 def _n(value: Any) -> str:
-    return "–" if value is None else f"{float(value):.3g}"
+    return tables.number(value, missing="–")
 
 
 def _growth(value: Any) -> str:
@@ -230,45 +192,40 @@ def _growth(value: Any) -> str:
 
 
 def _percent(share: Any) -> str:
-    if share is None:
-        return "–"
-    return "0" if share == 0 else "<1%" if share < 0.01 else f"{share:.0%}"
+    return tables.percent(share, missing="–")
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """The first column to the left, at most 44 wide, the others to the right."""
-    rows = [[row[0] if len(row[0]) <= 44 else row[0][:43] + "…", *row[1:]] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    gap = "  " if sum(widths) + 2 * len(widths) < 99 else " "
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        yield gap + gap.join(cells).rstrip()
+    short = [[row[0] if len(row[0]) <= 44 else row[0][:43] + "…", *row[1:]] for row in rows]
+    width = sum(max(map(len, column)) + 2 for column in zip(*short, strict=True))
+    gap = "  " if width < 99 else " "
+    yield from (gap + line for line in tables.aligned(short, short[0][1:], gap))
 
 
-def _wrapped(text: str) -> Iterator[str]:
-    from textwrap import wrap
-
-    yield from wrap(text, 96, subsequent_indent="   ", break_on_hyphens=False, break_long_words=False)
+def _wrapped(text: str) -> list[str]:
+    return wrap(text, 96, subsequent_indent="   ", break_on_hyphens=False, break_long_words=False)
 
 
 # ----- replay ---------------------------------------------------------------------------------------------------------
 
 
-def show_again(path: Path, console: Any = None) -> bool:
-    """Runs a capsule again and prints the steps around each death. Returns whether the bits are those it holds.
+def replay(arguments: ReplayArguments, console: Any = None) -> None:
+    """Runs a capsule again and prints the steps around each death.
 
     Raises:
       UserError: the file is no capsule.
+      SystemExit: with 1, the bits are not those it holds.
     """
     console = console or make_console()
-    capsule = read_capsule(path)
+    capsule = read_capsule(Path(arguments.capsule))
     setting = capsule.setting
     at = "" if setting.meta_step is None else f", φ of meta-step {setting.meta_step}"
     noise = "with step noise" if setting.explore else "without step noise"
     say(console, f"{setting.kind} on {setting.task}{at}, {len(capsule.batch.keys)} tasks a batch, {noise}")
     for name, value in setting.about.items():
         say(console, f"  {name.replace('_', ' ')}: {value}")
-    found, closely = replay(capsule), look_closely(setting, capsule.batch)
+    found, closely = run_again(capsule), look_closely(setting, capsule.batch)
     tasks = [task for task, _ in capsule.died]
     most = f", the first {TASKS_KEPT} of those that blew up" if len(tasks) == TASKS_KEPT else ""
     say(console, f"shown: task {', '.join(map(str, tasks))} of {len(capsule.batch.keys)} in the batch{most}")
@@ -293,7 +250,7 @@ def show_again(path: Path, console: Any = None) -> bool:
         say(console, "\nthe same bits as when it was kept")
     else:
         say(console, "\nthe bits DIFFER from those kept: another machine, jax or version of metaopt rounds otherwise")
-    return found.same
+        raise SystemExit(1)
 
 
 def _cause(cause: tuple[str, int] | None, begun: int, kind: str) -> str:

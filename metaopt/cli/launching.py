@@ -62,6 +62,6 @@ def resume(arguments: list[str]) -> None:
 
         sweeps.resume(options.read_resume_options(arguments))
     else:
-        from metaopt.cli import train as training
+        from metaopt.cli.train import train
 
-        training.train(["--resume", *arguments])
+        train(["--resume", *arguments])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -168,35 +169,7 @@ def windowed(method: Method, schedule: Schedule) -> MetaGradient:
     """
     num_tasks, horizon, unroll_length = schedule.num_tasks, schedule.horizon, schedule.unroll_length
 
-    def chunking(family: TaskFamily, tasks: int) -> tuple[Mesh, tuple[int, ...]]:
-        """The mesh, and (chunks, tasks of each), or (chunks, groups of each, tasks of a group)."""
-        task = jax.eval_shape(family.sample, jax.random.key(0), family.data)
-        params = jax.eval_shape(family.init, jax.random.key(0), task)
-        dim = sum(leaf_sizes(jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), params)))
-        group = 1 if method.group_size is None else method.group_size(dim, tasks)
-        mesh = group_mesh(tasks, group, schedule.num_devices)
-        on_device = tasks // mesh.shape["tasks"]
-        most = None if schedule.chunk_size is None else max(1, schedule.chunk_size // group)
-        groups = pick_chunk_size(on_device // group, method.sides * group * dim, most)
-        if schedule.staggered and groups * group == tasks:
-            # One chunk would leave nothing to stagger.
-            groups = pick_chunk_size(groups, dim, max(1, groups // 2))
-        if method.group_size is None:
-            return mesh, (tasks // groups, groups)
-        return mesh, (tasks // (groups * group), groups, group)
-
-    def tasks_each(families: Families) -> int:
-        if num_tasks != 1 and num_tasks % len(families):
-            raise ValueError(
-                f"`num_tasks` ({num_tasks}) must be a multiple of the number of families ({len(families)}), or 1."
-            )
-        for family in families:
-            if schedule.balanced and len(families) > 1 and family.lower_bound is None:
-                raise ValueError(
-                    f"{family.name or 'a family'} does not know its loss's lower bound, so it cannot be balanced with "
-                    "others; state its `lower_bound`, or meta-train on it alone."
-                )
-        return max(1, num_tasks // len(families))
+    chunking, tasks_each = partial(_chunking, method, schedule), partial(_tasks_each, schedule)
 
     def init(key: Key, meta_params: MetaParams, families: Families) -> tuple[Carried, ...]:
         carried = []
@@ -207,17 +180,9 @@ def windowed(method: Method, schedule: Schedule) -> MetaGradient:
                 keys = jax.random.split(jax.random.fold_in(key, index), tasks).reshape(shape)
                 run = jax.lax.map(lambda keys, family=family: method.start(meta_params, family, keys), keys)
                 if schedule.staggered:
-                    run = run._replace(state=run.state._replace(step=aged(run.state.step)))
+                    run = run._replace(state=run.state._replace(step=_aged(run.state.step, schedule)))
             carried.append(Carried(run, method.memory(meta_params)))
         return tuple(carried) if jax.tree.leaves(carried) else ()
-
-    def aged(step: jax.Array) -> jax.Array:
-        """`step` [chunks, ...] with the chunks' ages spread evenly over the windows of a horizon."""
-        chunks, windows = step.shape[0], horizon // unroll_length
-        if chunks < 2:
-            raise ValueError("`staggered` needs tasks in two chunks at least; raise `num_tasks`.")
-        ages = jnp.arange(chunks, dtype=step.dtype) * windows // chunks * unroll_length
-        return step + ages.reshape(-1, *(1,) * (step.ndim - 1))
 
     def chunk_gradient(shared: tuple[MetaParams, TaskFamily, PyTree], chunk: tuple[Key, Any]) -> tuple[Sums, Any]:
         meta_params, family, memory = shared
@@ -287,6 +252,48 @@ def windowed(method: Method, schedule: Schedule) -> MetaGradient:
                     )
 
     return MetaGradient(init, estimate, None if method.unrolls is None else batches)
+
+
+def _chunking(method: Method, schedule: Schedule, family: TaskFamily, tasks: int) -> tuple[Mesh, tuple[int, ...]]:
+    """The mesh, and (chunks, tasks of each), or (chunks, groups of each, tasks of a group)."""
+    task = jax.eval_shape(family.sample, jax.random.key(0), family.data)
+    params = jax.eval_shape(family.init, jax.random.key(0), task)
+    dim = sum(leaf_sizes(jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), params)))
+    group = 1 if method.group_size is None else method.group_size(dim, tasks)
+    mesh = group_mesh(tasks, group, schedule.num_devices)
+    on_device = tasks // mesh.shape["tasks"]
+    most = None if schedule.chunk_size is None else max(1, schedule.chunk_size // group)
+    groups = pick_chunk_size(on_device // group, method.sides * group * dim, most)
+    if schedule.staggered and groups * group == tasks:
+        # One chunk would leave nothing to stagger.
+        groups = pick_chunk_size(groups, dim, max(1, groups // 2))
+    if method.group_size is None:
+        return mesh, (tasks // groups, groups)
+    return mesh, (tasks // (groups * group), groups, group)
+
+
+def _tasks_each(schedule: Schedule, families: Families) -> int:
+    """Tasks of every family in a meta-step; with a single one a meta-step it is one family's."""
+    if schedule.num_tasks != 1 and schedule.num_tasks % len(families):
+        raise ValueError(
+            f"`num_tasks` ({schedule.num_tasks}) must be a multiple of the number of families ({len(families)}), or 1."
+        )
+    for family in families:
+        if schedule.balanced and len(families) > 1 and family.lower_bound is None:
+            raise ValueError(
+                f"{family.name or 'a family'} does not know its loss's lower bound, so it cannot be balanced with "
+                "others; state its `lower_bound`, or meta-train on it alone."
+            )
+    return max(1, schedule.num_tasks // len(families))
+
+
+def _aged(step: jax.Array, schedule: Schedule) -> jax.Array:
+    """`step` [chunks, ...] with the chunks' ages spread evenly over the windows of a horizon."""
+    chunks, windows = step.shape[0], schedule.horizon // schedule.unroll_length
+    if chunks < 2:
+        raise ValueError("`staggered` needs tasks in two chunks at least; raise `num_tasks`.")
+    ages = jnp.arange(chunks, dtype=step.dtype) * windows // chunks * schedule.unroll_length
+    return step + ages.reshape(-1, *(1,) * (step.ndim - 1))
 
 
 def _combine(means: Sequence[Sums], scaled: bool) -> MetaParams:

@@ -187,7 +187,7 @@ def describe(overrides: Mapping[str, str]) -> str:
 def _apply(base: Experiment, overrides: Mapping[str, str], where: str) -> Experiment:
     if not overrides:
         return base
-    from metaopt.cli.arguments import parse_experiment
+    from metaopt.experiment.flags import parse_experiment
 
     words: list[str] = []
     for name, value in overrides.items():

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from metaopt import plugins
 from metaopt.launch import sweep_folder
 from metaopt.launch.sweep_folder import LOG
+from metaopt.runs.state import how_it_ended
 
 LONGEST_ERROR = 500  # characters
 
 
 def metaopt_command(*words: str) -> list[str]:
-    """A command of metaopt as this process would run it."""
-    return [sys.executable, "-m", "metaopt", *words]
+    """A command of metaopt as this process would run it, with the plugins that it was given."""
+    return [sys.executable, "-m", "metaopt", *words, *plugins.words()]
 
 
 def command_of(run: Path) -> list[str]:
@@ -80,11 +81,3 @@ def last_words(output: bytes) -> str:
     lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
     said = [line for line in lines if line.startswith("metaopt: ")] or lines or [""]
     return said[-1].removeprefix("metaopt: ").removeprefix("error: ").strip()
-
-
-def how_it_ended(status: int) -> str:
-    """`ended by SIGKILL` or `ended with exit status 1`."""
-    try:
-        return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-    except ValueError:
-        return f"ended by signal {-status}"

@@ -11,13 +11,14 @@ import time
 from typing import Any
 
 from metaopt.errors import UserError
-from metaopt.launch import jobs, sweep_folder, tables
+from metaopt.launch import jobs, sweep_folder
 from metaopt.launch.machine import accelerator, plugins, shares
-from metaopt.launch.states import TO_DO, Reader, Standing
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs import folder
+from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
+from metaopt.runs.index import Run, Seen, read_run
 from metaopt.runs.interrupts import Interrupted, handling
+from metaopt.runs.state import TO_DO
 
 POLL_SECONDS = 0.1
 DETACH_SECONDS = 20.0  # for a launcher in the background to take over the sweep
@@ -57,8 +58,9 @@ def run(sweep: Sweep, workers: int, console: Any = None) -> None:
 
 class _Launcher:
     def __init__(self, sweep: Sweep, workers: int, console: Any) -> None:
-        self._sweep, self._console, self._reader = sweep, console, Reader()
-        first = self._reader.sweep(sweep)
+        self._sweep, self._console = sweep, console
+        self._seen: Seen = {}
+        first = sweep.read_runs(self._seen)
         self._queue = [one.name for one in first if one.state in TO_DO]
         several = len(os.sched_getaffinity(0)) > 1
         self._free = [cores if several else None for cores in shares(min(workers, len(self._queue)) or 1)]
@@ -103,9 +105,9 @@ class _Launcher:
             del self._jobs[name]
             self._free.append(cores)
             if not self._console.is_terminal:
-                one = self._reader.run(self._sweep.run(name), name)
+                one = read_run(self._sweep.run(name), name, self._seen)
                 loss = tables.number(one.progress.meta_loss)
-                figures = f"meta-step {one.meta_step}/{one.num_meta_steps}" + (f", meta-loss {loss}" if loss else "")
+                figures = f"meta-step {one.done}" + (f", meta-loss {loss}" if loss else "")
                 self._say(f"{name}: {one.state}, {figures}" + (f" ({one.note})" if one.note else ""))
 
     def _stop(self, signum: int) -> None:
@@ -131,14 +133,14 @@ class _Launcher:
         )
 
     def _table(self) -> Any:
-        rows = self._reader.sweep(self._sweep)
+        rows = self._sweep.read_runs(self._seen)
         return tables.standings(rows, f"{self._sweep.path}: {tables.counts(rows)}")
 
     def _say(self, text: str) -> None:
         say(self._console, text)
 
     def _finish(self) -> None:
-        rows = self._reader.sweep(self._sweep)
+        rows = self._sweep.read_runs(self._seen)
         if not self._console.is_terminal:
             self._console.print(tables.standings(rows))
         self._say(f"{tables.counts(rows)}\nsweep folder: {self._sweep.path}")
@@ -150,7 +152,7 @@ class _Launcher:
             raise SystemExit(1)
 
 
-def unfinished(rows: list[Standing], go_on: str) -> str | None:
+def unfinished(rows: list[Run], go_on: str) -> str | None:
     """What to say of a sweep that has ended and not finished; None where it has."""
     wrong = [row for row in rows if row.state in ("failed", "diverged", "lost")]
     left = [row for row in rows if row.state in ("cancelled", "interrupted")]

@@ -17,10 +17,10 @@ from metaopt import files
 from metaopt.errors import UserError
 from metaopt.launch import sweep_folder
 from metaopt.launch.jobs import Job, command_of, how_it_ended
-from metaopt.launch.states import TO_DO, Reader
 from metaopt.launch.sweep_folder import SLURM_JOBS, Sweep
 from metaopt.runs import folder
 from metaopt.runs.interrupts import handling
+from metaopt.runs.state import TO_DO
 
 MISSING = "--where slurm needs submitit; run `pip install 'metaopt-jax[slurm]'`, or leave it out to run here."
 NO_SLURM = (
@@ -192,7 +192,7 @@ def begin(sweep: Sweep, at_once: int | None) -> str:
     """
     check(sweep.slurm)
     alive, known = queued(), files.read_object(sweep.path / SLURM_JOBS)
-    to_do = [row.name for row in Reader().sweep(sweep) if row.state in TO_DO]
+    to_do = [row.name for row in sweep.read_runs() if row.state in TO_DO]
     waiting = [name for name in to_do if known.get(name) in alive]
     names = [name for name in to_do if name not in waiting]
     still = f"{len(waiting)} queued already" if waiting else ""

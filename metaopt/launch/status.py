@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metaopt.errors import UserError
-from metaopt.launch import sweep_folder, tables
-from metaopt.launch.states import Reader, Standing
+from metaopt.launch import sweep_folder
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs import folder
+from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console
+from metaopt.runs.index import Run, Seen, read_run
 
 HELP = """\
 usage: metaopt status [SWEEP_OR_RUN ...] [--once]
@@ -21,7 +21,7 @@ Where runs and sweeps stand: state, meta-steps done, meta-loss, validation at ea
 second, time left; a narrow terminal leaves some out. Without a folder: everything under runs/. Live in a terminal,
 until nothing runs or Ctrl-C; once elsewhere or with --once. States: waiting, running, finished; interrupted (saved on a
 signal), cancelled, failed, diverged; lost: its process is gone without a word, as after kill -9 or a crash of the
-machine.
+machine; unknown: an older version's; unreadable: its config.json is broken.
 """
 REDRAW_SECONDS = 1.0
 
@@ -49,16 +49,16 @@ def status(arguments: list[str]) -> None:
     watched = find(paths or list(everything(Path("runs"))))
     if not paths and not (watched.sweeps or watched.runs):
         raise UserError("there are no runs under runs/ here; name a run folder or a sweep's.")
-    console, reader = make_console(tables.WIDE), Reader()
+    console, seen = make_console(tables.WIDE), Seen()
     if not console.is_terminal or options:
-        console.print(_shown(reader, watched)[0])
+        console.print(_shown(watched, seen)[0])
         return
     from rich.live import Live
 
     try:
         with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
             while True:
-                table, active = _shown(reader, watched)
+                table, active = _shown(watched, seen)
                 live.update(table, refresh=True)
                 if not active:
                     return
@@ -91,24 +91,24 @@ def everything(parent: Path) -> Iterator[Path]:
         yield from sorted(file.parent for file in parent.glob(f"*/*/{name}"))
 
 
-def _shown(reader: Reader, watched: Watched) -> tuple[Any, bool]:
+def _shown(watched: Watched, seen: Seen) -> tuple[Any, bool]:
     """(tables, whether anything may change by itself)."""
     from rich.console import Group
 
     parts, active = [], False
     for sweep in watched.sweeps:
-        rows = reader.sweep(sweep)
+        rows = sweep.read_runs(seen)
         launched = sweep.where == "slurm" or folder.is_locked(sweep.path) is not False
         active = active or _active(rows, launched)
         parts.append(tables.standings(rows, f"{sweep.path}: {tables.counts(rows)}"))
         if not launched and any(row.state == "waiting" for row in rows):
             parts.append(f"nobody runs this sweep; go on with `metaopt resume {sweep.path}`\n")
     if watched.runs:
-        rows = [reader.run(path) for path in watched.runs]
+        rows = [read_run(path, seen=seen) for path in watched.runs]
         active = active or _active(rows, False)
         parts.append(tables.standings(rows))
     return Group(*parts), active
 
 
-def _active(rows: list[Standing], launched: bool) -> bool:
+def _active(rows: list[Run], launched: bool) -> bool:
     return any(row.state == "running" or (launched and row.state == "waiting") for row in rows)

@@ -14,10 +14,11 @@ from metaopt import files
 from metaopt.errors import UserError
 from metaopt.launch.grid import Grid, Point
 from metaopt.launch.options import SweepOptions
-from metaopt.runs import folder
+from metaopt.runs import folder, own_entries
 from metaopt.runs.folder import CANCELLED, SWEEP
+from metaopt.runs.index import Run, Seen, read_run
+from metaopt.runs.state import JOB
 
-JOB = "job.json"  # in a run folder: the process that trains it, and how that ended; written by its parent
 LOG = "log.txt"  # in a run folder: what its process has to say
 SLURM_JOBS = "slurm.json"  # in a sweep's folder: run -> job id
 LAUNCHER_LOG = "launcher.log"  # in a sweep's folder, of a detached launcher
@@ -36,6 +37,17 @@ class Sweep(NamedTuple):
     def run(self, name: str) -> Path:
         return self.path / name
 
+    def read_runs(self, seen: Seen | None = None) -> list[Run]:
+        """Where all its runs stand, in its order; `seen` as for `read_run`."""
+        jobs = files.read_object(self.path / SLURM_JOBS)
+        runs = [read_run(self.run(name), name, seen) for name in self.runs]
+        return [
+            run._replace(note=f"Slurm's job {jobs[run.name]}" + (f", {run.note}" if run.note else ""))
+            if run.state == "waiting" and run.name in jobs
+            else run
+            for run in runs
+        ]
+
 
 def create(out: Path | None, name: str, points: list[Point], grid: Grid, options: SweepOptions) -> Sweep:
     """Makes the sweep's folder and all its run folders, which `metaopt train --resume` can begin.
@@ -52,7 +64,7 @@ def create(out: Path | None, name: str, points: list[Point], grid: Grid, options
             run = made.path / point.run
             run.mkdir()
             folder.write_config(run, point.experiment)
-            files.write_json(run / folder.ENVIRONMENT, {"experiment": name})
+            files.write_json(run / folder.ENVIRONMENT, {"experiment": name, **own_entries.record(point.experiment)})
         held = {
             "version": 1,
             "experiment": name,
@@ -107,29 +119,8 @@ def note_job(run: Path, **held: Any) -> None:
         files.write_json(run / JOB, {"host": platform.node(), **held})
 
 
-def read_job(run: Path) -> dict[str, Any]:
-    """What job.json holds; nothing where it is missing or broken."""
-    return files.read_object(run / JOB)
-
-
 def is_cancelled(run: Path) -> bool:
     return (run / CANCELLED).exists()
-
-
-def job_lives(job: dict[str, Any]) -> bool:
-    """Whether the process of a job.json is there; on another host, whether it was begun in the last five minutes."""
-    if job.get("state") != "running":
-        return False
-    if job.get("host") != platform.node():  # by then training has locked the folder, which is seen from here
-        with contextlib.suppress(TypeError, ValueError):
-            began = datetime.datetime.fromisoformat(str(job.get("started")))
-            return (datetime.datetime.now(datetime.UTC) - began).total_seconds() < 300
-        return False
-    try:
-        words = Path(f"/proc/{job.get('pid')}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"metaopt" in words  # and not another process that got its number
 
 
 def being_run(sweep: Path) -> UserError:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from metaopt import files
 from metaopt.errors import UserError
-from metaopt.launch import grid, local, sweep_folder, tables
+from metaopt.launch import grid, local, sweep_folder
 from metaopt.launch.options import SweepOptions
-from metaopt.launch.states import TO_DO, Reader
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs import folder
+from metaopt.runs import folder, own_entries, tables
 from metaopt.runs.console import make_console
+from metaopt.runs.state import TO_DO
 
 
 def start(options: SweepOptions) -> None:
@@ -21,7 +21,7 @@ def start(options: SweepOptions) -> None:
     Raises:
       UserError: a mistake in the options or in a point; nothing is left behind.
     """
-    from metaopt.cli.arguments import parse_experiment
+    from metaopt.experiment.flags import parse_experiment
     from metaopt.runs.experiments import load_experiment
 
     name, base = load_experiment(options.experiment)
@@ -41,7 +41,8 @@ def start(options: SweepOptions) -> None:
         slurm.check(options.slurm)
     grid.check(points)
     title = f"{name}: {len(points)} run{'s' * (len(points) > 1)}, {where}"
-    make_console(tables.WIDE).print(tables.points(points, title))
+    rows = [(point.run, *point.overrides.values()) for point in points]
+    make_console(tables.WIDE).print(tables.unboxed(title, ("run", *points[0].overrides), rows))
     if options.dry_run:
         return
     options = dataclasses.replace(options, seeds=seeds)
@@ -73,8 +74,10 @@ def resume(options: SweepOptions) -> None:
     sweep = sweep_folder.read(Path(options.experiment))
     if folder.is_locked(sweep.path):
         raise sweep_folder.being_run(sweep.path)
-    rows = Reader().sweep(sweep)
+    rows = sweep.read_runs()
     to_do = [row for row in rows if row.state in TO_DO]
+    for row in to_do:
+        own_entries.check_known(row.path)
     if not to_do:
         print(f"nothing is left to do: {tables.counts(rows)}")
         if local.unfinished(rows, ""):

@@ -29,6 +29,7 @@ from metaopt.inner.devices import compiler_options
 from metaopt.inner.step import ObjectiveBatch, Seen, bind_tasks, reset
 from metaopt.inner.unroll import unroll
 from metaopt.registry import Choice
+from metaopt.runs import own_entries
 from metaopt.trees import FAILURE_FACTOR
 from metaopt.types import Key, MetaParams, Optimizer, PyTree, Task, TaskFamily, Trace, UnrollState
 
@@ -229,6 +230,7 @@ def read_capsule(path: Path) -> Capsule:
             raise
         raise UserError(f"{path} is no divergence capsule of metaopt: {_why(path, error)}.") from None
     optimizer, family = build_optimizer(experiment.optimizer), build_family_of(setting)
+    own_entries.tell_changed(own_entries.recorded(path), path)
     wrapped = jax.random.wrap_key_data(jnp.asarray(keys))
     shapes = jax.eval_shape(optimizer.init, jax.random.key(0))
     meta_params = _filled(shapes, tensors, "phi", path)

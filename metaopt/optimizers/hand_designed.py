@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -59,7 +60,16 @@ def momentum(*, learning_rate: float = 0.1, mu: float = 0.9, power: float = 0.0)
     _check(mu=mu, below=1.0)
 
     def make(rate: Any) -> optax.GradientTransformation:
-        return optax.chain(optax.scale_by_learning_rate(_decayed(rate, power)), optax.trace(mu))
+        scale, buffer = optax.scale_by_learning_rate(_decayed(rate, power)), optax.trace(mu)
+
+        def update(updates: Any, state: Any, params: Any = None) -> Any:
+            scaled, count = scale.update(updates, state[0], params)
+            # A rate in float32 must not widen the buffer of parameters in bfloat16.
+            scaled = jax.tree.map(lambda leaf, like: leaf.astype(like.dtype), scaled, updates)
+            steps, trace = buffer.update(scaled, state[1], params)
+            return steps, (count, trace)
+
+        return optax.GradientTransformation(lambda params: (scale.init(params), buffer.init(params)), update)
 
     return _from_optax(make, learning_rate)
 

@@ -12,8 +12,8 @@ from metaopt.errors import UserError
 from metaopt.report.comparison_pictures import MOST_STYLES, run_style
 from metaopt.report.pictures import Style
 from metaopt.runs import folder, index
-from metaopt.runs.index import Fields, RunSummary, differing, value_words
-from metaopt.runs.loggers import read_rows
+from metaopt.runs.index import Fields, Run, differing, value_words
+from metaopt.runs.metrics import read_rows
 from metaopt.runs.results import read_results
 
 # What is evaluated, logged and kept, and where it is computed: not what is learned.
@@ -24,7 +24,7 @@ LONGEST_LABEL = 70  # characters; where runs differ in more, they are called by 
 class ComparedRun(NamedTuple):
     """A run among others."""
 
-    summary: RunSummary
+    summary: Run
     label: str  # its values of the axes, seed included; "" where these are too many
     group: int  # of `Comparison.groups`
     style: Style
@@ -61,18 +61,21 @@ def compare_all(paths: Sequence[Path], title: str, root: Path) -> Comparison:
       root: the folder below which they are named, where they lie in it.
 
     """
-    summaries = [index.summarise(path, root if path.is_relative_to(root) else None) for path in paths]
+    summaries = [
+        index.read_run(path, str(path.relative_to(root)) if path != root and path.is_relative_to(root) else None)
+        for path in paths
+    ]
     every = differing([summary.fields for summary in summaries])
     beside = [name for name in every if name.startswith(BESIDE)]
     axes = [name for name in every if name != "seed" and name not in beside]
     axes += ["seed"] if "seed" in every else []
     short = short_names(axes)
-    kinds: dict[tuple[str, ...], list[RunSummary]] = {}
+    kinds: dict[tuple[str, ...], list[Run]] = {}
     for summary in summaries:
         kind = tuple(value_words(summary.fields, name) for name in axes if name != "seed")
         kinds.setdefault(kind, []).append(summary)
 
-    def standing(runs: list[RunSummary]) -> tuple[bool, float]:
+    def standing(runs: list[Run]) -> tuple[bool, float]:
         scores = [run.best for run in runs if run.best is not None]
         return not scores, median(scores) if scores else 0.0
 
@@ -92,9 +95,9 @@ def compare_all(paths: Sequence[Path], title: str, root: Path) -> Comparison:
     return Comparison(title, runs, groups, axes, beside, warnings)
 
 
-def _read(summary: RunSummary, label: str, group: int, style: Style) -> ComparedRun:
+def _read(summary: Run, label: str, group: int, style: Style) -> ComparedRun:
     environment = files.read_object(summary.path / folder.ENVIRONMENT)
-    rows = list(read_rows(summary.path / folder.METRICS))
+    rows = read_rows(summary.path / folder.METRICS)
     trouble = None
     try:
         results = read_results(summary.path)
@@ -115,7 +118,7 @@ def _label(fields: Fields, axes: Sequence[str], short: Mapping[str, str]) -> str
     return words if len(words) <= LONGEST_LABEL else ""
 
 
-def _warnings(runs: Sequence[RunSummary]) -> list[str]:
+def _warnings(runs: Sequence[Run]) -> list[str]:
     found = []
     validations = {
         tuple(value_words(run.fields, name) for name in run.fields if name.startswith(("tasks", "validation.")))

@@ -32,7 +32,8 @@ from metaopt.report.parts import (
     swatch,
 )
 from metaopt.runs import folder
-from metaopt.runs.index import score_of, value_words
+from metaopt.runs.index import value_words
+from metaopt.runs.metrics import score_of
 
 
 def write_comparison(places: Sequence[Path], out: Path | None = None) -> Path:
@@ -130,14 +131,14 @@ def _runs(comparison: Comparison, place: Path) -> str:
         times = [row["time/meta_step"] for row in run.rows if isinstance(row.get("time/meta_step"), float)]
         each = 1e3 * float(np.median(times)) if times else None
         last = _median(losses)
-        done, at = f"{summary.meta_steps:,}", "" if summary.best_at is None else f"at {summary.best_at:,}"
+        done, at = f"{summary.meta_step:,}", "" if summary.best_at is None else f"at {summary.best_at:,}"
         rows.append([
             f"<th scope=row>{swatch(run.style)}{_link(run, place)}</th>",
             cell(number(summary.best), at, value=summary.best),
             *(_field_cell(value_words(summary.fields, name)) for name in comparison.axes),
             *([f'<td class="words">{escape(summary.experiment)}</td>'] if experiments else []),
             _state_cell(summary.state),
-            cell(done, f"of {summary.planned:,}" if summary.planned else "", value=summary.meta_steps),
+            cell(done, f"of {summary.num_meta_steps:,}" if summary.num_meta_steps else "", value=summary.meta_step),
             cell(number(scores[-1] if scores else None), value=scores[-1] if scores else None),
             cell(number(last), value=last),
             cell(number(each), value=each),

@@ -28,9 +28,9 @@ from metaopt.report.parts import (
 )
 from metaopt.report.series import validation_series
 from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, METRICS, REPORT, open_run
-from metaopt.runs.loggers import read_rows
+from metaopt.runs.index import Run, read_run
+from metaopt.runs.metrics import read_rows
 from metaopt.runs.results import check_writable, read_results
-from metaopt.runs.state import RunState, read_state
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -62,12 +62,12 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         check_writable(run_dir, "make it writable, or give --out PAGE.html")
         out = run_dir / REPORT
     environment = _optional(run_dir / ENVIRONMENT)
-    rows = list(read_rows(run_dir / METRICS))
+    rows = read_rows(run_dir / METRICS)
     results = read_results(run_dir)
     title = str(environment.get("experiment") or run_dir.resolve().name)
     train_rows = [row for row in rows if row.get("kind", "train") == "train" and "meta_loss" in row]
     sections = [
-        _summary(config, results, train_rows, read_state(run_dir)),
+        _summary(config, results, train_rows, read_run(run_dir)),
         horizon_section([one_run(title, results)]),
         *(_evaluation(result, index) for index, result in enumerate(results)),
         doctor_section(_optional(run_dir / DOCTOR)),
@@ -96,7 +96,7 @@ def _optional(path: Path) -> Any:
 # ----- sections -------------------------------------------------------------------------------------------------------
 
 
-def _summary(config: Any, results: Sequence[Any], train_rows: Sequence[Any], ended: RunState) -> str:
+def _summary(config: Any, results: Sequence[Any], train_rows: Sequence[Any], ended: Run) -> str:
     planned = config.get("num_meta_steps") if isinstance(config, Mapping) else None
     done = train_rows[-1]["meta_step"] if train_rows else 0
     if not train_rows:
@@ -107,7 +107,7 @@ def _summary(config: Any, results: Sequence[Any], train_rows: Sequence[Any], end
         state = f"Meta-training is done: {done:,} meta-steps."
     lines = [f"<p>{escape(state)}</p>"]
     if ended.state in _ENDS:
-        words = f"{_ENDS[ended.state]}: {ended.reason}" if ended.reason else f"{_ENDS[ended.state]}."
+        words = f"{_ENDS[ended.state]}: {ended.note}" if ended.note else f"{_ENDS[ended.state]}."
         lines.append(f"<p class=bad>{escape(words)}</p>")
     if not results:
         lines.append(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from metaopt.runs.metrics import validation_name
 
 
 def numbers(values: Any) -> np.ndarray:
@@ -28,12 +29,11 @@ def validation_series(
     Args:
       prefix: of the keys; "validation_ema" for those of φ averaged over meta-steps.
     """
-    names = dict.fromkeys(name for row in rows for name in row if name.startswith(f"{prefix}/"))
     found = {}
-    for name in names:
-        match = re.fullmatch(rf"{prefix}/(\d+x)/(mean|median)", name)
-        if match:
-            found[match[1], match[2]] = series(rows, name)
+    for name in dict.fromkeys(name for row in rows for name in row):
+        parsed = validation_name(name)
+        if parsed and parsed.averaged == (prefix == "validation_ema") and parsed.what in ("mean", "median"):
+            found[f"{parsed.multiple}x", parsed.what] = series(rows, name)
     return found
 
 

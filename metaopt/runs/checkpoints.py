@@ -19,11 +19,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from metaopt.errors import UserError
+from metaopt.runs.optimizer_file import OLD_NAMES, present_name
 from metaopt.runs.rechunking import OutOfStep, in_other_chunks, rechunk, shape_of
 
 State = TypeVar("State")
 Record = dict[str, Any]  # what goes with a state, as plain JSON
 KEEP = 3
+FORMAT = 2  # of the record; 1 had none, and inner runs that carry no estimate of the gradient at their parameters
 
 
 class _LatestAndBest(checkpoint_managers.PreservationPolicy):
@@ -48,6 +50,7 @@ class Checkpoints(Generic[State]):
     """
 
     def __init__(self, folder: Path) -> None:
+        self.refuse_first: str | None = None  # why one of the first format cannot be gone on with; None: it can
         self._folder = folder.absolute()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._policy = _LatestAndBest()
@@ -86,7 +89,7 @@ class Checkpoints(Generic[State]):
         """
         self._policy.best_steps[step] = record.get("best_step")
         held = to_host(state)
-        record = {**record, "num_devices": _num_devices(state), "arrays": _describe(state)}
+        record = {**record, "format": FORMAT, "num_devices": _num_devices(state), "arrays": _describe(state)}
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(held), record=ocp.args.JsonSave({**record, "sha256": _hash(held, record)})
         )
@@ -126,18 +129,23 @@ class Checkpoints(Generic[State]):
         """(state, record) of one checkpoint, on the target's devices, however many it was saved on.
 
         Raises:
-          UserError: it holds other arrays than the target.
+          UserError: it holds other arrays than the target, or is of a format that cannot be gone on with.
         """
         with _quiet(), _threads_silent():
             record = self._record(step)
             sha256, written = record.pop("sha256", None), dict(record)  # older ones have none
-            held = record.pop("arrays")
+            if record.pop("format", 1) == 1 and self.refuse_first is not None:
+                raise UserError(f"the checkpoint of meta-step {step} in {self._folder} {self.refuse_first}")
+            saved = record.pop("arrays")
+            held = {present_name(name): described for name, described in saved.items()}
             self._check(step, held, target)
             names = list(_describe(target))
             shapes = [shape_of(held[name]) for name in names]
             leaves, structure = jax.tree.flatten(target)
-            wanted = [_host_like(leaf, shape) for leaf, shape in zip(leaves, shapes, strict=True)]
-            args = ocp.args.Composite(state=ocp.args.StandardRestore(structure.unflatten(wanted)))
+            wanted = structure.unflatten([_host_like(leaf, shape) for leaf, shape in zip(leaves, shapes, strict=True)])
+            if held.keys() != saved.keys():
+                wanted = _named_as_before(wanted)
+            args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
             state = self._manager.restore(step, args=args)["state"]
         # Large arrays lie in files that carry no checksum of their own.
         if sha256 is not None and sha256 != _hash(state, written):
@@ -175,6 +183,17 @@ def _describe(state: Any) -> dict[str, str]:
     """Path -> type and shape of every array of a pytree."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): f"{x.dtype}{list(x.shape)}" for path, x in leaves}
+
+
+def _named_as_before(tree: Any) -> Any:
+    """A state with the names that φ had in older checkpoints; they come in the same order."""
+    if isinstance(tree, dict):
+        before = {now: old for old, now in OLD_NAMES.items()}
+        return {before.get(name, name): _named_as_before(part) for name, part in tree.items()}
+    if isinstance(tree, tuple):
+        parts = map(_named_as_before, tree)
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    return tree
 
 
 def _hash(held: Any, record: Record) -> str:

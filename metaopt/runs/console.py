@@ -1,11 +1,14 @@
-"""The console: lines as they are, and no end of the work where nobody reads any more. Needs no jax."""
+"""The console: lines as they are, a bar of progress, and no end of the work where nobody reads. Needs no jax."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+from statistics import fmean
 from typing import Any
+
+from metaopt.runs.metrics import Row, number
 
 
 def make_console(columns: int | None = None) -> Any:
@@ -41,3 +44,71 @@ def _to_nowhere(file: Any) -> None:
     with contextlib.suppress(OSError, ValueError):  # what is no file has no number
         os.dup2(nowhere, file.fileno())
     os.close(nowhere)
+
+
+class Progress:
+    """Meta-training as a bar in a terminal, as plain lines elsewhere."""
+
+    def __init__(self, console: Any, total: int, done: int = 0) -> None:
+        self.console = console
+        self._total = total
+        self._bar: Any = None
+        if not console.is_terminal:
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        columns = ("meta-training", BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+        self._bar = Bar(*columns, TimeRemainingColumn(), console=console)
+        self._bar.start()
+        self._task = self._bar.add_task("meta-training", total=total, completed=done, text="compiling ...")
+
+    def log(self, rows: list[Row]) -> None:
+        from metaopt.runs.tables import clock
+
+        for row in rows:
+            if row["kind"] == "validation":
+                self.say(f"meta-step {row['meta_step']}: {_validation_text(row)}")
+        rows = [row for row in rows if row["kind"] == "train"]
+        if not rows:
+            return
+        done, each = rows[-1]["meta_step"], rows[-1]["time/meta_step"]
+        text = _train_text(rows, each)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, text=text)
+        else:
+            self.say(f"meta-step {done}/{self._total}  {text}  {clock((self._total - done) * each)} left")
+
+    def say(self, text: str) -> None:
+        """One line above the bar."""
+        say(self.console, text)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            with contextlib.suppress(OSError):
+                self._bar.stop()
+            self._bar = None
+
+
+def _train_text(rows: list[Row], each: float) -> str:
+    failed = fmean(row.get("failed", 0) for row in rows)
+    parts = [
+        f"loss {sum(number(row['meta_loss']) for row in rows) / len(rows):.4g}",
+        f"{1 / each:.3g} steps/s" if each > 0 else "",  # a clock may stand still
+        f"failed {failed:.0%}" if failed >= 0.005 else "",  # see `evaluation.statistics.failed`
+    ]
+    for name, word in (("diverged", "non-finite"), ("skipped", "skipped")):
+        total = sum(row.get(name, 0) for row in rows)
+        parts.append(f"{word} {total:g}" if total else "")
+    return "  ".join(filter(None, parts))
+
+
+def _validation_text(row: Row) -> str:
+    parts = []
+    for name in row:
+        where, _, what = name.rpartition("/")
+        if what == "median":
+            failed = row.get(f"{where}/failed")
+            text = f"{where.removeprefix('validation/')} {row[name]:.4g}"
+            parts.append(text + (f" ({failed:.0%} failed)" if failed else ""))
+    return "validation, median loss at " + ", ".join(parts) + (" (best so far)" if row.get("best") else "")

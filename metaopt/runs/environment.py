@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import inspect
 import os
 import platform
 import subprocess
@@ -16,8 +15,11 @@ from typing import Any
 import jax
 
 import metaopt
-from metaopt.data import load_dataset
-from metaopt.registry import TASKS, Choice
+from metaopt import files
+from metaopt.errors import UserError
+from metaopt.experiment import Experiment, build_family
+from metaopt.registry import Choice
+from metaopt.runs import folder, own_entries
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "wandb", "scikit-learn", "mlxtend")
 
@@ -44,20 +46,54 @@ def describe_environment(name: str, tasks: Iterable[Choice]) -> dict[str, Any]:
     }
 
 
-def describe_data(tasks: Iterable[Choice]) -> list[dict[str, str]]:
-    """Name, source and hash of every data set that the families read."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
+def of_experiment(experiment: Experiment, name: str) -> dict[str, Any]:
+    """The contents of environment.json for a run of an experiment of this name."""
+    return {**describe_environment(name, _tasks(experiment)), **own_entries.record(experiment)}
+
+
+def _tasks(experiment: Experiment) -> list[Choice]:
+    return [*experiment.tasks, *experiment.evaluation.tasks]
+
+
+def check_data(path: Path, experiment: Experiment) -> None:
+    """Refuses data sets that changed since a run began: it would go on as another one, in silence.
+
+    Raises:
+      UserError: one is not what environment.json says.
+    """
+    held = folder.environment_of(path).get("data")
+    before = {entry.get("name"): entry.get("sha256") for entry in held if isinstance(entry, dict)} if held else {}
+    for entry in describe_data(_tasks(experiment)):
+        was, now = before.get(entry["name"], entry["sha256"]), entry["sha256"]
+        if was != now:
+            raise UserError(
+                f"the data set {entry['name']} in {entry['source']} (sha256 {now[:12]}) is not the one that {path} was "
+                f"begun with (sha256 {str(was)[:12]}); put that one back, or begin a new run."
+            )
+
+
+def note_resumption(path: Path, experiment: Experiment, meta_step: int) -> None:
+    """environment.json tells of every process that took part."""
+    before = folder.environment_of(path)
+    now = of_experiment(experiment, folder.experiment_name(path) or path.resolve().parent.name)
+    if "started" in before:  # a sweep names the experiment of a run that is yet to begin
+        changed = {key: value for key, value in now.items() if before.get(key) != value}
+        now = {**before, "resumed": [*before.get("resumed", []), {"meta_step": meta_step, **changed}]}
+    files.write_json(path / folder.ENVIRONMENT, now)
+
+
+def describe_data(tasks: Iterable[Choice]) -> list[dict[str, Any]]:
+    """Name, source and hash of every data set that the families read, and what its classes were called."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for picked in tasks:
-        parameters = inspect.signature(TASKS[picked.name]).parameters
-        settings = {key: parameters[key].default for key in ("data", "data_dir") if key in parameters}
-        settings |= {key: picked.options[key] for key in settings if picked.options.get(key, "none") != "none"}
-        if settings.get("data"):
-            dataset = load_dataset(settings["data"], settings.get("data_dir"))
-            found[dataset.name, dataset.source] = {
-                "name": dataset.name,
-                "source": dataset.source,
-                "sha256": dataset.sha256,
-            }
+        family = build_family(picked)
+        for data in family.sources:
+            name = data.name or family.name
+            entry = {"name": name, "source": data.source, "sha256": data.sha256}
+            # Named sets have the digits themselves.
+            mapped = data.classes != tuple(map(str, range(len(data.classes))))
+            entry = {**entry, "classes": list(data.classes)} if mapped else entry
+            found[name, data.source] = {**found.get((name, data.source), {}), **entry}
     return list(found.values())
 
 

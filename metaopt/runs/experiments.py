@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
-import sys
-import types
-import zlib
 from pathlib import Path
 
 import metaopt
+from metaopt import plugins
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import VERSION, from_json
@@ -74,24 +71,7 @@ def read_config(path: Path) -> Experiment:
 def _run_file(path: Path) -> Experiment:
     if not os.path.isfile(path):
         raise UserError(f"there is no file {path}; `metaopt list` shows the experiments that can be named.")
-    # Its folder is a package for the time being, so that `from .other import EXPERIMENT` works, in any folder.
-    folder = path.resolve().parent
-    package = types.ModuleType(f"_metaopt_experiments_{zlib.crc32(str(folder).encode()):08x}")
-    package.__path__ = [str(folder)]
-    spec = importlib.util.spec_from_file_location(f"{package.__name__}.{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules |= {package.__name__: package, spec.name: module}
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:  # whatever the user's file does
-        raise UserError(f"{path} failed with {type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
-    finally:
-        for name in [name for name in sys.modules if name.partition(".")[0] == package.__name__]:
-            del sys.modules[name]
-    experiment = getattr(module, "EXPERIMENT", None)
+    experiment = getattr(plugins.run_file(path, str(path), anew=True), "EXPERIMENT", None)
     if not isinstance(experiment, Experiment):
         raise UserError(f"{path} defines no EXPERIMENT of type metaopt.Experiment; add `EXPERIMENT = Experiment(...)`.")
     return experiment

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import math
 import operator as op
 import re
 from collections.abc import Sequence
 
 from metaopt.errors import UserError, suggest
-from metaopt.runs.index import RUN_STATES, UNREADABLE, Fields, RunSummary, value_words
+from metaopt.runs.index import Fields, Run, value_words
+from metaopt.runs.metrics import number
+from metaopt.runs.state import ALL_STATES
 
 ORDERED = {"<": op.lt, ">": op.gt, "<=": op.le, ">=": op.ge}
 
@@ -24,33 +27,25 @@ def where(texts: Sequence[str]) -> list[tuple[str, str, str]]:
         match = re.fullmatch(r"([\w.-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*)", text)
         if match is None:
             raise UserError(f"--where {text!r} is no comparison; write field=value, such as optimizer.hidden_size=20.")
-        if match[2] in ORDERED and not _is_number(match[3]):
+        if match[2] in ORDERED and math.isnan(number(match[3])):
             raise UserError(f"--where {text!r}: {match[3]!r} is not a number; words take = and != only.")
         found.append((match[1].replace("-", "_"), match[2], match[3]))
     return found
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def chosen(
-    runs: Sequence[RunSummary],
+    runs: Sequence[Run],
     conditions: Sequence[tuple[str, str, str]] = (),
     experiment: str | None = None,
     state: str | None = None,
-) -> list[RunSummary]:
+) -> list[Run]:
     """The runs that fulfil every condition.
 
     Raises:
       UserError: no run has a field of that name, or there is no such state.
     """
-    if state is not None and state not in RUN_STATES:
-        raise UserError(f"state {suggest(state, RUN_STATES)}")
+    if state is not None and state not in ALL_STATES:
+        raise UserError(f"state {suggest(state, ALL_STATES)}")
     known = {name for run in runs for name in run.fields}
     for name, _, _ in conditions:
         if runs and name not in known:
@@ -62,7 +57,7 @@ def chosen(
         for run in runs
         if (experiment is None or run.experiment == experiment)
         and (state is None or run.state == state)
-        and not (conditions and run.state == UNREADABLE)  # it has no fields
+        and (run.fields or not conditions)  # what cannot be read has none
         and all(_fulfils(run.fields, *condition) for condition in conditions)
     ]
 

@@ -71,6 +71,33 @@ def new_folder(out: Path | None, default_parent: Path) -> NewFolder:
     return _make(out, exist_ok=True)
 
 
+@contextlib.contextmanager
+def place_for_results(run: Path, out: str | None, parent: Path, file: str) -> Iterator[tuple[Path, bool]]:
+    """(folder, whether it is the run's own), for a `file` of what was found out about a run.
+
+    Args:
+      out: another folder; by default the run's own, or the next number in `parent` where `run` is no folder. It is
+        taken away again where the block fails without having written the file.
+
+    Raises:
+      UserError: it exists with something in it, or cannot be written.
+    """
+    if out is None and run.is_dir():
+        try:
+            files.try_writing(run)
+        except OSError as error:
+            raise UserError(f"cannot write to the folder {run}: {error.strerror}; give --out.") from None
+        yield run, True
+        return
+    made = new_folder(None if out is None else Path(out), parent)
+    try:
+        yield made.path, False
+    except BaseException:
+        if not (made.path / file).exists():
+            made.discard()
+        raise
+
+
 def check_free(out: Path) -> None:
     """Raises UserError where a folder exists with something in it, or a file of that name does."""
     if os.path.isdir(out) and any(entry.name not in UNBORN for entry in out.iterdir() if not _is_part(entry)):
@@ -107,9 +134,7 @@ def _make(path: Path, *, exist_ok: bool) -> NewFolder:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.mkdir(exist_ok=exist_ok)
-        with files.replacing(path / CONFIG):  # whether files can be made in it
-            raise _Tried
-    except _Tried:
+        files.try_writing(path)
         return folder
     except OSError as error:
         if isinstance(error, FileExistsError) and not exist_ok and path.is_dir():
@@ -122,10 +147,6 @@ def _make(path: Path, *, exist_ok: bool) -> NewFolder:
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write to the folder {path}: {error.strerror}; give another --out.")
-
-
-class _Tried(Exception):
-    pass
 
 
 @contextlib.contextmanager
@@ -167,8 +188,12 @@ def safe_name(text: str) -> str:
 
 def resume_command(path: Path) -> str:
     """The command that goes on with a run, for a shell to read."""
+    from metaopt.runs import own_entries
+
     text = str(path)
-    return f"metaopt train --resume {shlex.quote(f'./{text}' if text.startswith('-') else text)}"
+    return shlex.join(
+        ["metaopt", "train", "--resume", f"./{text}" if text.startswith("-") else text, *own_entries.flags(path)]
+    )
 
 
 # ----- a folder that is there -----------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Run folders as they lie on the disk: found and summed up. Reads JSON alone, so that it needs no jax."""
+"""Run folders as they lie on the disk: found, and each read into one record. Reads JSON alone, so needs no jax."""
 
 from __future__ import annotations
 
-import math
+import contextlib
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,30 +13,40 @@ from metaopt import files
 from metaopt.errors import UserError
 from metaopt.experiment.plain import upgraded
 from metaopt.runs import folder
-from metaopt.runs.metrics import parse_row
-from metaopt.runs.state import STATES, read_state
+from metaopt.runs.metrics import Digest, Progress
+from metaopt.runs.state import read_state, standing
 
 Fields = dict[str, Any]  # dotted name -> value, as `fields_of` gives them
-UNREADABLE = "unreadable"  # its config.json is broken
-RUN_STATES = (*STATES, "cancelled", "lost", "unknown", UNREADABLE)
 # Beside a config.json that could be another program's, one of these tells that it is a run's.
 OWN_FILES = (folder.ENVIRONMENT, folder.STATE, folder.METRICS, folder.OPTIMIZER)
 
 
-class RunSummary(NamedTuple):
-    """What a list of runs says of one of them."""
+class Run(NamedTuple):
+    """One run, as every command that looks at runs has it."""
 
     path: Path
-    name: str  # the path as the list shows it
+    name: str  # what a list calls it
     experiment: str
-    fields: Fields
-    state: str  # one of RUN_STATES
-    meta_steps: int  # of the last row of metrics.jsonl
-    planned: int | None
-    best: float | None  # the lowest validation score, as `scores` gives it
+    fields: Fields  # empty where config.json is broken
+    state: str  # one of state.ALL_STATES
+    note: str  # why, in one line, or what it is doing
+    meta_step: int  # done, or of what is saved where it was stopped
+    num_meta_steps: int | None  # asked for
+    progress: Progress
+    best: float | None  # the lowest validation score, as `metrics.score_of` gives it
     best_at: int | None  # its meta-step
     when: str  # begun, UTC, to the minute
-    size: int  # bytes
+
+    @property
+    def seconds_left(self) -> float | None:
+        if self.state != "running" or self.progress.pace is None or self.num_meta_steps is None:
+            return None
+        return (self.num_meta_steps - self.meta_step) * self.progress.pace
+
+    @property
+    def done(self) -> str:
+        """`500/2000`."""
+        return f"{self.meta_step}/{'?' if self.num_meta_steps is None else self.num_meta_steps}"
 
 
 # ----- finding --------------------------------------------------------------------------------------------------------
@@ -45,13 +55,11 @@ class RunSummary(NamedTuple):
 def is_run(path: Path) -> bool:
     """Whether a folder holds a run: a config.json, a file of its own, with the fields of an experiment."""
     file = path / folder.CONFIG
-    if file.is_symlink() or not file.is_file():
-        return False
-    try:
-        config = files.read_json(file)
-    except UserError:
-        return False
-    return isinstance(config, dict) and {"tasks", "optimizer", "estimator"} <= set(config)
+    return not file.is_symlink() and _is_experiment(files.read_object(file))
+
+
+def _is_experiment(config: Mapping[str, Any]) -> bool:
+    return {"tasks", "optimizer", "estimator"} <= set(config)
 
 
 def is_broken_run(path: Path) -> bool:
@@ -168,74 +176,52 @@ def _plain(value: Any) -> str:
 
 # ----- one run --------------------------------------------------------------------------------------------------------
 
+Seen = dict[Path, Digest]  # what was read before, for those who look again and again
 
-def summarise(path: Path, root: Path | None = None) -> RunSummary:
-    """What there is to say of a run folder; what is missing or broken is None or 0.
+
+def read_run(path: Path, name: str | None = None, seen: Seen | None = None) -> Run:
+    """All there is to say of a run folder. Never raises for what is in it: what is missing or broken is None or 0.
 
     Args:
-      root: the list's folder, below which names are counted from; None: the path as it is.
+      name: what to call it; None: the path.
+      seen: kept by the caller between calls, so that of a metrics.jsonl only what is new is read.
     """
-    config = files.read_object(path / folder.CONFIG)
-    environment = files.read_object(path / folder.ENVIRONMENT)
-    rows, meta_steps = validation_rows(path)
-    found = [(score, row["meta_step"]) for row in rows if (score := score_of(row)) is not None]
-    best, best_at = min(found, default=(None, None))
-    state = read_state(path)
-    planned = state.num_meta_steps or config.get("num_meta_steps")
-    name = str(path) if root is None or path == root else str(path.relative_to(root))
-    return RunSummary(
+    config, environment = (files.read_object(path / name) for name in (folder.CONFIG, folder.ENVIRONMENT))
+    fields = fields_of(config)
+    every = fields.get("log.every")
+    digest = ({} if seen is None else seen).setdefault(path, Digest(path / folder.METRICS))
+    progress = digest.progress(every if isinstance(every, int) and every > 0 else 50)
+    told, readable = read_state(path), _is_experiment(config)
+    steps = told.num_meta_steps or (fields.get("num_meta_steps") if readable else None)
+    steps = steps if isinstance(steps, int) else None
+    state, note = standing(path, told, meta_step=progress.meta_step, num_meta_steps=steps)
+    if not readable and state != "running":
+        state, note = "unreadable", f"its {folder.CONFIG} does not hold an experiment"
+    saved = state in ("interrupted", "cancelled", "failed", "waiting")  # rows after what is saved go on resuming
+    return Run(
         path=path,
-        name=name,
+        name=str(path) if name is None else name,
         experiment=str(environment.get("experiment") or path.resolve().parent.name),
-        fields=fields_of(config),
-        state=_state(path, state.state),
-        meta_steps=meta_steps,
-        planned=planned if isinstance(planned, int) else None,
-        best=best,
-        best_at=best_at,
+        fields=fields if readable else {},
+        state=state,
+        note=note,
+        meta_step=told.meta_step if saved else progress.meta_step,
+        num_meta_steps=steps,
+        progress=progress,
+        best=progress.best,
+        best_at=progress.best_at,
         when=str(environment.get("started") or "")[:16].replace("T", " "),
-        size=size_of(path),
     )
 
 
-def _state(path: Path, told: str) -> str:
-    done = told in ("running", "finished", "diverged")
-    return "cancelled" if not done and (path / folder.CANCELLED).exists() else told
-
-
-def validation_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """(the validations in a run's metrics.jsonl, the meta-step of its last complete row)."""
-    rows, last = [], b""
-    try:
-        with open(path / folder.METRICS, "rb") as lines:
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    break  # cut off by a crash, or being written
-                # A run has a hundred rows of training for each validation: only these are read.
-                if b'"validation' in line and (row := parse_row(line)):
-                    rows.append(row)
-                last = line if line.startswith(b"{") else last
-    except OSError:
-        return [], 0
-    final = parse_row(last)
-    return rows, final["meta_step"] if final else 0
-
-
-def score_of(row: Mapping[str, Any]) -> float | None:
-    """The number by which a run's best φ is chosen: the median at the longest horizon of a validation.
-
-    Where φ is averaged over meta-steps it is that of the average. None where the row holds none, or an infinite one.
-    """
-    found = [
-        (prefix == "validation_ema", int(multiple), value)
-        for name, value in row.items()
-        for prefix, multiple in re.findall(r"^(validation(?:_ema)?)/(\d+)x/median$", name)
-    ]
-    if not found:
-        return None
-    value = max(found, key=lambda entry: entry[:2])[2]
-    number = math.nan if value is None else float(value)
-    return number if math.isfinite(number) else None
+def each_run(places: Sequence[Path]) -> Iterator[Run]:
+    """The runs in several folders, each once; those with a broken config.json too."""
+    seen = set()
+    for place in places:
+        for path in sorted([path for found in find_all(place) for path in found], key=_natural):
+            if path.resolve() not in seen:
+                seen.add(path.resolve())
+                yield read_run(path)
 
 
 def size_of(path: Path) -> int:
@@ -243,20 +229,6 @@ def size_of(path: Path) -> int:
     total = 0
     for place, _, names in os.walk(path):
         for name in names:
-            try:
+            with contextlib.suppress(OSError):  # gone in between
                 total += os.lstat(os.path.join(place, name)).st_size
-            except OSError:
-                pass  # gone in between
     return total
-
-
-def each_run(places: Sequence[Path]) -> Iterator[RunSummary]:
-    """The runs in several folders, each once; those with a broken config.json too, as UNREADABLE and without fields."""
-    seen = set()
-    for place in places:
-        found, broken = find_all(place)
-        for path in sorted([*found, *broken], key=_natural):
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
-                summary = summarise(path)
-                yield summary._replace(state=UNREADABLE, fields={}, planned=None) if path in broken else summary

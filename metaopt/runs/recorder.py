@@ -5,21 +5,29 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
-from metaopt.runs import folder
+from metaopt.runs import folder, own_entries
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.interrupts import SignalGuard
-from metaopt.runs.loggers import JsonLines, Logger, cut_back, read_rows, train_rows
-from metaopt.shipped.loading import read_optimizer, save_optimizer
+from metaopt.runs.metrics import JsonLines, Row, cut_back, read_rows, train_rows
+from metaopt.runs.optimizer_file import read_optimizer, save_optimizer
 from metaopt.training.loop import Trainer, TrainState, averaged
 from metaopt.training.validation import Stage, Validator, after_validation
 from metaopt.types import MetaParams
+
+
+class Logger(Protocol):
+    """Takes the rows of a chunk, in the order of their meta-steps."""
+
+    def log(self, rows: list[Row]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Recorder:
@@ -49,6 +57,11 @@ class Recorder:
     def resume(self, trainer: Trainer) -> tuple[TrainState | None, list[str]]:
         """(the state to go on from, remarks); None where no checkpoint was reached. Cuts metrics.jsonl back to it."""
         target = trainer.init()
+        if any(family.batch_size for family in trainer.families) or jax.tree.leaves(target.estimator_state):
+            self._checkpoints.refuse_first = (
+                "was written by a version whose inner steps drew other minibatches and whose windows carried other "
+                f"states, so that this would become another run; begin anew: `metaopt train --from {self.path}`."
+            )
         restored = self._checkpoints.restore_latest(target)
         if restored is None:
             if (self.path / folder.LATEST_OPTIMIZER).exists():  # written after the first checkpoint
@@ -178,12 +191,13 @@ class Recorder:
     def _export(self, name: str, step: int, meta_params: MetaParams) -> None:
         best = step == self.best_step
         card: dict[str, Any] = {"meta_step": step, "validation": self.best_score if best else None}
+        card |= own_entries.record(self._experiment)
         decay = self._experiment.meta_optimizer.ema
         if decay is not None:
             card["averaged"] = f"over meta-steps, with a decay of {decay:g}"
         save_optimizer(self.path / name, jax.device_get(meta_params), self._experiment, card)
 
-    def _log(self, rows: list[dict[str, Any]]) -> None:
+    def _log(self, rows: list[Row]) -> None:
         for logger in self._loggers:
             logger.log(rows)
 

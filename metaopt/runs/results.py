@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,13 @@ from typing import Any
 
 import jax
 
-from metaopt.errors import UserError, suggest
-from metaopt.evaluation import BASELINES, evaluate_run_on
+from metaopt.errors import UserError
+from metaopt.evaluation import evaluate_run_on
+from metaopt.evaluation.tuning import TUNED
 from metaopt.experiment import Experiment, build_family, build_optimizer
-from metaopt.files import read_json, replacing, write_json
-from metaopt.microscope.capture import keep_failures
-from metaopt.registry import Choice, parse_choice
-from metaopt.runs.console import say
+from metaopt.files import read_json, try_writing, write_json
+from metaopt.registry import OPTIMIZERS, Choice, UnknownEntry, parse_choice
+from metaopt.runs import tables
 from metaopt.runs.folder import EVALUATION
 from metaopt.types import MetaParams, Optimizer
 
@@ -43,11 +44,24 @@ def check(plan: Plan, baselines: Sequence[str]) -> None:
             raise UserError(f"`horizon` ({horizon}) must be at least 1.")
     for text in baselines:
         picked = parse_choice(text)
-        if picked.name not in BASELINES:
-            raise UserError(f"baseline {suggest(picked.name, BASELINES)}")
-        if "learning_rate" in picked.options:
-            raise UserError(f"baseline {text!r}: its learning rate is what is tuned; leave learning_rate out.")
-        build_optimizer(picked)
+        if picked.name not in OPTIMIZERS:
+            error = UnknownEntry(OPTIMIZERS.kind, picked.name, _known_baselines())
+            error.args = (f"baseline {error}",)
+            raise error
+        if TUNED in picked.options:
+            raise UserError(f"baseline {text!r}: its learning rate is what is tuned; leave {TUNED} out.")
+        if TUNED not in build_optimizer(picked).tunable:
+            known = ", ".join(_known_baselines())
+            raise UserError(f"baseline {text!r} has no learning rate to be tuned; choose from {known}.")
+
+
+def _known_baselines() -> list[str]:
+    """Registered optimizers whose learning rate can be tuned."""
+    known = []
+    for name in OPTIMIZERS:
+        with contextlib.suppress(UserError):  # one that needs options
+            known += [name] * (TUNED in build_optimizer(Choice(name)).tunable)
+    return known
 
 
 def check_writable(path: Path, remedy: str) -> None:
@@ -57,16 +71,9 @@ def check_writable(path: Path, remedy: str) -> None:
       UserError: no file can be made in the folder.
     """
     try:
-        with replacing(path / EVALUATION):
-            raise _Tried
-    except _Tried:
-        pass
+        try_writing(path)
     except OSError as error:
         raise UserError(f"cannot write to the folder {path}: {error.strerror}; {remedy}.") from None
-
-
-class _Tried(Exception):
-    pass
 
 
 def evaluate_all(
@@ -82,6 +89,7 @@ def evaluate_all(
     trained: Mapping[str, int | None] | None = None,
     keep: bool = False,
     experiments: Mapping[str, Experiment] | None = None,
+    look: Callable[..., object] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Result]:
     """Evaluates on every part of the plan and writes each result into the folder's evaluation.json as it is done.
@@ -89,7 +97,9 @@ def evaluate_all(
     Args:
       trained: name -> the meta-step that its φ is from; it is noted in the results.
       keep: take over a result that is there already for the same φ, tasks and baselines.
-      experiments: name -> what φ was meta-trained by; runs of these that fail leave divergence capsules.
+      experiments: name -> what φ was meta-trained by.
+      look: called with path, learned, experiments, trained, task, num_devices, the family, the key and the curves of
+        each evaluation that is computed.
     """
     trained = dict(trained or {})
     results = []
@@ -110,7 +120,7 @@ def evaluate_all(
                 baselines=tuple(baselines),
                 num_devices=num_devices,
                 progress=progress,
-                look=functools.partial(keep_failures, path, learned, experiments or {}, trained, task, num_devices),
+                look=look and functools.partial(look, path, learned, experiments or {}, trained, task, num_devices),
             )
             result |= {"meta_steps": trained}
             put_result(path, result)
@@ -169,67 +179,40 @@ def identity(result: Result) -> tuple[Any, ...]:
 
 # ----- the table ------------------------------------------------------------------------------------------------------
 
-HEADER = ("optimizer", "final loss, mean", "95% interval", "median", "to best baseline", "failed", "rises", "accuracy")
-
 
 def print_results(console: Any, results: Sequence[Result]) -> None:
-    """One table for each result: boxed in a terminal, aligned columns of plain text elsewhere."""
-    from rich import box
-    from rich.table import Table
-
+    """One table for each result, without the columns in which no optimizer has a value."""
     for result in results:
-        title = f"{result['task']}, {result['horizon']} steps, {result['num_tasks']} tasks"
         rows = [_cells(name, record, result["num_tasks"]) for name, record in result["optimizers"].items()]
-        # A column in which no optimizer has a value is left out.
-        shown = [i for i in range(len(HEADER)) if any(row[i] for row in rows)]
+        shown = [heading for heading in rows[0] if any(row[heading] for row in rows)] if rows else []
+        learned = [i for i, record in enumerate(result["optimizers"].values(), 1) if record["kind"] == "learned"]
         console.print()
-        if not console.is_terminal:
-            say(console, _plain_table(title, [HEADER, *rows], shown))
-            continue
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-        for i in shown:
-            table.add_column(HEADER[i], justify="left" if i == 0 else "right")
-        for row, record in zip(rows, result["optimizers"].values(), strict=True):
-            table.add_row(*(row[i] for i in shown), style="bold" if record["kind"] == "learned" else None)
-        console.print(table)
+        title = f"{result['task']}, {result['horizon']} steps, {result['num_tasks']} tasks"
+        tables.print_table(console, title, [shown, *([row[name] for name in shown] for row in rows)], bold=learned)
 
 
-def _plain_table(title: str, rows: list[tuple[str, ...]], shown: list[int]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in shown]
-    lines = [
-        "  ".join(row[i].ljust(w) if i == 0 else row[i].rjust(w) for i, w in zip(shown, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join([title, *(f"  {line}" for line in lines)])
+def _cells(name: str, record: Mapping[str, Any], num_tasks: int) -> dict[str, str]:
+    final, rate = record["final"], (record.get("tuned") or {}).get("learning_rate")
+    gap, accuracy = record.get("gap"), (record.get("test") or {}).get("accuracy")
+    return {
+        "optimizer": name if rate is None else f"{name} (rate {rate:.3g})",
+        "final loss, mean": tables.number(final["mean"], missing="?"),
+        "95% interval": tables.interval(final.get("mean_interval")),
+        "median": tables.number(final["median"], missing="?"),
+        "above the bound": "" if gap is None else _estimate(gap["mean"], gap["mean_interval"]),
+        "to best baseline": _ratio(record, "ratio_to_best_baseline", "of_means"),
+        # Where a loss has no bound, and so no ratios: in shares of the largest fall.
+        "less best baseline": _ratio(record, "difference_to_best_baseline", "mean"),
+        "failed": tables.count(record.get("failed"), num_tasks),
+        "rises": tables.count(record.get("rises"), num_tasks),
+        "accuracy": "" if accuracy is None else f"{accuracy:.1%}",
+    }
 
 
-def _cells(name: str, record: Mapping[str, Any], num_tasks: int) -> tuple[str, ...]:
-    final, ratio, tuned = record["final"], record.get("ratio_to_best_baseline"), record.get("tuned") or {}
-    rate = tuned.get("learning_rate")
-    return (
-        name if rate is None else f"{name} (rate {rate:.3g})",
-        _number(final["mean"]),
-        _interval(final.get("mean_interval")),
-        _number(final["median"]),
-        "" if ratio is None else f"{_number(ratio['of_means'])} {_interval(ratio['interval'])}".strip(),
-        _count(record.get("failed"), num_tasks),
-        _count(record.get("rises"), num_tasks),
-        _percent((record.get("test") or {}).get("accuracy")),
-    )
+def _ratio(record: Mapping[str, Any], kind: str, value: str) -> str:
+    held = record.get(kind)
+    return "" if held is None else _estimate(held[value], held["interval"])
 
 
-def _number(value: Any) -> str:
-    return "?" if value is None else f"{float(value):.3g}"
-
-
-def _interval(values: Any) -> str:
-    return "" if not values else f"[{_number(values[0])}, {_number(values[1])}]"
-
-
-def _count(fraction: Any, total: int) -> str:
-    # Never a rounded share: one failure of 400 makes a mean infinite and would read 0%.
-    return "" if fraction is None else f"{round(fraction * total)}/{total}"
-
-
-def _percent(value: Any) -> str:
-    return "" if value is None else f"{value:.1%}"
+def _estimate(value: Any, interval: Sequence[Any] | None) -> str:
+    return f"{tables.number(value, missing='?')} {tables.interval(interval)}".strip()

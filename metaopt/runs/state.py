@@ -1,4 +1,4 @@
-"""state.json: what a run folder tells those who look at it from outside, written whole at every turn of a run."""
+"""state.json and job.json: what a run folder tells those who look at it, and the words for where a run stands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,12 @@ from typing import Any, NamedTuple
 from metaopt import files
 from metaopt.runs import folder
 
-STATES = ("running", "finished", "interrupted", "diverged", "failed")
+STATES = ("running", "finished", "interrupted", "diverged", "failed")  # what state.json says
+# What else a run can be: not begun; told to end; its process gone without a word; no state.json that tells, or no
+# config.json that can be read.
+ALL_STATES = (*STATES, "waiting", "cancelled", "lost", "unknown", "unreadable")
+TO_DO = ("waiting", "interrupted", "cancelled", "failed", "lost", "unknown")  # what `metaopt resume SWEEP` goes on with
+ACTIVE = ("running", "waiting")
 
 
 class RunState(NamedTuple):
@@ -60,6 +66,85 @@ def _alive(pid: int) -> bool:
     except OSError:
         pass
     return True
+
+
+# ----- job.json: the process that trains a run of a sweep, and how that ended; written by its parent ------------------
+
+JOB = "job.json"
+
+
+def read_job(run: Path) -> dict[str, Any]:
+    """What job.json holds; nothing where it is missing or broken."""
+    return files.read_object(run / JOB)
+
+
+def job_lives(job: Mapping[str, Any]) -> bool:
+    """Whether the process of a job.json is there; on another host, whether it was begun in the last five minutes."""
+    if job.get("state") != "running":
+        return False
+    if job.get("host") != platform.node():  # by then training has locked the folder, which is seen from here
+        with contextlib.suppress(TypeError, ValueError):
+            began = datetime.datetime.fromisoformat(str(job.get("started")))
+            return (datetime.datetime.now(datetime.UTC) - began).total_seconds() < 300
+        return False
+    try:
+        words = Path(f"/proc/{job.get('pid')}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return b"metaopt" in words  # and not another process that got its number
+
+
+def how_it_ended(status: int) -> str:
+    """`ended by SIGKILL` or `ended with exit status 1`."""
+    try:
+        return f"ended by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+    except ValueError:
+        return f"ended by signal {-status}"
+
+
+def standing(path: Path, told: RunState, *, meta_step: int, num_meta_steps: int | None) -> tuple[str, str]:
+    """(one of ALL_STATES but "unreadable", why or what it is doing) of a run, from all that its folder holds.
+
+    Args:
+      told: as `read_state` gives it.
+      meta_step: of the last row of its metrics.
+    """
+    job = read_job(path)
+    if told.state == "running":
+        doing = "" if meta_step < (num_meta_steps or 0) else "evaluating"
+        return "running", doing if meta_step else "compiling"
+    if told.state == "finished":
+        return "finished", ""
+    if job_lives(job):
+        return "running", "starting"
+    if told.state == "diverged":
+        return "diverged", told.reason or ""
+    if (path / folder.CANCELLED).exists():
+        return "cancelled", ""
+    if job.get("state") == "requeued":
+        return "waiting", "queued again"
+    status = job.get("exit_status")
+    status = status if isinstance(status, int) else 0
+    gone = how_it_ended(status) if status else "its process is gone"
+    gone += f"; goes on from meta-step {told.meta_step}" if told.meta_step else "; nothing is saved"
+    # It may have failed before it could say so in state.json; and it may have been resumed by hand since.
+    if 0 < status < 128 and str(job.get("ended")) >= (told.time or ""):
+        return "failed", str(job.get("error") or told.reason or how_it_ended(status))
+    if told.state == "lost":
+        return "lost", gone
+    if told.state != "unknown":
+        return told.state, told.reason or ""
+    if status == -signal.SIGKILL or job.get("state") == "running":
+        return "lost", gone
+    if status:
+        return "interrupted", "before it began"
+    if not meta_step:
+        return "waiting", ""
+    evaluated = (path / folder.EVALUATION).is_file() and meta_step == num_meta_steps
+    return ("finished", "") if evaluated else ("unknown", f"its {folder.STATE} does not tell")  # of an older version
+
+
+# ----- writing --------------------------------------------------------------------------------------------------------
 
 
 def write_state(path: Path, state: str, *, num_meta_steps: int, reason: str | None = None) -> None:

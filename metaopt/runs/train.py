@@ -1,11 +1,12 @@
-"""A whole run: meta-training into a run folder, evaluation of what came out, the page."""
+"""A whole run: meta-training into a run folder, then evaluation of what came out."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,18 +14,15 @@ from jax.experimental import multihost_utils
 
 from metaopt import files
 from metaopt.errors import UserError
-from metaopt.evaluation import BASELINES
 from metaopt.experiment import Experiment
 from metaopt.experiment.checks import validate
-from metaopt.microscope.capture import CapsuleKeeper
-from metaopt.report.run_page import write_report
-from metaopt.runs import folder, processes
+from metaopt.registry import OPTIMIZERS
+from metaopt.runs import folder, own_entries, processes
 from metaopt.runs.checkpoints import to_devices, to_host
-from metaopt.runs.console import make_console, say
-from metaopt.runs.environment import describe_data, describe_environment
+from metaopt.runs.console import Progress, make_console, say
+from metaopt.runs.environment import check_data, note_resumption, of_experiment
 from metaopt.runs.faults import NotWritten, in_one_line
 from metaopt.runs.interrupts import Interrupted, SignalGuard
-from metaopt.runs.loggers import Logger, Progress
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.results import check, check_writable, evaluate_all, plan_of, print_results
 from metaopt.runs.state import told, write_state
@@ -35,8 +33,27 @@ EVALUATION_SEED = 0  # the same for every run, so that runs can be compared
 ENDS = {Interrupted: "interrupted", KeyboardInterrupt: "interrupted", Diverged: "diverged"}  # for state.json
 
 
-def train(experiment: Experiment, out: Path | None = None, *, name: str = "experiment", console: Any = None) -> Path:
-    """Meta-trains into a new run folder, evaluates, writes the report. Returns the folder.
+class Callbacks(NamedTuple):
+    """What else happens in a run; the command line hands in capsules, wandb and the page."""
+
+    chunk: Callable[..., Any] | None = None  # (path, trainer, state at the start, say) -> a callback of `meta_train`
+    beside: Callable[..., contextlib.AbstractContextManager[Any]] | None = None  # (path, experiment, say), all along
+    look: Callable[..., object] | None = None  # at the curves of an evaluation, see `evaluate_all`
+    page: Callable[[Path], Path] | None = None  # written at the end
+
+
+BARE = Callbacks()
+
+
+def train(
+    experiment: Experiment,
+    out: Path | None = None,
+    *,
+    name: str = "experiment",
+    console: Any = None,
+    callbacks: Callbacks = BARE,
+) -> Path:
+    """Meta-trains into a new run folder and evaluates. Returns the folder.
 
     Nothing is written before the experiment is known to be sound. Where several processes train together, all call
     this, and the first one alone writes, evaluates and returns the folder; the others return `out`.
@@ -55,10 +72,10 @@ def train(experiment: Experiment, out: Path | None = None, *, name: str = "exper
     if not processes.is_first():
         _take_part(trainer, resumed=False)
         return out or Path()
-    environment = _environment(trainer, folder.safe_name(name))
+    environment = of_experiment(trainer.experiment, folder.safe_name(name))
     with folder.create_run(out, name, trainer.experiment, environment) as made:
         try:
-            return _run(made.path, trainer, console or make_console(), resumed=False)
+            return _run(made.path, trainer, console or make_console(), callbacks, resumed=False)
         except (processes.LostProcess, NotWritten):
             raise
         except (UserError, RuntimeError, MemoryError):
@@ -69,7 +86,12 @@ def train(experiment: Experiment, out: Path | None = None, *, name: str = "exper
 
 
 def resume(
-    path: Path, *, num_meta_steps: int | None = None, num_devices: int | None = None, console: Any = None
+    path: Path,
+    *,
+    num_meta_steps: int | None = None,
+    num_devices: int | None = None,
+    console: Any = None,
+    callbacks: Callbacks = BARE,
 ) -> Path:
     """Goes on with a run from its latest checkpoint, to more meta-steps where asked; ends as `train` does.
 
@@ -108,10 +130,11 @@ def resume(
         _take_part(trainer, resumed=True)
         return path
     check_writable(path, "make it writable, or copy it and go on with the copy")
-    _check_data(path, changed)
+    check_data(path, changed)
+    own_entries.refuse_changed(path)
     with folder.locked(path):
         files.sweep(path)
-        return _run(path, trainer, console or make_console(), resumed=True)
+        return _run(path, trainer, console or make_console(), callbacks, resumed=True)
 
 
 def prepare(experiment: Experiment) -> Trainer:
@@ -131,12 +154,7 @@ def prepare(experiment: Experiment) -> Trainer:
     return trainer
 
 
-def _environment(trainer: Trainer, name: str) -> dict[str, Any]:
-    experiment = trainer.experiment
-    return describe_environment(name, [*experiment.tasks, *experiment.evaluation.tasks])
-
-
-def _run(path: Path, trainer: Trainer, console: Any, *, resumed: bool) -> Path:
+def _run(path: Path, trainer: Trainer, console: Any, callbacks: Callbacks, *, resumed: bool) -> Path:
     experiment = trainer.experiment
     with contextlib.ExitStack() as beside, SignalGuard() as guard, in_one_line(path):
         say(console, f"run folder: {path}")
@@ -145,18 +163,14 @@ def _run(path: Path, trainer: Trainer, console: Any, *, resumed: bool) -> Path:
             state = _take_up(path, trainer, recorder, console) if resumed else None
             beside.enter_context(told(path, num_meta_steps=experiment.num_meta_steps, ends=ENDS))
             beside.enter_context(in_one_line(path))
-            if experiment.log.wandb != "disabled":
-                from metaopt.sinks.wandb_logger import logging_beside
-
-                # To the end of the evaluation, which it logs too.
-                mode = experiment.log.wandb
-                beside.enter_context(logging_beside(path, mode, lambda text: say(console, text)))
-            state = _meta_train(path, trainer, state, recorder, console)
+            if callbacks.beside is not None:  # to the end of the evaluation
+                beside.enter_context(callbacks.beside(path, experiment, lambda text: say(console, text)))
+            state = _meta_train(path, trainer, state, recorder, console, callbacks)
             step, meta_params = recorder.finish(state)
         processes.leave()
         if guard.received is not None:
             raise Interrupted(guard.received, f"saved; go on with `{folder.resume_command(path)}`")
-        _evaluate(path, experiment, trainer, step, meta_params, guard, console)
+        _evaluate(path, trainer, step, meta_params, guard, console, callbacks)
     return path
 
 
@@ -167,17 +181,18 @@ def _take_up(path: Path, trainer: Trainer, recorder: Recorder, console: Any) -> 
     for remark in remarks:
         say(console, remark)
     folder.write_config(path, trainer.experiment)
-    _note_resumption(path, trainer, state)
+    note_resumption(path, trainer.experiment, 0 if state is None else int(state.meta_step))
     return state
 
 
-def _meta_train(path: Path, trainer: Trainer, state: TrainState | None, recorder: Recorder, console: Any) -> TrainState:
+def _meta_train(
+    path: Path, trainer: Trainer, state: TrainState | None, recorder: Recorder, console: Any, callbacks: Callbacks
+) -> TrainState:
     experiment = trainer.experiment
     done = 0 if state is None else int(state.meta_step)
     if done:
         say(console, f"going on from meta-step {done} of {experiment.num_meta_steps}")
     progress = Progress(console, experiment.num_meta_steps, done)
-    loggers: list[Logger] = [progress]
 
     def record(trainer: Trainer, state: TrainState, metrics: dict[str, np.ndarray]) -> bool:
         stop = recorder(trainer, _readable(state), metrics)
@@ -185,14 +200,15 @@ def _meta_train(path: Path, trainer: Trainer, state: TrainState | None, recorder
         return stop
 
     try:
-        recorder.start(None if state is None else _readable(state), loggers)
+        recorder.start(None if state is None else _readable(state), [progress])
         trainer.level = recorder.stage.level
         processes.where_the_first_writes(path)
         state = trainer.init() if state is None else state
+        more = [] if callbacks.chunk is None else [callbacks.chunk(path, trainer, state, progress.say)]
         return meta_train(
             trainer,
             state=state,
-            callbacks=[record, CapsuleKeeper(path, trainer, state, progress.say)],
+            callbacks=[record, *more],
             # The other processes of a job know of none, and all have to judge alike.
             history=recorder.history if jax.process_count() == 1 else (),
         )
@@ -237,43 +253,17 @@ def _readable(state: TrainState) -> TrainState:
     return state._replace(meta_params=here[0], ema=here[1])
 
 
-def _check_data(path: Path, experiment: Experiment) -> None:
-    """Refuses data sets that changed since the run began: it would go on as another one, in silence."""
-    held = folder.environment_of(path).get("data")
-    before = {entry.get("name"): entry.get("sha256") for entry in held if isinstance(entry, dict)} if held else {}
-    for entry in describe_data([*experiment.tasks, *experiment.evaluation.tasks]):
-        was, now = before.get(entry["name"], entry["sha256"]), entry["sha256"]
-        if was != now:
-            raise UserError(
-                f"the data set {entry['name']} in {entry['source']} (sha256 {now[:12]}) is not the one that {path} was "
-                f"begun with (sha256 {str(was)[:12]}); put that one back, or begin a new run."
-            )
-
-
-def _note_resumption(path: Path, trainer: Trainer, state: TrainState | None) -> None:
-    """environment.json tells of every process that took part."""
-    file = path / folder.ENVIRONMENT
-    before = folder.environment_of(path)
-    now = _environment(trainer, folder.experiment_name(path) or path.resolve().parent.name)
-    if "started" not in before:  # a sweep names the experiment of a run that is yet to begin
-        files.write_json(file, now)
-        return
-    changed = {key: value for key, value in now.items() if before.get(key) != value}
-    entry = {"meta_step": 0 if state is None else int(state.meta_step), **changed}
-    files.write_json(file, {**before, "resumed": [*before.get("resumed", []), entry]})
-
-
 def _evaluate(
     path: Path,
-    experiment: Experiment,
     trainer: Trainer,
     step: int,
     meta_params: MetaParams,
     guard: SignalGuard,
     console: Any,
+    callbacks: Callbacks,
 ) -> None:
-    """Evaluation, report and table. It is repeated rather than saved, so a signal ends it at once."""
-    name = learned_name(path)
+    """Evaluation, page and table. It is repeated rather than saved, so a signal ends it at once."""
+    experiment, name = trainer.experiment, learned_name(path)
     say(console, f"evaluating φ of meta-step {step} as {name}")
     write_state(path, "running", num_meta_steps=experiment.num_meta_steps)
     guard.at_once = True
@@ -292,19 +282,20 @@ def _evaluate(
             trained={name: step},
             keep=True,
             experiments={name: experiment},
+            look=callbacks.look,
             progress=lambda line: say(console, f"  {line}"),
         )
-        report = write_report(path)
+        page = None if callbacks.page is None else callbacks.page(path)
     except KeyboardInterrupt:
         message = f"meta-training is done and saved; finish the evaluation with `{folder.resume_command(path)}`"
         raise Interrupted(guard.received or 2, message) from None
     finally:
         guard.at_once = False
     print_results(console, results)
-    say(console, f"\nrun folder: {path}\nreport: {report}")
+    say(console, f"\nrun folder: {path}" + ("" if page is None else f"\nreport: {page}"))
 
 
 def learned_name(path: Path) -> str:
-    """What a run's optimizer is called in evaluations: its experiment's name, unless a baseline is called so."""
+    """What a run's optimizer is called in evaluations: its experiment's name, unless an optimizer is called so."""
     name = folder.experiment_name(path) or folder.safe_name(path.resolve().name)
-    return f"learned {name}" if name in BASELINES else name
+    return f"learned {name}" if name in OPTIMIZERS else name

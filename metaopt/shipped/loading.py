@@ -1,97 +1,21 @@
-"""Trained optimizers as files: φ with the optimizer's description in a .safetensors file; `load` makes optax of it."""
+"""Trained optimizers found by name or path; `load` makes optax transformations of them."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
-from safetensors import safe_open
-from safetensors.flax import save_file
 
 import metaopt
 from metaopt.errors import UserError, suggest
-from metaopt.experiment import Experiment, build_optimizer, explores
-from metaopt.experiment.plain import from_json, to_json
-from metaopt.files import replacing
+from metaopt.experiment import explores
 from metaopt.runs.folder import CONFIG, OPTIMIZER, resume_command
-from metaopt.types import MetaParams, Optimizer, PyTree
+from metaopt.runs.optimizer_file import Trained, read_optimizer
+from metaopt.runs.optimizer_file import save_optimizer as save_optimizer
 
-VERSION = 1  # of the metadata
 SHIPPED = Path(metaopt.__file__).resolve().parent / "shipped"
-
-
-class Trained(NamedTuple):
-    """An optimizer with its φ and where it comes from."""
-
-    optimizer: Optimizer
-    meta_params: MetaParams
-    experiment: Experiment  # what it was meta-trained by
-    card: dict[str, Any]
-
-
-def save_optimizer(path: Path, meta_params: MetaParams, experiment: Experiment, card: Mapping[str, Any]) -> None:
-    """Writes φ, one tensor a leaf under its path, and in the metadata the experiment and a card."""
-    tensors = {name: jnp.asarray(leaf) for name, leaf in _named(meta_params).items()}
-    about = {"version": VERSION, "experiment": to_json(experiment), "card": dict(card)}
-    with replacing(path) as part:
-        # One entry, for safetensors writes several in no fixed order and equal files should be equal bytes.
-        save_file(tensors, part, {"metaopt": json.dumps(about, sort_keys=True)})
-
-
-def read_optimizer(path: Path) -> Trained:
-    """What `save_optimizer` wrote.
-
-    Raises:
-      UserError: not such a file, or φ of another architecture than its metadata describes.
-    """
-    try:
-        with safe_open(path, framework="flax") as file:
-            about = json.loads((file.metadata() or {})["metaopt"])
-            if "died" in about:
-                raise UserError(f"{path} is a divergence capsule; `metaopt replay {path}` shows it.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-        if about["version"] != VERSION:
-            raise UserError(
-                f"{path} is of format version {about['version']!r}, and metaopt {metaopt.__version__} reads {VERSION}; "
-                "use the version of metaopt that wrote it."
-            )
-        experiment, card = from_json(about["experiment"], str(path), unversioned=1), dict(about["card"])
-        optimizer = build_optimizer(experiment.optimizer)
-    except UserError:
-        raise
-    except Exception as error:  # a stranger's file may hold anything
-        raise UserError(f"{path} is no trained optimizer of metaopt: {_one_line(error)}.") from None
-    shapes = jax.eval_shape(optimizer.init, jax.random.key(0))
-    wanted = _named(shapes)
-    for name in sorted({*wanted, *tensors}):
-        held, due = (_shape(tree.get(name)) for tree in (tensors, wanted))
-        if held != due:
-            raise UserError(
-                f"{path} is of another architecture: {name} is {held} there and {due} in {experiment.optimizer}."
-            )
-    meta_params = jax.tree.unflatten(jax.tree.structure(shapes), [tensors[name] for name in wanted])
-    return Trained(optimizer, meta_params, experiment, card)
-
-
-def _one_line(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"it lacks {error}"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-
-
-def _named(tree: PyTree) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _shape(leaf: Any) -> str:
-    return "missing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def pretrained() -> list[str]:

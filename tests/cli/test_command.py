@@ -12,10 +12,10 @@ import jax
 import pytest
 
 from metaopt.cli import entry as cli
-from metaopt.cli.arguments import parse_experiment
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, Validation
 from metaopt.experiment.checks import validate
+from metaopt.experiment.flags import parse_experiment
 from metaopt.experiment.plain import to_json
 from metaopt.files import write_json
 from metaopt.registry import Choice, choice
@@ -62,7 +62,7 @@ MISTAKES = [
     (["train", TINY, "--seed", "abc"], "--seed: invalid literal for int()"),
     (["train", TINY, "--seed"], "missing value for argument '--seed'"),
     (["train", TINY, "stray"], "unrecognized options: stray."),
-    (["train", TINY, "--objective", "men"], "invalid choice 'men'"),
+    (["train", TINY, "--objective", "men"], "objective 'men' is unknown; did you mean 'mean'?"),
     (["train", TINY, "--optimizer", "lstn"], "optimizer 'lstn' is unknown; did you mean 'lstm'?"),
     (["train", TINY, "--optimizer", ":hiden_size=3"], "'hiden_size' is unknown; did you mean 'hidden_size'?"),
     (["train", TINY, "--optimizer", "lstm:hidden_size"], "'hidden_size' in 'lstm:hidden_size' is not key=value"),
@@ -100,7 +100,7 @@ MISTAKES = [
         "that a chunk needs however its unroll is cut; raise it, or lower `chunk_size`.",
     ),
     (["train", TINY, "--oracle", "exat"], "oracle 'exat' is unknown; did you mean 'exact'?"),
-    (["train", TINY, "--evaluation.baselines", "adm"], "baseline 'adm' is unknown; did you mean 'adam'?"),
+    (["train", TINY, "--evaluation.baselines", "adm"], "baseline optimizer 'adm' is unknown; did you mean 'adam'?"),
     (["train", TINY, "--evaluation.tasks", "quadratic:dm=3"], "'dm' is unknown"),
     (["train", TINY, "--tasks", "classifier:data=mnist,data_dir=nowhere"], "nowhere"),
     (["train", TINY, "--evaluation.tasks", "classifier:data=digit"], "did you mean 'digits'?"),

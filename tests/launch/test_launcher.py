@@ -14,7 +14,6 @@ import pytest
 
 from metaopt.cli import entry as cli
 from metaopt.launch import local
-from metaopt.launch.states import Reader
 from metaopt.launch.sweep_folder import Sweep
 from metaopt.runs.folder import is_locked
 
@@ -22,7 +21,7 @@ Make = Callable[..., Sweep]
 
 
 def states(sweep: Sweep) -> list[str]:
-    return [row.state for row in Reader().sweep(sweep)]
+    return [row.state for row in sweep.read_runs()]
 
 
 def when(condition: Callable[[], bool], act: Callable[[], object]) -> threading.Thread:

@@ -21,7 +21,6 @@ from metaopt.experiment import Experiment
 from metaopt.files import read_object
 from metaopt.launch import grid, slurm, sweep_folder
 from metaopt.launch.options import SweepOptions
-from metaopt.launch.states import Reader
 from metaopt.launch.sweep_folder import Sweep
 from metaopt.runs.folder import is_locked, last_checkpoint
 
@@ -30,7 +29,7 @@ Make = Callable[..., Sweep]
 
 
 def states(sweep: Sweep) -> list[str]:
-    return [row.state for row in Reader().sweep(sweep)]
+    return [row.state for row in sweep.read_runs()]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -72,7 +71,7 @@ def test_a_sweep_is_submitted_as_an_array_and_cancelled(
     assert {"array=0-2%2", "time=120", "partition=gpu", "qos=high", "nice=5", "mem=4GB", "signal=USR2@90"} <= flags
     assert {"cpus-per-task=1", "job-name=metaopt", "open-mode=append"} <= flags
     assert f"{sys.executable} -u -m submitit.core._submit {sweep.path}/slurm" in script
-    rows = Reader().sweep(sweep)
+    rows = sweep.read_runs()
     assert [(row.state, row.note) for row in rows] == [("waiting", f"Slurm's job 17_{i}") for i in range(3)]
 
     # What is queued is not submitted again; what Slurm does not know any more is.

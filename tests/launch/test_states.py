@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -18,11 +20,14 @@ from rich.console import Console
 
 from metaopt.cli import entry as cli
 from metaopt.files import write_json
-from metaopt.launch import tables
-from metaopt.launch.states import Progress, Reader, Standing, read_progress
 from metaopt.launch.sweep_folder import Sweep
+from metaopt.runs import folder, tables
+from metaopt.runs.index import Run, Seen, read_run
+from metaopt.runs.metrics import Digest, Progress
+from metaopt.runs.state import ALL_STATES
 
 HERE = platform.node()
+CONFIG = {"tasks": ["quadratic"], "optimizer": "lstm", "estimator": "x", "num_meta_steps": 8, "log": {"every": 2}}
 ENDED = {"state": "ended", "ended": "2026-01-02T00:00:00+00:00"}
 
 
@@ -37,7 +42,7 @@ def train(step: int, loss: Any, seconds: float = 0.5) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    write_json(tmp_path / "config.json", {"num_meta_steps": 8, "log": {"every": 2}})
+    write_json(tmp_path / "config.json", CONFIG)
     return tmp_path
 
 
@@ -47,19 +52,26 @@ def test_the_end_of_the_metrics_is_summed_up(run: Path) -> None:
     metrics(run, train(1, 8.0), train(2, 4.0), validation | more, train(3, 2.0), train(4, 1.0, 0.25))
     with open(run / "metrics.jsonl", "a") as file:
         file.write('{"kind": "train", "meta_step": 5, "meta_lo')  # being written
-    progress = read_progress(run / "metrics.jsonl", 2)
-    assert progress == (4, 1.5, 4.0, 2.0, {"1x": 0.5, "10x": float("inf")})
-    standing = Reader().run(run)._replace(state="running")
-    assert standing.seconds_left == 8.0
+    read = read_run(run)
+    assert read.progress == (4, 1.5, 4.0, 2.0, {"1x": 0.5, "10x": float("inf")}, 9.0, 2)
+    assert read._replace(state="running").seconds_left == 8.0 and (read.best, read.best_at) == (9.0, 2)
 
 
-def test_the_latest_validation_is_found_however_far_back(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metaopt.launch.states.TAIL_BYTES", 100)
-    early = [{"kind": "validation", "meta_step": step, "validation/1x/median": step} for step in (1, 2)]
-    metrics(run, *early, *(train(step, None if step == 99 else 1.0) for step in range(3, 101)))
-    progress = read_progress(run / "metrics.jsonl", 2)
-    assert (progress.meta_step, progress.validation) == (100, {"1x": 2.0})
+def test_asked_again_it_reads_what_is_new(run: Path) -> None:
+    early = [{"kind": "validation", "meta_step": step, "validation/1x/median": 3 - step} for step in (1, 2)]
+    metrics(run, *early, *(train(step, None if step == 1499 else 1.0) for step in range(3, 1501)))
+    digest = Digest(run / "metrics.jsonl")
+    progress = digest.progress(2)
+    assert (progress.meta_step, progress.validation, progress.best_at) == (1500, {"1x": 1.0}, 2)
     assert progress.meta_loss != progress.meta_loss  # a loss that is no number is not passed over
+    assert digest.progress(2)[2:] == progress[2:]
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write("".join(json.dumps(train(step, 0.25)) + "\n" for step in (1501, 1502)))
+    progress = digest.progress(2)
+    assert progress[:2] == (1502, 0.25) and progress.best == 1.0
+    (run / "other").write_text(json.dumps(train(1, 5.0)) + "\n")
+    os.replace(run / "other", run / "metrics.jsonl")  # cut back, as on resuming
+    assert digest.progress(2) == (1, 5.0, 2.0, 0.5, {}, None, None)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +107,45 @@ def test_states(
         write_json(run / "job.json", job)
     if cancelled:
         write_json(run / "cancelled.json", {})
-    standing = Reader().run(run, "name")
-    assert standing.state == expected and standing.note.startswith(note)
+    read = read_run(run, "name")
+    assert read.state == expected and read.note.startswith(note)
+
+
+def told(run: Path, state: str) -> None:
+    write_json(run / "state.json", {"state": state, "pid": 1, "host": HERE, "meta_step": 4, "num_meta_steps": 8})
+
+
+def make(run: Path, state: str) -> None:
+    """A run's folder, without the process, of which one says that it is in this state."""
+    write_json(run / "config.json", CONFIG if state != "unreadable" else {"tasks": []})
+    write_json(run / "environment.json", {"experiment": "demo"})
+    if state in ("lost", "unreadable"):
+        told(run, "running")
+    elif state not in ("waiting", "unknown"):
+        told(run, "interrupted" if state == "cancelled" else state)
+    if state != "waiting":
+        metrics(run, train(1, 1.0), train(2, 1.0))
+    if state == "cancelled":
+        write_json(run / "cancelled.json", {})
+
+
+@pytest.mark.parametrize("state", ALL_STATES)
+def test_runs_and_status_say_the_same(
+    state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs" / "demo" / "001"
+    run.mkdir(parents=True)
+    make(run, state)
+    with folder.locked(run) if state == "running" else contextlib.nullcontext():
+        assert read_run(run).state == state
+        assert cli.main(["runs"]) == 0
+        listed = capsys.readouterr().out.splitlines()[1].split()
+        assert cli.main(["status"]) == 0
+        shown = capsys.readouterr().out.splitlines()[1].split()
+    assert listed[:2] == ["runs/demo/001", "demo"] and state in listed[2:4]
+    assert shown[:2] == ["runs/demo/001", state]
+    assert shown[2].removesuffix("/?") == listed[listed.index(state) + 1]  # the meta-step
 
 
 def test_a_process_in_the_folder_is_running_whatever_the_files_say(run: Path) -> None:
@@ -104,13 +153,13 @@ def test_a_process_in_the_folder_is_running_whatever_the_files_say(run: Path) ->
     handle = os.open(run, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        reader = Reader()
-        assert reader.run(run)[2:5] == ("running", 0, 8) and reader.run(run).note == "compiling"
+        seen: Seen = {}
+        assert read_run(run, seen=seen)[4:8] == ("running", "compiling", 0, 8)
         metrics(run, train(7, 1.0), train(8, 1.0))
-        assert reader.run(run)[2:5] == ("running", 8, 8) and reader.run(run).note == "evaluating"
+        assert read_run(run, seen=seen)[4:8] == ("running", "evaluating", 8, 8)
     finally:
         os.close(handle)
-    assert reader.run(run)[2:4] == ("interrupted", 2)
+    assert read_run(run, seen=seen)[4:8:2] == ("interrupted", 2)
 
 
 def test_a_process_that_has_not_come_to_the_folder_is_starting(run: Path) -> None:
@@ -119,10 +168,10 @@ def test_a_process_that_has_not_come_to_the_folder_is_starting(run: Path) -> Non
         write_json(run / "job.json", {"state": "running", "host": HERE, "pid": process.pid})
         while b"metaopt" not in Path(f"/proc/{process.pid}/cmdline").read_bytes():
             pass  # between fork and exec
-        assert Reader().run(run).note == "starting"
+        assert read_run(run).note == "starting"
         process.kill()
         process.wait()
-    assert Reader().run(run).state == "lost"
+    assert read_run(run).state == "lost"
 
 
 def test_status_prints_once_where_there_is_no_terminal(
@@ -132,9 +181,9 @@ def test_status_prints_once_where_there_is_no_terminal(
     metrics(sweep.run("1-seed-0"), train(1, 0.5), {"kind": "validation", "meta_step": 1, "validation/2x/median": 0.25})
     assert cli.main(["status", str(sweep.path)]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0] == [f"{sweep.path}:", "1", "waiting,", "1", "lost"]
+    assert lines[0] == [f"{sweep.path}:", "1", "waiting,", "1", "unknown"]
     assert lines[1] == ["run", "state", "meta-step", "loss", "val", "2x"]
-    assert lines[2] == ["1-seed-0", "lost", "1/4", "0.5", "0.25"]
+    assert lines[2] == ["1-seed-0", "unknown", "1/4", "0.5", "0.25"]
     assert lines[3] == ["2-seed-1", "waiting", "0/4"]
     assert " ".join(lines[-1]) == f"nobody runs this sweep; go on with `metaopt resume {sweep.path}`" or not lines[-1]
     # One run by itself, and everything under runs/.
@@ -144,7 +193,7 @@ def test_status_prints_once_where_there_is_no_terminal(
     sweep.path.rename(run / "runs" / "x" / "sweep-001")
     monkeypatch.chdir(run)
     assert cli.main(["status"]) == 0
-    assert "runs/x/sweep-001: 1 waiting, 1 lost" in capsys.readouterr().out
+    assert "runs/x/sweep-001: 1 waiting, 1 unknown" in capsys.readouterr().out
 
 
 def test_status_needs_neither_jax_nor_numpy(pretending: Callable[..., Sweep]) -> None:
@@ -182,13 +231,19 @@ def test_mistakes(
 
 
 def test_times_and_numbers_are_short() -> None:
-    assert [tables.clock(seconds) for seconds in (None, 7.4, 61, 3723)] == ["", "0:07", "1:01", "1:02:03"]
-    assert [tables.number(value) for value in (None, 0.00123456, float("inf"))] == ["", "0.00123", "inf"]
+    assert [tables.clock(seconds) for seconds in (None, math.inf, 7.4, 3723)] == ["", "", "0:07", "1:02:03"]
+    assert [tables.number(value) for value in (None, 0.00123456, "inf", "-inf")] == ["", "0.00123", "inf", "-inf"]
+    assert [tables.size(value) for value in (0, 980, 12_345, 3_400_000)] == ["0 B", "980 B", "12 kB", "3.4 MB"]
+    assert [tables.percent(share) for share in (None, 0.0, 0.004, 0.25)] == ["", "0", "<1%", "25%"]
 
 
 def test_a_narrow_terminal_loses_columns_and_breaks_no_line() -> None:
     progress = Progress(500, 0.123, 12.3, 0.08, {"1x": 0.0123, "10x": 0.00345})
-    rows = [Standing(name, Path(), "running", 500, 2000, progress, "") for name in ("a" * 40, "b")]
+    rest = {"experiment": "", "fields": {}, "best": None, "best_at": None, "when": "", "note": ""}
+    rows = [
+        Run(Path(), name, state="running", meta_step=500, num_meta_steps=2000, progress=progress, **rest)
+        for name in ("a" * 40, "b")
+    ]
     headings = {}
     for width in (80, 60, 40):
         console = Console(width=width, file=io.StringIO())

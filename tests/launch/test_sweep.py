@@ -18,9 +18,9 @@ from metaopt.cli import entry as cli
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import to_json
 from metaopt.files import write_json
-from metaopt.launch.states import Reader, Standing
 from metaopt.launch.sweep_folder import Sweep, read
 from metaopt.runs.folder import last_checkpoint
+from metaopt.runs.index import Run, read_run
 from metaopt.runs.state import read_state
 
 NAMES = [
@@ -60,10 +60,10 @@ class Half:
             endless = [path / name for name in NAMES[2:]]
             wait_for(lambda: all((last_checkpoint(run) or 0) >= 6 for run in endless), launcher)
             self.sweep: Sweep = read(path)
-            self.running = Reader().sweep(self.sweep)
+            self.running = self.sweep.read_runs()
             self.affinity = [os.sched_getaffinity(read_state(run).pid or 0) for run in endless]
             os.kill(read_state(endless[0]).pid or 0, signal.SIGKILL)
-            wait_for(lambda: Reader().run(endless[0]).state == "lost", launcher)
+            wait_for(lambda: read_run(endless[0]).state == "lost", launcher)
             self.cancelled = cli.main(["cancel", str(path)])
             self.out, self.error = launcher.communicate(timeout=60)
         self.status = launcher.returncode
@@ -74,7 +74,7 @@ def half(place: Path, environment: dict[str, str]) -> Half:
     return Half(place, environment)
 
 
-def states(standings: list[Standing]) -> list[str]:
+def states(standings: list[Run]) -> list[str]:
     return [row.state for row in standings]
 
 
@@ -121,7 +121,7 @@ def test_resuming_begins_only_what_did_not_finish(
         (run / "config.json").write_text(json.dumps(config | {"num_meta_steps": ends[-1]}))
     before = [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs[:2]]
     assert cli.main(["resume", str(half.sweep.path), "--workers", "2"]) == 0
-    assert states(Reader().sweep(half.sweep)) == ["finished"] * 4
+    assert states(half.sweep.read_runs()) == ["finished"] * 4
     assert [(run / "metrics.jsonl").stat().st_mtime_ns for run in runs[:2]] == before
     for run, end in zip(runs[2:], ends, strict=True):
         assert [line["meta_step"] for line in rows(run)] == list(range(1, end + 1))

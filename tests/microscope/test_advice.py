@@ -27,6 +27,7 @@ def healthy() -> dict[str, Any]:
     return {
         "meta_step": 2000,
         "meta_optimizer": "adam",
+        "follows_length": False,
         "num_tasks": 16,
         "horizon": 100,
         "unroll_length": 100,
@@ -161,7 +162,7 @@ def test_clipping_all_gradients_to_one_length_ails_sgd_alone() -> None:
     result = healthy()
     result["estimators"][0] |= {"clipped": 1.0, "clipped_cosine": {"value": 0.95, "error": 0.01}}
     assert advise(result) == []
-    result["meta_optimizer"] = "sgd"
+    result |= {"meta_optimizer": "sgd", "follows_length": True}
     assert (
         "sets the length of a meta-step of sgd. Raise --meta-optimizer.clip-norm to about 2"
         in advise(result)[0]["text"]

@@ -19,7 +19,7 @@ from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Evaluation, Experiment, Log, MetaOptimizer, Validation, build_optimizer
 from metaopt.microscope import capsules
 from metaopt.microscope.capsules import capsules_in, make_capsule, read_capsule, replay, run_again
-from metaopt.microscope.capture import CapsuleKeeper, training_batches
+from metaopt.microscope.capture import CapsuleKeeper, keep_failures, training_batches
 from metaopt.microscope.last_steps import first_cause, look_closely
 from metaopt.registry import TASKS, choice
 from metaopt.runs.results import evaluate_all
@@ -163,6 +163,7 @@ def test_evaluation_keeps_the_task_that_failed_first(tmp_path: Path, capsys: pyt
         seed=0,
         baselines=(),
         experiments={"fast": experiment},
+        look=keep_failures,
     )
     found = capsules_in(tmp_path, "evaluation")
     assert [read_capsule(path).setting.task.name for path in found] == ["cliff", "quadratic"]
@@ -238,7 +239,7 @@ def test_a_folder_and_an_optimizer_are_no_capsules_and_are_told_apart(
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 1},
         {"length": "abc"},
         {"length": 0},
         {"explore": [1]},

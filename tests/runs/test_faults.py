@@ -36,12 +36,12 @@ from metaopt.report.run_page import write_report
 from metaopt.runs import folder, processes
 from metaopt.runs import train as train_module
 from metaopt.runs.checkpoints import Checkpoints
-from metaopt.runs.console import make_console, say
+from metaopt.runs.console import Progress, make_console, say
 from metaopt.runs.experiments import load_experiment
 from metaopt.runs.faults import NotWritten, disk_trouble, in_one_line
 from metaopt.runs.index import fields_of
 from metaopt.runs.interrupts import SignalGuard
-from metaopt.runs.loggers import JsonLines, Progress, read_rows, train_rows
+from metaopt.runs.metrics import JsonLines, read_rows, train_rows
 from metaopt.runs.train import resume, train
 from metaopt.shipped.loading import read_optimizer
 from metaopt.training.loop import Trainer
@@ -419,12 +419,12 @@ def test_no_file_of_a_stranger_runs_code(finished: Path, tmp_path: Path, unevalu
         data.mkdir()
         (data / "mnist.npz").write_bytes(payload)
         with pytest.raises(ValueError, match="mnist.npz is not Keras's"):
-            metaopt.data.images.load_dataset("mnist", str(data))
+            metaopt.data.load_dataset("mnist", str(data))
         assert not mark.exists()
 
 
 def test_nothing_in_the_package_could_run_a_file() -> None:
-    """No pickle, and no `eval` or `exec`, but for the experiments that a user names as .py files."""
+    """No pickle, and no `eval` or `exec`, but for the experiments and plugins that a user names."""
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
@@ -437,7 +437,7 @@ def test_nothing_in_the_package_could_run_a_file() -> None:
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             assert called not in ("eval", "exec", "unsafe_load"), path
             if called == "exec_module":
-                assert path.name == "config.py"
+                assert path.name == "plugins.py"
             if called == "load" and isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "np":
                 allowed = [keyword.value for keyword in node.keywords if keyword.arg == "allow_pickle"]
                 assert [getattr(value, "value", None) for value in allowed] == [False], path

@@ -178,7 +178,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("what", "at", "reached"),
     [
-        (("metaopt.runs.loggers", "JsonLines", "log"), 8, True),
+        (("metaopt.runs.metrics", "JsonLines", "log"), 8, True),
         (("metaopt.runs.checkpoints", "Checkpoints", "save"), 3, True),
         (("metaopt.runs.checkpoints", "Checkpoints", "save"), 1, False),
         (("metaopt.runs.train", "CapsuleKeeper", "__init__"), 1, False),

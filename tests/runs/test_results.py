@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from metaopt.cli import evaluate as compare
+from metaopt.cli import evaluate as evaluate_command
 from metaopt.cli.arguments import EvaluateArguments
 from metaopt.errors import UserError
 from metaopt.evaluation import Curves
@@ -83,7 +83,7 @@ def test_pictures_have_names_of_their_own() -> None:
         entry("classifier:hidden_layers=3"), entry("classifier:hidden_layers=6"), entry(),
         entry(baselines=()), entry(horizon=40), entry("classifier:data_dir=/a b/c"),
     ]  # fmt: skip
-    assert [compare._picture_name(result, everything) for result in everything] == [
+    assert [evaluate_command._picture_name(result, everything) for result in everything] == [
         "classifier-hidden_layers-3-4-steps.png",
         "classifier-hidden_layers-6-4-steps.png",
         "quadratic-4-steps.png",
@@ -99,7 +99,7 @@ def test_baselines_are_checked_with_their_options() -> None:
     for baseline, message in (
         ("sgd:powr=0.5", "did you mean 'power'"),
         ("sdg:power=1", "did you mean 'sgd'"),
-        ("lstm", "'lstm' is unknown"),
+        ("lstm", "'lstm' has no learning rate to be tuned; choose from sgd, momentum"),
         ("sgd:learning_rate=1", "leave learning_rate out"),
     ):
         with pytest.raises(UserError, match=message):
@@ -115,6 +115,20 @@ def test_the_table_counts_failures() -> None:
     assert sgd.split()[-2:] == ["1/400", "3/400"] and "inf" in sgd
 
 
+def test_the_table_shows_gaps_and_differences_where_there_are_any() -> None:
+    said = io.StringIO()
+    one = entry(baselines=("sgd",))
+    mine, sgd = one["optimizers"]["mine"], one["optimizers"]["sgd"]
+    mine["gap"] = {"mean": 0.5, "mean_interval": [0.25, 0.75]}
+    mine["difference_to_best_baseline"] = {"mean": -0.125, "interval": [-0.25, "inf"], "median": 0.0}
+    sgd["gap"] = sgd["difference_to_best_baseline"] = None
+    results.print_results(Console(file=said, width=200), [one])
+    header, first, second = said.getvalue().splitlines()[2:5]
+    assert header.split("  ")[-1] == "rises" and " to best baseline" not in header
+    assert "above the bound" in header and "less best baseline" in header
+    assert "  0.5 [0.25, 0.75]  " in first and "  -0.125 [-0.25, inf]  " in first and "0.5 [" not in second
+
+
 def test_validation_counts_failures_between_recorded_points() -> None:
     loss = np.array([[1.0, 0.5, 0.25]] * 2)
     curves = Curves(
@@ -125,9 +139,11 @@ def test_validation_counts_failures_between_recorded_points() -> None:
         final={"learned": {}},
         evaluated_on="",
         train_horizon=4,
+        lower_bound=np.zeros(2),
     )
-    assert validation._values(curves, 4) == {"median": 0.5, "mean": 0.5, "failed": 0.0, "initial": 1.0}
-    assert validation._values(curves, 8) == {"median": np.inf, "mean": 0.25, "failed": 0.5, "initial": 1.0}
+    start = {"initial": 1.0, "bound": 0.0}
+    assert validation._values(curves, 4) == {"median": 0.5, "mean": 0.5, "failed": 0.0, **start}
+    assert validation._values(curves, 8) == {"median": np.inf, "mean": 0.25, "failed": 0.5, **start}
 
 
 # ----- refused before the work ----------------------------------------------------------------------------------------
@@ -152,7 +168,7 @@ def test_a_folder_that_cannot_be_written(copy: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(tempfile, "mkstemp", refuse)  # root may write anywhere
     with pytest.raises(UserError, match="cannot write to the folder .*run: Permission denied; give --out"):
-        compare.compare(EvaluateArguments(runs=(str(copy),)))
+        evaluate_command.evaluate(EvaluateArguments(runs=(str(copy),)))
     with pytest.raises(UserError, match="cannot write to the folder .*run: Permission denied; make it writable"):
         write_report(copy)
     assert sorted(copy.iterdir()) == before
@@ -170,7 +186,7 @@ def test_a_folder_that_cannot_be_written(copy: Path, monkeypatch: pytest.MonkeyP
 )
 def test_a_broken_evaluation_file(text: str, message: str, copy: Path) -> None:
     (copy / "evaluation.json").write_text(text)
-    for work in (lambda: compare.compare(EvaluateArguments(runs=(str(copy),))), lambda: write_report(copy)):
+    for work in (lambda: evaluate_command.evaluate(EvaluateArguments(runs=(str(copy),))), lambda: write_report(copy)):
         with pytest.raises(UserError, match=message):
             work()
     assert (copy / "evaluation.json").read_text() == text
@@ -178,15 +194,15 @@ def test_a_broken_evaluation_file(text: str, message: str, copy: Path) -> None:
 
 def test_runs_of_different_training_horizons(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     other = Path(shutil.copytree(copy, copy.parent / "other"))
-    find = compare.find_optimizer
+    find = evaluate_command.find_optimizer
 
     def longer(run: str) -> Any:
         found = find(run)
         horizon = 8 if run == str(other) else 4
         return found._replace(experiment=dataclasses.replace(found.experiment, horizon=horizon))
 
-    monkeypatch.setattr(compare, "find_optimizer", longer)
+    monkeypatch.setattr(evaluate_command, "find_optimizer", longer)
     out = copy.parent / "both"
     with pytest.raises(UserError, match=r"different horizons \(tiny/run 4, tiny/other 8\).*by themselves"):
-        compare.compare(EvaluateArguments(runs=(str(copy), str(other)), out=str(out)))
+        evaluate_command.evaluate(EvaluateArguments(runs=(str(copy), str(other)), out=str(out)))
     assert not out.exists()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,13 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 import metaopt
 from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Experiment, Log, MetaOptimizer, Validation
 from metaopt.registry import choice
 from metaopt.runs import train as train_module
+from metaopt.runs.checkpoints import Checkpoints, _named_as_before
 from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.train import resume, train
@@ -288,6 +291,69 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, tmp_pat
     with pytest.raises(UserError, match="of another architecture"):
         resume(path)
     assert {entry: entry.read_bytes() for entry in path.rglob("*") if entry.is_file()} == before
+
+
+def as_of_the_first_format(path: Path) -> None:
+    """Takes out of a run's checkpoints what the first format had not."""
+    for record in (path / "checkpoints").glob("*/record/metadata"):
+        held = json.loads(record.read_text())
+        assert held.pop("format") == 2
+        del held["sha256"]
+        record.write_text(json.dumps(held))
+
+
+def test_a_checkpoint_of_the_first_format_goes_on_where_no_minibatch_or_window_was_cut(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
+    path = copied(finished, tmp_path)
+    shutil.rmtree(path / "checkpoints" / "8")
+    as_of_the_first_format(path)
+    resume(path)
+    assert equal_phi(finished, path)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"unroll_length": 2}, {"tasks": (choice("linear_regression", batch_size=2),)}], ids=str
+)
+def test_a_checkpoint_of_the_first_format_is_refused_otherwise(
+    changed: dict[str, Any], tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
+    short = dataclasses.replace(tiny, num_meta_steps=2, validation=Validation(every=0))
+    path = train(dataclasses.replace(short, **changed), tmp_path / "run")
+    assert not (path / "report.html").exists()  # which the command line adds
+    resume(path)
+    as_of_the_first_format(path)
+    with pytest.raises(UserError, match=r"another run; begin anew: `metaopt train --from .*run`") as raised:
+        resume(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_learning_rate_is_found_under_its_old_name(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """φ of hand-designed optimizers was called "log_learning_rate"."""
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
+    path, old = copied(finished, tmp_path), {"log_learning_rate": "learning_rate"}
+    shutil.rmtree(path / "checkpoints" / "8")
+    target = Trainer(train_module.folder.open_run(path)[1]).init()
+    with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
+        state, record = checkpoints.restore(4, target)
+    shutil.rmtree(path / "checkpoints")
+    with contextlib.closing(Checkpoints(path / "checkpoints")) as checkpoints:
+        checkpoints.save(4, _named_as_before(state), record)
+    assert "log_learning_rate" in next((path / "checkpoints").glob("4/record/metadata")).read_text()
+    resume(path)
+    assert equal_phi(finished, path)
+
+    file = path / "optimizer.safetensors"
+    with safe_open(file, "np") as held:
+        tensors = {next(key for key, name in old.items() if name == now): held.get_tensor(now) for now in held.keys()}
+        metadata = held.metadata()
+    save_file(tensors, file, metadata)
+    read = read_optimizer(file).meta_params
+    assert read.keys() == {"learning_rate"} and read["learning_rate"] == tensors["log_learning_rate"]
 
 
 def test_an_average_that_the_checkpoint_has_not_is_refused(finished: Path, tmp_path: Path) -> None:

@@ -23,8 +23,9 @@ from typing import Any
 
 import pytest
 
+from metaopt.cli.train import resume_with_everything as resume
+from metaopt.cli.train import train_with_everything as train
 from metaopt.experiment import Experiment, Log
-from metaopt.runs.train import resume, train
 from metaopt.sinks import wandb_logger
 from metaopt.sinks.uploads import unreachable
 from metaopt.sinks.wandb_logger import logging_beside, place_of, run_id

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import get_args, get_type_hints
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from metaopt.training.meta_optimizer import clip_adaptively, moving_average
+from metaopt.experiment import MetaOptimizer
+from metaopt.training.meta_optimizer import clip_adaptively, follows_length, moving_average
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
@@ -54,3 +57,8 @@ def test_gradients_of_zero_do_not_hold_the_later_ones_at_zero():
 def test_a_multiple_that_drives_the_average_to_zero_is_refused(multiple):
     with pytest.raises(ValueError, match="must be above 1; try 3"):
         clip_adaptively(multiple)
+
+
+def test_whose_steps_follow_the_gradients_length() -> None:
+    names = get_args(get_type_hints(MetaOptimizer)["name"])
+    assert {name for name in names if follows_length(MetaOptimizer(name=name))} == {"sgd"}
