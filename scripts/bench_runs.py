@@ -20,8 +20,8 @@ from metaopt.evaluation import evaluate
 from metaopt.experiment import Experiment, Log, MetaOptimizer, Validation
 from metaopt.microscope.capture import CapsuleKeeper
 from metaopt.registry import choice
-from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.console import Progress
+from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.recorder import Recorder
 from metaopt.training.loop import Trainer, meta_train
 from metaopt.types import MetaParams
