@@ -35,6 +35,7 @@ _WHERE = {
     "evaluate": "evaluation.curves",
     "load": "shipped.loading",
     "load_experiment": "runs.experiments",
+    "make_task": "tasks.own",
     "meta_train": "training.loop",
     "pretrained": "shipped.loading",
     "reset": "inner.step",
@@ -67,6 +68,7 @@ if TYPE_CHECKING:
     from metaopt.runs.experiments import load_experiment as load_experiment
     from metaopt.shipped.loading import load as load
     from metaopt.shipped.loading import pretrained as pretrained
+    from metaopt.tasks.own import make_task as make_task
     from metaopt.training.loop import Trainer as Trainer
     from metaopt.training.loop import meta_train as meta_train
     from metaopt.types import Estimate as Estimate

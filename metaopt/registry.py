@@ -79,7 +79,7 @@ OWN_ENTRIES = "One of your own comes with --plugin FILE, or in Python with the i
 Traits = TypeVar("Traits")
 
 
-class UnknownEntry(UserError):
+class UnknownEntry(UserError, KeyError):
     """No entry of this name; a plugin that was not given may hold it."""
 
     where: str = ""  # the file that named it
@@ -88,6 +88,9 @@ class UnknownEntry(UserError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         self.kind, self.name = kind, name
         super().__init__(f"{kind} {suggest(name, known)} {OWN_ENTRIES}")
+
+    def __str__(self) -> str:  # and not in quotes, as that of a KeyError
+        return self.args[0]
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ class Registry(Mapping[str, Callable[..., Any]], Generic[Traits]):
         return entries[name]
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
-        return self._all()[name].factory
+        return self.entry(name).factory
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._all())
@@ -184,10 +187,8 @@ class Registry(Mapping[str, Callable[..., Any]], Generic[Traits]):
         return len(self._all())
 
     def _all(self) -> dict[str, Entry[Traits]]:
-        from metaopt import plugins  # which read this file
-
         self._read_room()
-        plugins.load()
+        importlib.import_module("metaopt.plugins").load()  # by name, as the room: it stands above this file
         return self._entries
 
     def _read_room(self) -> None:

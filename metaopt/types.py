@@ -45,6 +45,15 @@ class Oracle(NamedTuple):
     estimate: Callable[[TaskFamily, Task, Params, OracleState, Key], tuple[Estimate, OracleState]]
 
 
+class DataSource(NamedTuple):
+    """A data set that a family reads, as a run records it to tell whether it is still the same."""
+
+    name: str  # empty: that of the family
+    source: str  # where it was found
+    sha256: str
+    classes: tuple[str, ...] = ()  # what the classes 0, 1, ... were called
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TaskFamily:
@@ -67,6 +76,7 @@ class TaskFamily:
     evaluated_on: str = _static(default="the exact loss")  # what `eval_batch` holds, in words, for reports
     # What no loss falls below: a number, a function of the task, or None where it is not known.
     lower_bound: float | Callable[[Task], Any] | None = _static(default=0.0)
+    sources: tuple[DataSource, ...] = _static(default=())  # the data sets that `data` was read from
 
     @property
     def batch_size(self) -> int | None:

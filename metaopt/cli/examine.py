@@ -22,8 +22,8 @@ from metaopt.microscope.capsules import replay as run_again
 from metaopt.microscope.doctor import diagnose
 from metaopt.microscope.last_steps import first_cause, look_closely
 from metaopt.report.doctor_pictures import doctor_figures
-from metaopt.report.pictures import save_png
 from metaopt.report.run_page import write_report
+from metaopt.report.svg import save_png
 from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
 from metaopt.runs.experiments import load_experiment

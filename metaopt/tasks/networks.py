@@ -1,18 +1,19 @@
-"""Fully connected networks on images: what the classifier and the autoencoder share."""
+"""Fully connected networks: what the families that train them on a data set share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metaopt.data.images import Dataset
+from metaopt.data import Dataset, Examples
+from metaopt.tasks.examples import SPLITS, eval_examples, evaluated_on, on_device, sample_examples, source_of
 from metaopt.tasks.settings import check_batch_size, check_count, check_option
-from metaopt.types import Key, Params, Split
+from metaopt.types import Key, Params, Scalar, Task, TaskFamily
 
 Activation = Literal["relu", "tanh", "sigmoid"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -20,16 +21,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
 }
-MAX_EVAL_EXAMPLES = 10_000
 BATCH_NORM_EPSILON = 1e-5
-SPLITS: tuple[Split, ...] = get_args(Split)
-
-
-class Examples(NamedTuple):
-    """A batch, or all of a split."""
-
-    images: jax.Array  # [examples, pixels] float32 in [0, 1]
-    labels: jax.Array  # [examples] int32
 
 
 @dataclass(frozen=True)
@@ -80,44 +72,45 @@ def _normalise(x: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=0) + BATCH_NORM_EPSILON)
 
 
-def check_settings(hidden_layers: int, width: int, activation: str, batch_size: int, dataset: Dataset) -> None:
-    """Refuses settings that make no network, with a `ValueError` that names the remedy."""
+def on_dataset(
+    dataset: Dataset,
+    num_outputs: int,
+    loss: Callable[[jax.Array, Examples], Scalar],
+    metrics: Callable[[jax.Array, Examples], dict[str, Scalar]] | None = None,
+    *,
+    hidden_layers: int,
+    width: int,
+    batch_norm: bool,
+    activation: Activation,
+    batch_size: int,
+) -> TaskFamily:
+    """The family of networks trained on a data set, which differ in their initial weights and minibatches only.
+
+    Args:
+      loss, metrics: of the network's outputs [examples, num_outputs] on a batch.
+
+    Raises:
+      ValueError: settings out of range.
+    """
     check_count("hidden_layers", hidden_layers, least=0, most=10)
     check_count("width", width)
     check_option("activation", activation, get_args(Activation))
-    check_batch_size(batch_size, len(dataset.train_labels))
+    check_batch_size(batch_size, len(dataset.train.inputs), f" in {dataset.name}")
+    network = Network(dataset.num_inputs, num_outputs, hidden_layers, width, batch_norm, activation)
 
+    def of_outputs(function: Callable[[jax.Array, Examples], Any]) -> Callable[[Params, Task, Examples], Any]:
+        return lambda params, task, batch: function(network.apply(params, batch.inputs), batch)
 
-_ON_DEVICE: dict[str, dict[Split, Examples]] = {}
-
-
-def on_device(dataset: Dataset) -> dict[Split, Examples]:
-    """The splits as device arrays, for `TaskFamily.data`; families on one data set share them."""
-    if dataset.sha256 not in _ON_DEVICE:
-        with jax.ensure_compile_time_eval():
-            _ON_DEVICE[dataset.sha256] = {
-                "train": Examples(jnp.asarray(dataset.train_images), jnp.asarray(dataset.train_labels)),
-                "validation": Examples(jnp.asarray(dataset.validation_images), jnp.asarray(dataset.validation_labels)),
-                "test": Examples(jnp.asarray(dataset.test_images), jnp.asarray(dataset.test_labels)),
-            }
-    return _ON_DEVICE[dataset.sha256]
-
-
-def sample_examples(key: Key, data: dict[Split, Examples], batch_size: int) -> Examples:
-    """A minibatch of the training split, drawn with replacement."""
-    train = data["train"]
-    rows = jax.random.randint(key, (batch_size,), 0, train.labels.shape[0])
-    return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds"), train)
-
-
-def eval_examples(data: dict[Split, Examples], split: Split) -> Examples:
-    """All of a split, or its first 10,000 examples (the splits have no order)."""
-    return jax.tree.map(lambda x: x[:MAX_EVAL_EXAMPLES], data[split])
-
-
-def evaluated_on(dataset: Dataset) -> str:
-    """What `eval_examples` holds of the training split, in words."""
-    num_examples = len(dataset.train_labels)
-    if num_examples <= MAX_EVAL_EXAMPLES:
-        return f"the full training set ({num_examples:,} examples)"
-    return f"a fixed {MAX_EVAL_EXAMPLES:,} of the {num_examples:,} training examples"
+    data = on_device(dataset)
+    return TaskFamily(
+        data=data,
+        sample=lambda key, data: (),
+        init=lambda key, task: network.init(key),
+        batch=lambda key, task, data: sample_examples(key, data["train"], batch_size),
+        loss=of_outputs(loss),
+        eval_batch=lambda task, data, split: eval_examples(data[split]),
+        metrics=None if metrics is None else of_outputs(metrics),
+        splits=SPLITS,
+        evaluated_on=evaluated_on(data["train"]),
+        sources=(source_of(dataset),),
+    )

@@ -16,9 +16,10 @@ def check_count(name: str, value: int, *, least: int = 1, most: int | None = Non
     raise ValueError(f"`{name}` is {value!r}; give a whole number {legal}{why}.")
 
 
-def check_batch_size(batch_size: int, num_examples: int) -> None:
-    """Refuses a minibatch larger than what it is drawn from."""
-    check_count("batch_size", batch_size, most=num_examples, why=f" (there are {num_examples:,} training examples)")
+def check_batch_size(batch_size: int, num_examples: int, where: str = "") -> None:
+    """Refuses a minibatch larger than what it is drawn from; `where`: " in digits", for the message."""
+    why = f" (there are {num_examples:,} training examples{where})"
+    check_count("batch_size", batch_size, most=num_examples, why=why)
 
 
 def check_option(name: str, value: str, known: tuple[str, ...]) -> None:

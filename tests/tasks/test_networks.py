@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, log_loss
 
-from metaopt.data import load_dataset
-from metaopt.tasks import autoencoder, classifier, networks
-from metaopt.tasks.networks import Examples, Network
+from metaopt.data import Examples, load_dataset
+from metaopt.tasks import autoencoder, classifier, examples
+from metaopt.tasks.networks import Network
 
 ACTIVATIONS = {"relu": lambda x: np.maximum(x, 0), "tanh": np.tanh, "sigmoid": lambda x: 1 / (1 + np.exp(-x))}
 
@@ -41,15 +41,15 @@ def test_losses_against_numpy(hidden_layers, batch_norm, activation, x64):
         family = factory(**settings)
         params = random_params(Network(64, num_outputs, hidden_layers, 8, batch_norm, activation))
         batch = family.eval_batch((), family.data, "test")
-        outputs = numpy_apply(params, test.test_images, batch_norm, activation)
+        outputs = numpy_apply(params, test.test.inputs, batch_norm, activation)
         if factory is autoencoder:
-            expected = np.mean((outputs - test.test_images) ** 2)
+            expected = np.mean((outputs - test.test.inputs) ** 2)
         else:
             probs = np.exp(outputs) / np.exp(outputs).sum(1, keepdims=True)
-            expected = log_loss(test.test_labels, probs, labels=range(10))
+            expected = log_loss(test.test.targets, probs, labels=range(10))
             assert family.metrics is not None
             accuracy = family.metrics(params, (), batch)["accuracy"]
-            np.testing.assert_allclose(accuracy, accuracy_score(test.test_labels, outputs.argmax(1)), rtol=1e-6)
+            np.testing.assert_allclose(accuracy, accuracy_score(test.test.targets, outputs.argmax(1)), rtol=1e-6)
         np.testing.assert_allclose(jax.jit(family.loss)(params, (), batch), expected, rtol=1e-9)
 
 
@@ -106,31 +106,31 @@ def test_evaluation_holds_the_whole_split():
     family, dataset = classifier(), load_dataset("digits")
     for split in ("train", "validation", "test"):
         batch = family.eval_batch((), family.data, split)
-        np.testing.assert_array_equal(batch.images, getattr(dataset, f"{split}_images"))
-        np.testing.assert_array_equal(batch.labels, getattr(dataset, f"{split}_labels"))
+        np.testing.assert_array_equal(batch.inputs, getattr(dataset, split).inputs)
+        np.testing.assert_array_equal(batch.targets, getattr(dataset, split).targets)
     assert family.evaluated_on == "the full training set (1,257 examples)"
 
 
 def test_evaluation_of_a_large_split_is_a_fixed_part(monkeypatch):
-    monkeypatch.setattr(networks, "MAX_EVAL_EXAMPLES", 300)
+    monkeypatch.setattr(examples, "MAX_EVAL_EXAMPLES", 300)
     family, dataset = classifier(), load_dataset("digits")
     assert family.evaluated_on == "a fixed 300 of the 1,257 training examples"
     batch = family.eval_batch((), family.data, "train")
-    np.testing.assert_array_equal(batch.images, dataset.train_images[:300])
-    assert family.eval_batch((), family.data, "test").labels.shape == (270,)
+    np.testing.assert_array_equal(batch.inputs, dataset.train.inputs[:300])
+    assert family.eval_batch((), family.data, "test").targets.shape == (270,)
 
 
 def test_minibatches_come_from_the_training_split_alone():
     family, dataset = classifier(), load_dataset("digits")
     batches = jax.vmap(lambda key: family.batch(key, (), family.data))(jax.random.split(jax.random.key(0), 200))
-    assert batches.images.shape == (200, 64, 64) and batches.labels.shape == (200, 64)
-    train = {image.tobytes(): label for image, label in zip(dataset.train_images, dataset.train_labels, strict=True)}
-    images, labels = np.asarray(batches.images).reshape(-1, 64), np.asarray(batches.labels).ravel()
+    assert batches.inputs.shape == (200, 64, 64) and batches.targets.shape == (200, 64)
+    train = {image.tobytes(): label for image, label in zip(dataset.train.inputs, dataset.train.targets, strict=True)}
+    images, labels = np.asarray(batches.inputs).reshape(-1, 64), np.asarray(batches.targets).ravel()
     assert all(train[image.tobytes()] == label for image, label in zip(images, labels, strict=True))
-    share = np.bincount(dataset.train_labels, minlength=10) / len(dataset.train_labels)
+    share = np.bincount(dataset.train.targets, minlength=10) / len(dataset.train.targets)
     assert np.all(np.abs(np.bincount(labels, minlength=10) / labels.size - share) < 4 * np.sqrt(share / labels.size))
 
 
 def test_families_share_the_data_on_the_device():
-    assert classifier().data["train"].images is autoencoder(width=5).data["train"].images
+    assert classifier().data["train"].inputs is autoencoder(width=5).data["train"].inputs
     assert isinstance(classifier().data["test"], Examples)
