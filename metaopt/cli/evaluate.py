@@ -24,6 +24,7 @@ from metaopt.runs.results import (
     check,
     evaluate_all,
     identity,
+    place_for_results,
     plan_of,
     print_results,
     read_results,
@@ -65,7 +66,7 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     if single.is_dir() and arguments.out is None:  # the report shows these at the end
         read_config(single)
         read_results(single)
-    place = folder.place_for_results(single, arguments.out, Path("evaluations"), folder.EVALUATION)
+    place = place_for_results(single, arguments.out, Path("evaluations"), folder.EVALUATION)
     with place as (path, own):
         say(console, f"results: {path}")
         results = evaluate_all(
