@@ -21,6 +21,7 @@ from metaopt.types import Key, TaskFamily
 MIN_TUNING_TASKS, MAX_TUNING_TASKS = 50, 400
 MAX_TUNING_TASKS_WITH_DATA = 64  # networks on a data set cost too much for more
 
+ROUNDING = 1e-5  # of float32 losses, beside their bound
 EVALUATION_STREAM = 0x65766C  # folded into the seed's key
 
 
@@ -86,6 +87,9 @@ def evaluate_run_on(
         progress=lambda name: say(f"{label}, {horizon} steps: running {name}"),
     )
     curves = run(entries)
+    lowest = min((loss - curves.lower_bound[:, None]).min() for loss in curves.loss.values())
+    if lowest < -ROUNDING * (1 + np.abs(curves.lower_bound).max()):  # never where the bound is nan
+        say(f"{label}: a loss lies {-lowest:.3g} below the family's `lower_bound`; state a lower one, or None.")
     if look is not None:
         look(family, evaluation_key, curves)
     tuned, curves = _lower_what_failed(tuned, curves, run)

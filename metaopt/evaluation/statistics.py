@@ -237,8 +237,8 @@ def describe(
         "keeps_improving": keeps_improving(loss, steps, train_horizon),
     }
     shown = thin(steps, keep=(train_horizon,))
-    curve = scale.above(loss)[:, shown]
     bounded = not np.isnan(scale.bound).any()
+    curve = (scale.above(loss) if bounded else loss)[:, shown]
     compared = (
         None
         if reference is None
@@ -246,6 +246,7 @@ def describe(
     )
     return {
         "final": summary(loss[:, -1], seed=seed),
+        "bounded": bounded,
         "at_train_horizon": None if at_train is None else summary(at_train, seed=seed),
         **{word: None if value is None else float(value.mean()) for word, value in words.items()},
         "gap": summary(scale.above(loss[:, -1]), seed=seed) if bounded and np.any(scale.bound) else None,

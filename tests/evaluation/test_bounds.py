@@ -135,3 +135,12 @@ def test_a_bound_may_depend_on_the_task_and_passes_through_augmentations() -> No
     task = scaled.sample(jax.random.key(0), ())
     assert callable(scaled.lower_bound)
     np.testing.assert_allclose(scaled.lower_bound(task), -jnp.sum(task.task.b**2))
+
+
+@pytest.mark.parametrize(("bound", "told"), [(0.0, False), (0.05, True)])
+def test_a_loss_below_its_stated_bound_is_told(bound: float, told: bool, register: Any) -> None:
+    register(TASKS, "leaky", lambda: dataclasses.replace(quadratic(dim=2), lower_bound=bound, name=""))
+    said: list[str] = []
+    learned = {"a": (sgd(), _rate(0.5))}
+    evaluate_run_on(learned, choice("leaky"), horizon=20, num_tasks=4, baselines=(), progress=said.append)
+    assert any("below the family's `lower_bound`; state a lower one" in line for line in said) == told
