@@ -7,6 +7,7 @@ import importlib
 import json
 import pickle
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -269,8 +270,10 @@ def test_workers_are_given_the_plugins(trained: Path, place: Path, said: Callabl
     assert "run" in command and command[-2:] == ["--plugin", mine]
     training = pickle.loads(pickle.dumps(slurm.Training("run", command)))
     forget()  # in the job's own process, which queues it again
-    assert training.checkpoint()._function.command == command
-    assert said("launch", mine, "--seeds", "1", "--out", "sweep")[0] == 0
+    assert training.checkpoint().function.command == command
+    words = ["launch", mine, "--seeds", "1", "--out", "sweep"]
+    launched = subprocess.run([sys.executable, "-m", "metaopt", *words], capture_output=True, text=True, timeout=300)
+    assert launched.returncode == 0, launched.stderr
     run = place / "sweep" / "1-seed-0"
     assert json.loads((run / "state.json").read_text())["state"] == "finished"
     (run / "state.json").unlink()  # as if the machine had gone down

@@ -18,7 +18,14 @@ MAIN_FIELDS = "tasks optimizer estimator objective num_meta_steps num_tasks hori
 HELP = "usage: metaopt list [NAME ...]\n\nWithout a name: everything that can be named. With: its options."
 # What has no default, and how tasks are cut up, comes from the experiment's own fields.
 NOT_OPTIONS = ("chunk_size", "num_devices")
-TYPES = {"NoneType": "none", "str": "text", "int": "whole number", "float": "number", "bool": "true | false"}
+TYPES = {
+    "Any": "anything",
+    "NoneType": "none",
+    "str": "text",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true | false",
+}
 
 
 def show_list(names: list[str]) -> None:
