@@ -187,10 +187,8 @@ class Registry(Mapping[str, Callable[..., Any]], Generic[Traits]):
         return len(self._all())
 
     def _all(self) -> dict[str, Entry[Traits]]:
-        from metaopt import plugins  # which read this file
-
         self._read_room()
-        plugins.load()
+        importlib.import_module("metaopt.plugins").load()  # by name, as the room: it stands above this file
         return self._entries
 
     def _read_room(self) -> None:

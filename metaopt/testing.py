@@ -24,7 +24,9 @@ from metaopt.estimators import Schedule
 from metaopt.inner.devices import compiler_options
 from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
-from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, TASKS, Choice, EstimatorTraits, build
+from metaopt.optimizers import sgd
+from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, Choice, EstimatorTraits, build
+from metaopt.tasks import quadratic
 from metaopt.tasks.checks import check_family
 from metaopt.types import Key, MetaGradient, Optimizer, Params, PyTree, TaskFamily
 
@@ -93,7 +95,7 @@ def check_task(family: TaskFamily) -> None:
 
 def _require_that_sgd_lowers(family: TaskFamily, keys: Key, name: str) -> None:
     """Some learning rate lowers the mean loss over tasks; and no loss falls below the stated bound."""
-    optimizer = OPTIMIZERS["sgd"]()
+    optimizer = sgd()
 
     @_once
     def losses(family: TaskFamily, rate: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -335,4 +337,4 @@ def _task(tree: PyTree, index: int) -> PyTree:
 
 
 def _quadratic() -> TaskFamily:
-    return cast(TaskFamily, TASKS["quadratic"](dim=3))
+    return cast(TaskFamily, quadratic(dim=3))

@@ -18,7 +18,7 @@ FLOORS = {
     "files": 0,
     "trees": 0,
     "registry": 0,
-    "plugins": 0,
+    "plugins": 1,
     "data": 1,
     "tasks": 2,
     "oracles": 2,

@@ -13,8 +13,9 @@ from metaopt.cli.arguments import EvaluateArguments
 from metaopt.errors import UserError
 from metaopt.experiment.flags import merged_all
 from metaopt.microscope.capture import keep_failures
-from metaopt.report import pictures
+from metaopt.report.pictures import evaluation_figure
 from metaopt.report.run_page import read_config, write_report
+from metaopt.report.svg import save_png
 from metaopt.runs import folder
 from metaopt.runs.console import make_console, say
 from metaopt.runs.environment import describe_environment
@@ -23,6 +24,7 @@ from metaopt.runs.results import (
     check,
     evaluate_all,
     identity,
+    place_for_results,
     plan_of,
     print_results,
     read_results,
@@ -64,7 +66,7 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     if single.is_dir() and arguments.out is None:  # the report shows these at the end
         read_config(single)
         read_results(single)
-    place = folder.place_for_results(single, arguments.out, Path("evaluations"), folder.EVALUATION)
+    place = place_for_results(single, arguments.out, Path("evaluations"), folder.EVALUATION)
     with place as (path, own):
         say(console, f"results: {path}")
         results = evaluate_all(
@@ -88,7 +90,7 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     everything = read_results(path)
     for result in results:
         with files.replacing(path / _picture_name(result, everything)) as part:
-            pictures.save_png(pictures.evaluation_figure(result), part)
+            save_png(evaluation_figure(result), part)
     print_results(console, results)
     last = f"report: {write_report(path)}" if own else f"results: {path / folder.EVALUATION}"
     say(console, f"\n{last}")

@@ -22,12 +22,13 @@ from metaopt.microscope.capsules import replay as run_again
 from metaopt.microscope.doctor import diagnose
 from metaopt.microscope.last_steps import first_cause, look_closely
 from metaopt.report.doctor_pictures import doctor_figures
-from metaopt.report.pictures import save_png
 from metaopt.report.run_page import write_report
+from metaopt.report.svg import save_png
 from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
 from metaopt.runs.experiments import load_experiment
 from metaopt.runs.interrupts import Interrupted, handling
+from metaopt.runs.results import place_for_results
 from metaopt.shipped.loading import find_optimizer, pretrained
 from metaopt.training.loop import Trainer
 from metaopt.trees import FAILURE_FACTOR, LARGEST
@@ -49,7 +50,7 @@ def doctor(arguments: DoctorArguments, console: Any = None) -> Path:
     for flag, value, least in (("num-tasks", arguments.num_tasks, 1), ("seed", arguments.seed, 0)):
         if value is not None and not least <= value < 2**32:
             raise UserError(f"--{flag} ({value}) must be at least {least} and below 2**32.")
-    place = folder.place_for_results(Path(arguments.run), arguments.out, Path("doctor") / name, folder.DOCTOR)
+    place = place_for_results(Path(arguments.run), arguments.out, Path("doctor") / name, folder.DOCTOR)
     with place as (path, own):
         phi = "a fresh φ" if meta_step is None else f"φ of meta-step {meta_step}"
         say(console, f"examining {phi} of {name}")

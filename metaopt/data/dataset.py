@@ -46,11 +46,12 @@ class Dataset:
         return len(self.classes)
 
     def __getattr__(self, name: str) -> Any:
+        """`train_images` and `train_labels`, the words of earlier versions, for `train.inputs` and `train.targets`."""
         split, _, part = name.partition("_")
-        part = {"images": "inputs", "labels": "targets"}.get(part)
-        if part and split in {field.name for field in fields(self)}:
-            raise AttributeError(f"a Dataset's `{name}` is `{split}.{part}` now.")
-        raise AttributeError(f"a Dataset has no `{name}`.")
+        known = {"images": "inputs", "labels": "targets"}
+        if part not in known or split not in (field.name for field in fields(self)):
+            raise AttributeError(f"a Dataset has no `{name}`.")
+        return getattr(getattr(self, split), known[part])
 
 
 def split_rows(

@@ -113,7 +113,7 @@ def keep_failures(
     """Keeps, of every learned optimizer, the batch of the task that failed first, while there is room."""
     for name, experiment in experiments.items():
         over: np.ndarray = statistics.exceeds(curves.peak[name], curves.scale)
-        failed = over.any(axis=1)
+        failed = np.asarray(over.any(axis=1))
         if not failed.any() or len(capsules_in(path, "evaluation")) >= LIMIT:
             continue
         optimizer, meta_params = learned[name]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
-from metaopt.report.pictures import COLOURS, INK, LEARNED, LEARNED_DASHES, MARKERS, frame
+from metaopt.report.panels import COLOURS, INK, LEARNED, LEARNED_DASHES, MARKERS, frame, plain, write_title
 from metaopt.report.series import numbers
 
 TRAINING, OTHER = "learned-1", "learned-0"
@@ -53,18 +53,9 @@ def _figure(width: float, height: float, columns: int = 1, **options: Any) -> tu
     return figure, panels
 
 
-def _title(axes: Axes, words: str) -> None:
-    axes.set_title(words, loc="left", fontsize=11, fontweight="bold", color=INK, pad=10)
-
-
 def _words(axes: Axes, words: str) -> None:
     """In the middle of a panel that would look empty."""
     axes.text(0.5, 0.5, words, ha="center", va="center", color=INK, transform=axes.transAxes)
-
-
-def _short(text: str, most: int = 46) -> str:
-    """Cut in the middle: options at the end tell families apart."""
-    return text if len(text) <= most else f"{text[: most // 3]}…{text[-(most - most // 3 - 1) :]}"
 
 
 def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
@@ -74,7 +65,7 @@ def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     labels = []
     for entry in entries:
         name, _, options = str(entry["estimator"]).partition(":")
-        name = _short((entry.get("short") or name) + (f":{options}" if options else ""), 22 if narrow else 34)
+        name = plain((entry.get("short") or name) + (f":{options}" if options else ""), 22 if narrow else 34)
         labels.append(f"{name}\n{entry['window']:,} of {entry['horizon']:,} steps")
     height = 1.2 + 0.42 * len(entries)
     figure, (left, right) = _figure(4.6 if narrow else 10.0, height, 2, sharey=True)
@@ -102,8 +93,8 @@ def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     right.tick_params(labelleft=False)
     if not any((entry["snr"] or {}).get("value") for entry in entries):
         _words(right, "not resolved")
-    _title(left, "Cosine")
-    _title(right, "Signal to noise")
+    write_title(left, "Cosine")
+    write_title(right, "Signal to noise")
     return figure
 
 
@@ -116,7 +107,7 @@ def _jacobian(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         index = tasks.index(entry["task"])
         colour, marker = LEARNED[index % len(LEARNED)], MARKERS[index % len(MARKERS)]
         dash = "-" if entry["order"] == "second" else "--"
-        label = f"{_short(entry['task'])}, {entry['order']} order"
+        label = f"{plain(entry['task'], 46)}, {entry['order']} order"
         axes.plot(
             entry["start"], numbers(entry["median"]), dash, color=colour, marker=marker, markersize=4, label=label
         )
@@ -124,7 +115,7 @@ def _jacobian(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     axes.axhline(1.0, color=INK, linewidth=1.0)
     axes.set_xlabel("inner step")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    _title(axes, "Jacobian's growth a step")
+    write_title(axes, "Jacobian's growth a step")
     _legend(figure, axes, narrow)
     return figure
 
@@ -150,7 +141,7 @@ def _inputs(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         hatched = entry["training"] and entry["steps"] == "beyond"
         at = columns + (index - (len(shown) - 1) / 2) * width
         low, middle, high = magnitude[:, 1], magnitude[:, 2], magnitude[:, 3]
-        label = _short(entry["task"]) + (f", training, {entry['steps']} T" if entry["training"] else "")
+        label = plain(entry["task"], 46) + (f", training, {entry['steps']} T" if entry["training"] else "")
         axes.bar(at, high - low, width * 0.82, bottom=low, label=label, **_fill(colour, hatched))
         axes.plot(at, middle, "o", color="white", markeredgecolor="black", markersize=3.5, markeredgewidth=0.8)
         lowest = min(lowest, float(low.min()))
@@ -158,7 +149,7 @@ def _inputs(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     axes.set_ylim(bottom=lowest / 2)
     axes.set_xticks(columns, names)
     axes.set_ylabel("magnitude")
-    _title(axes, "Range of the inputs")
+    write_title(axes, "Range of the inputs")
     _legend(figure, axes, narrow)
     return figure
 
@@ -187,13 +178,13 @@ def _gates(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         shares = [entry["layers"][layer][gate] for layer, gate in places]
         at = columns + (index - (len(entries) - 1) / 2) * width
         colour = LEARNED[index % len(LEARNED)]
-        axes.bar(at, shares, width * 0.85, color=colour, label=f"{_short(entry['task'])}, {entry['steps']} T")
+        axes.bar(at, shares, width * 0.85, color=colour, label=f"{plain(entry['task'], 46)}, {entry['steps']} T")
     words = [f"{GATE_NAMES.get(gate, gate)}\nlayer {layer + 1}" for layer, gate in places]
     axes.set_xticks(columns, words, fontsize=7.5 if narrow else 9, rotation=90 if narrow else 0)
     axes.set_ylim(0, 1)
     if max(shares for entry in entries for layer in entry["layers"] for shares in layer.values()) < 0.01:
         _words(axes, "all below 1%")
-    _title(axes, "Saturated gates")
+    write_title(axes, "Saturated gates")
     _legend(figure, axes, narrow)
     return figure
 
@@ -205,7 +196,7 @@ def _steps(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     for index, entry in enumerate(result["steps"]):
         colour = LEARNED[index % len(LEARNED)]
         low, middle, high = (np.maximum(numbers(entry[part]), SMALLEST) for part in ("q10", "median", "q90"))
-        label = _short(entry["task"]) + (", training" if entry["training"] else "")
+        label = plain(entry["task"], 46) + (", training" if entry["training"] else "")
         axes.plot(entry["step"], middle, color=colour, linewidth=1.8, label=label, linestyle=_dash(index))
         axes.fill_between(entry["step"], low, high, color=colour, alpha=0.15, linewidth=0)
     axes.set_xscale("log")
@@ -217,7 +208,7 @@ def _steps(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     axes.axvline(result["horizon"], color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
     axes.set_xlabel("inner step")
     axes.set_ylabel("step length")
-    _title(axes, "Step lengths")
+    write_title(axes, "Step lengths")
     _legend(figure, axes, narrow)
     return figure
 

@@ -1,16 +1,23 @@
-"""The document around a report's sections: style, both themes, the script that sorts tables. Nothing from elsewhere."""
+"""Pages from templates: whole in one file, in both themes, with nothing from elsewhere. What a run holds is escaped."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from html import escape
-from importlib.resources import files
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from jinja2 import ChainableUndefined, Environment, PackageLoader, UndefinedError
+from jinja2.utils import missing
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from metaopt.errors import UserError
 from metaopt.files import replacing
-from metaopt.report.pictures import COLOURS, LEARNED
+from metaopt.report import words
+from metaopt.report.panels import COLOURS, LEARNED
+from metaopt.report.svg import to_svg
 
 # The same roles on a dark ground; each keeps its hue, and stays as far from its neighbours for the colour-blind.
 DARK_LEARNED = ("#ff8c42", "#5ab4f0", "#35c79a", "#e59cc8", "#e0b93f")
@@ -27,46 +34,66 @@ DARK = {
 }
 LIGHT = {**COLOURS, "paper": "#ffffff", "quiet": "#5b6570", "bad": "#a8290f"}
 
+Drawings = tuple[Markup, Markup]  # a figure as SVG, for a wide page and for a narrow one
 
-def page(title: str, subtitle: str, sections: Sequence[str]) -> str:
-    """The whole document. `title` and `subtitle` are escaped here."""
-    script, style = _file("report.js"), themes() + _file("report.css")
-    # The browser runs this very script and fetches nothing, whatever a run's files have brought onto the page.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    policy = f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)} · metaopt</title><style>{style}</style></head><body><main>"
-        f"<header><h1>{escape(title)}</h1><p class=quiet>{escape(subtitle)}</p>"
-        "<button id=theme type=button hidden></button></header>"
-        + "\n".join(section for section in sections if section)
-        + f"</main><script>{script}</script></body></html>\n"
+
+class Absent(ChainableUndefined):
+    """A field that a JSON record lacks, as those of older runs do. Whatever else a template misses is its mistake."""
+
+    def __init__(self, hint: Any = None, obj: Any = missing, name: Any = None, exc: Any = UndefinedError) -> None:
+        super().__init__(hint, obj, name, exc)
+        if name is not None and obj is not None and not isinstance(obj, Mapping):
+            self._fail_with_undefined_error()
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _optional(show: Callable[..., str]) -> Callable[..., str]:
+    """Takes what a record lacks for null."""
+    return lambda value, *more: show(None if isinstance(value, Absent) else value, *more)
+
+
+TEMPLATES = Environment(
+    loader=PackageLoader("metaopt.report"),
+    autoescape=True,
+    undefined=Absent,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+TEMPLATES.globals |= {"LIGHT": LIGHT, "DARK": DARK}
+TEMPLATES.filters |= {name: _optional(getattr(words, name)) for name in ("number", "interval", "share", "wordy")}
+TEMPLATES.filters["sha256"] = _digest
+
+
+def write_page(template: str, out: Path, **context: Any) -> Path:
+    """Writes a page in one go. Returns its path.
+
+    Args:
+      context: what the template shows; strings are escaped, `Markup` is not.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    text = TEMPLATES.get_template(template).render(**context)
+    try:
+        with replacing(out) as part:
+            part.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; give another --out.") from None
+    return out
+
+
+def drawings(draw: Callable[[bool], Figure], prefix: str, description: str) -> Drawings:
+    """`draw(narrow)` as SVG in both forms.
+
+    Args:
+      prefix: keeps the ids of a page's drawings apart.
+      description: what a screen reader says.
+    """
+    wide, narrow = (
+        Markup(to_svg(draw(narrow), prefix=f"{prefix}{'n' if narrow else 'w'}", description=description))
+        for narrow in (False, True)
     )
-
-
-def themes() -> str:
-    """The colours of both themes: the system's, unless the page's button has chosen."""
-
-    def variables(colours: Mapping[str, str]) -> str:
-        return "".join(f"--{role}:{colour};" for role, colour in colours.items())
-
-    light, dark = f"color-scheme:light;{variables(LIGHT)}", f"color-scheme:dark;{variables(DARK)}"
-    return (
-        f":root{{{light}}}:root[data-theme=dark]{{{dark}}}"
-        f"@media(prefers-color-scheme:dark){{:root:not([data-theme=light]){{{dark}}}}}"
-        # On paper it is light.
-        f"@media print{{:root,:root[data-theme=dark],:root:not([data-theme=light]){{{light}}}}}\n"
-    )
-
-
-def write_page(path: Path, text: str) -> Path:
-    """Writes a page in one go."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
-    return path
-
-
-def _file(name: str) -> str:
-    return (files("metaopt.runs") / name).read_text(encoding="utf-8")
+    return wide, narrow

@@ -15,6 +15,21 @@ def numbers(values: Any) -> np.ndarray:
     return np.array([np.nan if value is None else float(value) for value in values], float)
 
 
+def some(count: int, most: int = 20) -> list[int]:
+    """About `most` of the indices below `count`, evenly spaced, the first and the last among them."""
+    return sorted({*range(0, count, max(1, count // most)), count - 1}) if count else []
+
+
+def is_above_bound(result: Mapping[str, Any]) -> bool:
+    """Whether an evaluation's curves are of the loss above its bound."""
+    return any(record.get("gap") for record in result["optimizers"].values())
+
+
+def is_without_bound(result: Mapping[str, Any]) -> bool:
+    """Whether an evaluation's losses have no bound, so that optimizers are compared by differences."""
+    return any(record.get("difference_to_best_baseline") for record in result["optimizers"].values())
+
+
 def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """(meta-steps, values) of the rows that have a metric."""
     pairs = [(row["meta_step"], row[name]) for row in rows if "meta_step" in row and name in row]

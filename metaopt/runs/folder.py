@@ -71,33 +71,6 @@ def new_folder(out: Path | None, default_parent: Path) -> NewFolder:
     return _make(out, exist_ok=True)
 
 
-@contextlib.contextmanager
-def place_for_results(run: Path, out: str | None, parent: Path, file: str) -> Iterator[tuple[Path, bool]]:
-    """(folder, whether it is the run's own), for a `file` of what was found out about a run.
-
-    Args:
-      out: another folder; by default the run's own, or the next number in `parent` where `run` is no folder. It is
-        taken away again where the block fails without having written the file.
-
-    Raises:
-      UserError: it exists with something in it, or cannot be written.
-    """
-    if out is None and run.is_dir():
-        try:
-            files.try_writing(run)
-        except OSError as error:
-            raise UserError(f"cannot write to the folder {run}: {error.strerror}; give --out.") from None
-        yield run, True
-        return
-    made = new_folder(None if out is None else Path(out), parent)
-    try:
-        yield made.path, False
-    except BaseException:
-        if not (made.path / file).exists():
-            made.discard()
-        raise
-
-
 def check_free(out: Path) -> None:
     """Raises UserError where a folder exists with something in it, or a file of that name does."""
     if os.path.isdir(out) and any(entry.name not in UNBORN for entry in out.iterdir() if not _is_part(entry)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from metaopt.experiment import Experiment, build_family, build_optimizer
 from metaopt.files import read_json, try_writing, write_json
 from metaopt.registry import OPTIMIZERS, Choice, UnknownEntry, parse_choice
 from metaopt.runs import tables
-from metaopt.runs.folder import EVALUATION
+from metaopt.runs.folder import EVALUATION, new_folder
 from metaopt.types import MetaParams, Optimizer
 
 Result = dict[str, Any]  # one entry of evaluation.json's "results"
@@ -74,6 +74,30 @@ def check_writable(path: Path, remedy: str) -> None:
         try_writing(path)
     except OSError as error:
         raise UserError(f"cannot write to the folder {path}: {error.strerror}; {remedy}.") from None
+
+
+@contextlib.contextmanager
+def place_for_results(run: Path, out: str | None, parent: Path, file: str) -> Iterator[tuple[Path, bool]]:
+    """(folder, whether it is the run's own), for a `file` of what was found out about a run.
+
+    Args:
+      out: another folder; by default the run's own, or the next number in `parent` where `run` is no folder. It is
+        taken away again where the block fails without having written the file.
+
+    Raises:
+      UserError: it exists with something in it, or cannot be written.
+    """
+    if out is None and run.is_dir():
+        check_writable(run, "give --out")
+        yield run, True
+        return
+    made = new_folder(None if out is None else Path(out), parent)
+    try:
+        yield made.path, False
+    except BaseException:
+        if not (made.path / file).exists():
+            made.discard()
+        raise
 
 
 def evaluate_all(

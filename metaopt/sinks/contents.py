@@ -15,43 +15,50 @@ Table = list[dict[str, Any]]  # rows, whose keys are the columns
 def result_rows(results: Sequence[Mapping[str, Any]]) -> Table:
     """One row for each optimizer on each task and horizon; losses are means over tasks, counts shares of the tasks."""
     rows = []
-    for result in results:
-        for name, record in result["optimizers"].items():
-            final, ratio = record.get("final") or {}, record.get("ratio_to_best_baseline") or {}
-            low, high = final.get("mean_interval") or (None, None)
-            rows.append(
-                {
-                    "task": result["task"],
-                    "horizon": result["horizon"],
-                    "tasks": result["num_tasks"],
-                    "optimizer": name,
-                    "kind": record.get("kind"),
-                    "learning_rate": (record.get("tuned") or {}).get("learning_rate"),
-                    "mean": _number(final.get("mean")),
-                    "mean_low": _number(low),
-                    "mean_high": _number(high),
-                    "median": _number(final.get("median")),
-                    "to_best_baseline": _number(ratio.get("of_means")),
-                    "failed": record.get("failed"),
-                    "rises": record.get("rises"),
-                    "keeps_improving": record.get("keeps_improving"),
-                    "accuracy": (record.get("test") or {}).get("accuracy"),
-                }
-            )
+    for result, name, record in _records(results):
+        parts = ("final", "gap", "ratio_to_best_baseline", "difference_to_best_baseline")
+        final, gap, ratio, difference = (record.get(part) or {} for part in parts)
+        low, high = final.get("mean_interval") or (None, None)
+        rows.append(
+            {
+                "task": result["task"],
+                "horizon": result["horizon"],
+                "tasks": result["num_tasks"],
+                "optimizer": name,
+                "kind": record.get("kind"),
+                "learning_rate": (record.get("tuned") or {}).get("learning_rate"),
+                "mean": _number(final.get("mean")),
+                "mean_low": _number(low),
+                "mean_high": _number(high),
+                "median": _number(final.get("median")),
+                "mean_above_bound": _number(gap.get("mean")),
+                "to_best_baseline": _number(ratio.get("of_means")),
+                "difference_to_best_baseline": _number(difference.get("mean")),
+                "failed": record.get("failed"),
+                "rises": record.get("rises"),
+                "keeps_improving": record.get("keeps_improving"),
+                "accuracy": (record.get("test") or {}).get("accuracy"),
+            }
+        )
     return rows
 
 
 def curve_rows(results: Sequence[Mapping[str, Any]]) -> Table:
     """One row for each inner step of each curve."""
     rows = []
+    for result, name, record in _records(results):
+        curve = record.get("curve") or {}
+        where = {"task": result["task"], "horizon": result["horizon"], "optimizer": name}
+        parts = [part for part in ("mean", "median", "q25", "q75") if part in curve]
+        for step, *values in zip(*(curve.get(part, []) for part in ("steps", *parts)), strict=True):
+            rows.append({**where, "step": step, **dict(zip(parts, map(_number, values), strict=True))})
+    return rows
+
+
+def _records(results: Sequence[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
     for result in results:
         for name, record in result["optimizers"].items():
-            curve = record.get("curve") or {}
-            columns = [column for column in ("mean", "median", "q25", "q75") if column in curve]
-            for index, step in enumerate(curve.get("steps") or []):
-                row = {"task": result["task"], "horizon": result["horizon"], "optimizer": name, "step": step}
-                rows.append(row | {column: _number(curve[column][index]) for column in columns})
-    return rows
+            yield result, name, record
 
 
 def doctor_rows(doctor: Mapping[str, Any]) -> Table:
@@ -78,7 +85,8 @@ def pictures(
     """(name, PNG file, caption) of the evaluation's curves and the doctor's figures."""
     if not results and not doctor:
         return
-    from metaopt.report.pictures import evaluation_figure, save_png
+    from metaopt.report.pictures import evaluation_figure
+    from metaopt.report.svg import save_png
 
     folder.mkdir(parents=True, exist_ok=True)
     for index, result in enumerate(results):

@@ -22,6 +22,7 @@ import tyro
 
 from metaopt import files
 from metaopt.errors import UserError
+from metaopt.report.words import number
 from metaopt.runs import folder, index
 from metaopt.runs.interrupts import handling
 from metaopt.runs.metrics import Follower, begun, grouped, time_of
@@ -201,7 +202,7 @@ class Board:
         media: dict[str, Any] = {}
         rows = result_rows(results)
         if rows:
-            table = [{key: _words(value) for key, value in row.items()} for row in rows]
+            table = [{key: number(value) for key, value in row.items()} for row in rows]
             media["evaluation/results"] = trackio.Table(data=table)._to_dict(self._project, name, step)  # pyright: ignore
         for title, file, caption in pictures(results, {}, self._place / "pictures"):
             image = trackio.Image(str(file), caption=caption)
@@ -229,7 +230,3 @@ def _unique(name: str, taken: Any) -> str:
 def _config(path: Path) -> dict[str, Any]:
     fields = index.fields_of(files.read_object(path / folder.CONFIG))
     return {name: index.value_words(fields, name) for name in fields}
-
-
-def _words(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

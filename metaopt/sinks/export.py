@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import logging
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -73,57 +72,38 @@ def tables(path: Path, rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
     return {name: table for name, table in found.items() if table}
 
 
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
-
-
-# ----- csv ------------------------------------------------------------------------------------------------------------
+# ----- csv and parquet ------------------------------------------------------------------------------------------------
 
 
 def _csv(path: Path, rows: Sequence[Row], out: Path) -> Iterator[str]:
     """An empty cell: the row has no such value; nan: it has one that is not a number."""
+    import pandas
+
     for name, table in tables(path, rows).items():
-        columns = _columns(table)
-        with files.replacing(out / f"{name}.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(columns)
-            writer.writerows([_cell(row[key]) if key in row else "" for key in columns] for row in table)
+        cells = [{key: _cell(value) for key, value in row.items()} for row in table]
+        with files.replacing(out / f"{name}.csv") as part:
+            pandas.DataFrame(cells, dtype=object).to_csv(part, index=False)
         yield str(out / f"{name}.csv")
 
 
-def _cell(value: Any) -> str:
-    if value is None:
-        return "nan"
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-# ----- parquet --------------------------------------------------------------------------------------------------------
+def _cell(value: Any) -> Any:
+    return "nan" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
 def _parquet(path: Path, rows: Sequence[Row], out: Path) -> Iterator[str]:
-    """Numbers as doubles, counts of steps as integers; null: the row has no such value."""
+    """Null: the row has no such value; nan: it has one that is not a number. A data frame would make them one."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise UserError(f"parquet needs pyarrow, which is not installed; {REMEDY}") from None
+    special = {None: float("nan"), "inf": float("inf"), "-inf": float("-inf")}
     for name, table in tables(path, rows).items():
-        arrays = {key: pyarrow.array(_column(table, key)) for key in _columns(table)}
+        columns = dict.fromkeys(key for row in table for key in row)
+        arrays = {key: [special.get(row[key], row[key]) if key in row else None for row in table] for key in columns}
         with files.replacing(out / f"{name}.parquet") as part:
             parquet.write_table(pyarrow.table(arrays), part)
         yield str(out / f"{name}.parquet")
-
-
-INTEGERS = ("meta_step", "horizon", "tasks", "step")
-
-
-def _column(table: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
-    values = [row[key] for row in table if key in row]
-    if key in INTEGERS or all(isinstance(value, bool) for value in values):
-        return [row.get(key) for row in table]
-    if any(isinstance(value, str) and value not in ("inf", "-inf") for value in values):
-        return [row.get(key) for row in table]
-    return [float("nan" if row[key] is None else row[key]) if key in row else None for row in table]
 
 
 # ----- TensorBoard ----------------------------------------------------------------------------------------------------

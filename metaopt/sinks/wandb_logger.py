@@ -121,7 +121,8 @@ def main(path: Path, options: Mapping[str, Any]) -> int:
     """Logs the run folder until standard input closes, then what there is at the end. Returns the exit status."""
     with contextlib.suppress(OSError):
         os.nice(NICENESS)
-    uploader = Uploader(path, patience=float(options["upload_patience"]), say=_say)
+    patience, log = float(options["upload_patience"]), path / "wandb" / "upload.log"
+    uploader = Uploader(log, patience=patience, say=lambda text: _say(f"wandb: {text}"))
     try:
         _log_run(path, options, uploader)
     except Exception as error:  # a dead wandb-core raises ConnectionResetError into its caller, among others
@@ -162,7 +163,8 @@ def _log_run(path: Path, options: Mapping[str, Any], uploader: Uploader) -> None
     folder = Path(run.dir).parent
     _say(f"wandb: offline in {folder}")
     if server is not None:
-        uploader.begin(folder, server)
+        command = [sys.executable, "-P", "-m", "wandb", "beta", "sync", "--live", "--yes", str(folder)]
+        uploader.begin(command, server, f"wandb sync {folder}")
     elif options["mode"] == "online":
         _say(f"wandb: no key; after `wandb login` upload with `wandb sync {folder}`")
     # From its first row on also where the run was resumed: offline runs cannot be resumed, so that each part of a run
@@ -260,11 +262,11 @@ def _log_end(run: Any, path: Path) -> None:
         "evaluation/curves": curve_rows(results),
         "doctor/meta_gradients": doctor_rows(doctor),
     }
-    logged: dict[str, Any] = {}
-    for name, rows in tables.items():
-        if rows:
-            columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
-            logged[name] = wandb.Table(columns=columns, data=[[row.get(key) for key in columns] for row in rows])
+    logged: dict[str, Any] = {
+        name: wandb.Table(columns=[*rows[0]], data=[[row.get(key) for key in rows[0]] for row in rows])
+        for name, rows in tables.items()
+        if rows
+    }
     for name, file, caption in pictures(results, doctor, path / "wandb" / "pictures"):
         logged[name] = wandb.Image(str(file), caption=caption)
     if logged:

@@ -317,7 +317,9 @@ def test_named_sets_hold_what_they_hold():
 
 
 def test_old_names_of_the_arrays_say_the_new_ones():
-    with pytest.raises(AttributeError, match="`train_images` is `train.inputs` now"):
-        load_dataset("digits").train_images  # noqa: B018
+    digits = load_dataset("digits")
+    assert digits.train_images is digits.train.inputs and digits.test_labels is digits.test.targets
+    with pytest.raises(AttributeError, match="no `train_pixels`"):
+        digits.train_pixels  # noqa: B018
     with pytest.raises(AttributeError, match="has no `pixels`"):
         load_dataset("digits").pixels  # noqa: B018

@@ -111,7 +111,11 @@ def test_files_say_the_same(tmp_path: Path, tiny: Experiment) -> None:
             None,
             "point 2 of 2 (optimizer=lstn): optimizer 'lstn' is unknown; did you mean",
         ),
-        (("evaluation.baselines=adm;adam sgd",), 2, "point 1 of 4 (evaluation.baselines=adm, seed=0): baseline 'adm'"),
+        (
+            ("evaluation.baselines=adm;adam sgd",),
+            2,
+            "point 1 of 4 (evaluation.baselines=adm, seed=0): baseline optimizer 'adm'",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(sweeps: tuple[str, ...], seeds: int | None, message: str, tiny: Experiment) -> None:

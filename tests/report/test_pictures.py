@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from metaopt.report import pictures
+from metaopt.report import panels, pictures
 from metaopt.report.series import binned, numbers, series, validation_series
+from metaopt.report.svg import save_png, to_svg
 
 
 def record(kind: str, mean: list, rate: float | None = None) -> dict:
@@ -57,14 +58,14 @@ def test_the_lines_are_the_curves(result: dict) -> None:
 
 def test_baselines_are_grey_dashed_and_labelled_with_their_rate(result: dict) -> None:
     styles = pictures.styles(result)
-    assert styles["sgd"] == pictures.Style("sgd, rate 0.32", "baseline-0", "--")
-    assert styles["mine"] == pictures.Style("mine", "learned-0", "-")
+    assert styles["sgd"] == panels.Style("sgd, rate 0.32", "baseline-0", "--", width=1.3)
+    assert styles["mine"] == panels.Style("mine", "learned-0", "-", width=2.0)
     assert len({style.role for style in styles.values()}) == len({str(style) for style in styles.values()}) == 4
-    for role, colour in pictures.COLOURS.items():
+    for role, colour in panels.COLOURS.items():
         red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
         if role.startswith("baseline"):
             assert max(red, green, blue) - min(red, green, blue) < 24
-    assert len(set(pictures.COLOURS.values())) == len(pictures.COLOURS)  # replaced by colour in the SVG
+    assert len(set(panels.COLOURS.values())) == len(panels.COLOURS)  # replaced by colour in the SVG
 
 
 def test_far_beyond_training_the_step_is_logarithmic(result: dict) -> None:
@@ -81,7 +82,7 @@ def test_a_curve_that_explodes_does_not_squash_the_others(result: dict) -> None:
 
 def test_svg_takes_colours_from_the_page_and_nothing_from_elsewhere(result: dict) -> None:
     texts = [
-        pictures.to_svg(pictures.evaluation_figure(result, narrow=narrow), prefix=prefix, description='a "<b>"')
+        to_svg(pictures.evaluation_figure(result, narrow=narrow), prefix=prefix, description='a "<b>"')
         for narrow, prefix in ((False, "one"), (True, "two"))
     ]
     for text in texts:
@@ -89,8 +90,8 @@ def test_svg_takes_colours_from_the_page_and_nothing_from_elsewhere(result: dict
         assert 'aria-label="a &quot;&lt;b&gt;&quot;"' in text
         assert "http" not in text and "DOCTYPE" not in text and "<metadata" not in text
         for role in ("ink", "learned-0", "learned-1", "baseline-0", "baseline-1"):
-            assert f"var(--{role}, {pictures.COLOURS[role]})" in text
-        assert set(re.findall(r"#[0-9a-f]{6}\b", text)) <= {*pictures.COLOURS.values()}
+            assert f"var(--{role}, {panels.COLOURS[role]})" in text
+        assert set(re.findall(r"#[0-9a-f]{6}\b", text)) <= {*panels.COLOURS.values()}
         assert "trained to 10" in text  # text stays text
         ids = re.findall(r'\bid="([^"]*)"', text)
         assert len(ids) == len(set(ids))
@@ -100,9 +101,9 @@ def test_svg_takes_colours_from_the_page_and_nothing_from_elsewhere(result: dict
 
 
 def test_png_files(result: dict, tmp_path: Path) -> None:
-    path = pictures.save_png(pictures.evaluation_figure(result), tmp_path / "a.png")
+    path = save_png(pictures.evaluation_figure(result), tmp_path / "a.png")
     rows = [{"meta_step": 1, "meta_loss": 0.5}, {"meta_step": 2, "meta_loss": 0.4, "validation/1x/median": 0.3}]
-    other = pictures.save_png(pictures.meta_training_figure(rows), tmp_path / "b.png")
+    other = save_png(pictures.meta_training_figure(rows), tmp_path / "b.png")
     for file in (path, other):
         assert file.read_bytes().startswith(b"\x89PNG") and file.stat().st_size > 10_000
 
@@ -144,3 +145,12 @@ def test_bins_are_medians_of_neighbours() -> None:
     assert len(steps) == len(low) == len(middle) == len(high) == 10
     assert middle[-1] == np.median(values[-99:]) and (low <= middle).all() and (middle <= high).all()
     assert len(binned(np.array([1.0]), np.array([np.nan]))[0]) == 0
+
+
+def test_a_dollar_sign_begins_no_formula(result: dict) -> None:
+    wrong = r"$\frac{"  # matplotlib would refuse to draw the formula
+    result["optimizers"][f"a {wrong} b$"] = record("learned", [2.0, 1.0, 0.5, 0.25, 0.125])
+    text = to_svg(pictures.evaluation_figure(result), prefix="p", description="")
+    assert f"a {wrong} b$" in text
+    panel = panels.Panel(f"{wrong}$", "", "", [panels.Line(panels.OTHERS, np.ones(1), np.ones(1))])
+    assert f"{wrong}$" in to_svg(panels.panels_figure([panel]), prefix="p", description="")

@@ -9,15 +9,22 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from jinja2 import UndefinedError
 
 from metaopt.errors import UserError
+from metaopt.evaluation.curves import Curves
+from metaopt.evaluation.record import describe_curves
+from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import to_json
 from metaopt.registry import choice
-from metaopt.report import parts as report_parts
-from metaopt.report.comparison_pictures import run_style
-from metaopt.report.horizon_section import Evaluated, horizon_section
+from metaopt.report import words as report_words
+from metaopt.report.horizons import Evaluated, horizons
+from metaopt.report.page import TEMPLATES
+from metaopt.report.panels import COLOURS, run_style
+from metaopt.report.pictures import evaluation_figure
 from metaopt.report.run_page import write_report
 from metaopt.runs.state import write_state
 
@@ -232,10 +239,93 @@ def test_horizons_stand_beside_one_another(full: Path) -> None:
 def test_runs_evaluated_at_one_horizon_have_a_table(full: Path) -> None:
     (far,) = json.loads((full / "evaluation.json").read_text())["results"]
     runs = [Evaluated(name, run_style(0, name), [{**far, "horizon": 5}]) for name in ("one", "two")]
-    section = horizon_section(runs)
+    section = TEMPLATES.get_template("horizons.html").render(horizons=horizons(runs))
     assert "<h2>Evaluation</h2>" in section and "<figure" not in section
     assert all(f"{name}</th>" in section for name in ("one", "two"))
-    assert horizon_section(runs[:1]) == ""
+    assert horizons(runs[:1]) is None
+
+
+def test_the_doctors_advice_is_on_the_page(run: Path) -> None:
+    measured = {"value": 0.5, "error": 0.1}
+    counts = {"one_step_cosine": 0.25, "tasks_for_snr_1": 4.0, "nonfinite": 0.0, "clipped": 1.0, "diverged": 0.0}
+    where = {"estimator": f"mine {BAD}", "own": True, "horizon": 100, "window": 20, "num_lives": 8}
+    entry = {**where, **counts, "cosine": measured, "norm_ratio": None, "snr": measured}
+    impossible = {"estimator": "other", "horizon": 100, "window": 100, "reason": f"no noise {BAD}"}
+    reference = {"horizon": 100, "kind": "unbiased", "estimator": "mine", "num_lives": 64, "resolved": False}
+    sentences = ["Two tasks in three die: shorten the window.", f"Inputs lie outside {BAD} of their range."]
+    result = {
+        "meta_step": 1200, "num_tasks": 16, "horizon": 100, "jacobian": [], "inputs": None, "gates": None, "steps": [],
+        "estimators": [entry, impossible], "references": [reference],
+        "advice": [{"rule": "dying", "figure": 0.5, "text": text} for text in sentences],
+    }  # fmt: skip
+    (run / "doctor.json").write_text(json.dumps(result))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    for words in (
+        *sentences,
+        "of φ of meta-step 1,200, with 16 tasks a meta-step.",
+        "Reference over 100 steps: the unbiased gradient, 64 draws, which do not tell it from zero.",
+        f"mine {BAD} (the run's own) 100 20 8 0.5 0.1 – 0.25 0.5 4 0 1 0",
+        f"cannot: no noise {BAD}",
+    ):
+        assert words in page.text, words
+    assert page.tags.count("script") == 1
+    (run / "doctor.json").write_text(json.dumps({**result, "advice": [], "meta_step": None}))
+    text = Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "of a fresh φ" in text and "Nothing to complain about." in text and sentences[0] not in text
+
+
+def losses_from(shift: float, bound: float | None, horizon: int = 40) -> dict:
+    """An entry of evaluation.json: losses that fall from shift + 1 or 2 towards the shift; adam half as fast."""
+    steps, start = np.arange(0, horizon + 1, 2), np.array([1.0, 2.0, 1.5, 1.0])
+    loss = {name: shift + start[:, None] * np.exp(-rate * steps / 20) for name, rate in (("mine", 2.0), ("adam", 1.0))}
+    peak = {name: np.maximum.accumulate(values, axis=1) for name, values in loss.items()}
+    alive: dict = {name: np.isfinite(values) for name, values in loss.items()}
+    lower_bound = np.full(4, np.nan if bound is None else bound)
+    curves = Curves(steps, loss, peak, alive, {name: {} for name in loss}, lower_bound, "the exact loss", 20)
+    described = describe_curves(curves, tuned={"adam": {"learning_rate": 0.1}})
+    return jsonable({"task": "valley", "horizon": horizon, "train_horizon": 20, "num_tasks": 4, **described})
+
+
+def test_losses_with_a_bound_are_shown_above_it(run: Path) -> None:
+    (run / "evaluation.json").write_text(json.dumps({"results": [losses_from(-50, -50), losses_from(-50, -50, 20)]}))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    for words in (
+        "mine ends at a mean loss 0.0252 above its bound, 0.135 times that of the best baseline (adam, rate 0.1)",
+        "Curves show the loss above its bound",
+        "Mean final loss Mean above its bound Median above its bound Ratio to best baseline",
+        "−50 0.0252 ",
+        "(of means of the loss above its bound, on the same tasks)",
+        "both less the bound, at any step",
+        "2× 40 4 0.0229 above its bound 0.0252 above its bound 0.135 ",  # beyond the training horizon
+    ):
+        assert words in page.text, words
+    assert "Difference" not in page.text
+    above = evaluation_figure(losses_from(-50, -50)).axes[0]
+    assert above.get_yscale() == "log" and above.get_ylabel() == "loss above its bound"
+
+
+def test_losses_without_a_bound_are_compared_by_differences(run: Path) -> None:
+    (run / "evaluation.json").write_text(json.dumps({"results": [losses_from(-3, None), losses_from(-3, None, 20)]}))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    for words in (
+        "mine ends at a mean loss of −2.97482; its difference to the best baseline (adam, rate 0.1) is −0.119 of the",
+        "Mean final loss Median Difference to best baseline Failed",
+        "in units of the largest fall below the first loss",
+        "above the first loss by 9 times the largest fall, at any step",
+        "the loss at the training horizon by a tenth of the largest fall",
+        "2× 40 4 −2.97711 −2.97482 −0.119 ",
+        "A difference stands where losses have no bound",
+    ):
+        assert words in page.text, words
+    assert "Ratio" not in page.text and "times that of" not in page.text
+    result = losses_from(-3, None)
+    result["optimizers"]["adam"]["curve"]["mean"][5:] = [1e9] * len(result["optimizers"]["adam"]["curve"]["mean"][5:])
+    result["optimizers"]["adam"]["curve"]["q75"][5] = "inf"
+    for axes in evaluation_figure(result).axes:
+        low, high = axes.get_ylim()
+        assert axes.get_yscale() == "linear" and -3.2 < low < -2.9 and -2 < high < 1  # what explodes is outside
+        (line,) = [line for line in axes.get_lines() if line.get_color() == COLOURS["learned-0"]]
+        assert np.asarray(line.get_ydata())[-1] == pytest.approx(-2.975, abs=0.01)
 
 
 def test_what_is_missing_is_said(run: Path) -> None:
@@ -259,7 +349,7 @@ def test_a_run_that_did_not_come_to_its_end_is_said(run: Path) -> None:
     write_state(run, "diverged", num_meta_steps=9, reason="no task was alive; try <less>")
     assert "The run diverged: no task was alive; try <less>" in Page(write_report(run).read_text(encoding="utf-8")).text
     write_state(run, "running", num_meta_steps=9)  # and nobody holds the lock
-    assert "process ended without a word." in Page(write_report(run).read_text(encoding="utf-8")).text
+    assert "The run is lost: its process is gone" in Page(write_report(run).read_text(encoding="utf-8")).text
     write_state(run, "finished", num_meta_steps=9)
     assert "The run" not in Page(write_report(run).read_text(encoding="utf-8")).text
 
@@ -284,12 +374,24 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     ("value", "words"),
     [
         (None, "–"), ("inf", "∞"), ("-inf", "−∞"), (0, "0"), (0.123456, "0.123"), (1234.5, "1,234"), (-0.5, "−0.5"),
-        (1e-7, "1.00e−7"), (3.2e9, "3.20e9"), ("<b>", "&lt;b&gt;"), (float("nan"), "–"),
+        (1e-7, "1.00e−7"), (3.2e9, "3.20e9"), ("007", "007"), (float("nan"), "–"), (1234567, "1,234,567"),
     ],
 )  # fmt: skip
 def test_numbers_in_words(value: object, words: str) -> None:
-    assert report_parts.number(value) == words
+    assert report_words.number(value) == words
 
 
 def test_counts_in_words() -> None:
-    assert [report_parts.count_words(x, 16) for x in (None, 0.0, 0.25, 1.0)] == ["–", "none of 16", "4 of 16", "all 16"]
+    assert [report_words.share(x, 16) for x in (None, 0.0, 0.25, 1.0)] == ["–", "none of 16", "4 of 16", "all 16"]
+
+
+def test_a_record_may_lack_fields_and_a_template_may_not_misspell_them() -> None:
+    def shown(template: str) -> str:
+        return TEMPLATES.from_string(template).render(record={"gap": None}, style=run_style(0, "<b>"))
+
+    assert (
+        shown("{{ record.gap.mean|number }} {{ record.test.accuracy|share(4) }} {{ style.label }}") == "– – &lt;b&gt;"
+    )
+    for wrong in ("{{ style.lable }}", "{{ recrod.gap }}", "{% if style.colour %}{% endif %}"):
+        with pytest.raises(UndefinedError):
+            shown(wrong)

@@ -17,7 +17,7 @@ import pytest
 from metaopt.cli.entry import main
 from metaopt.errors import UserError
 from metaopt.runs.metrics import Follower, Thinner, grouped
-from metaopt.sinks.contents import doctor_rows
+from metaopt.sinks.contents import doctor_rows, result_rows
 from metaopt.sinks.export import ExportArguments, export_runs
 
 ODD = [
@@ -194,6 +194,20 @@ def test_a_thinner_gives_means_over_whole_groups() -> None:
         (7, {"train/meta_loss": 7.0, "health/skipped": 0.0}),
     ]
     assert three.rest() == []
+
+
+def test_rows_of_results_tell_bounds_from_none() -> None:
+    def result(task: str, **compared: Any) -> dict[str, Any]:
+        record = {"kind": "learned", "final": {"mean": -2.5, "median": -2.75}, **compared}
+        return {"task": task, "horizon": 8, "num_tasks": 4, "optimizers": {"mine": record}}
+
+    bounded = result("one", gap={"mean": 0.5}, ratio_to_best_baseline={"of_means": 2.0})
+    free = result("two", difference_to_best_baseline={"mean": "inf"}, gap=None, ratio_to_best_baseline=None)
+    names = ("task", "mean", "median", "mean_above_bound", "to_best_baseline", "difference_to_best_baseline")
+    assert [tuple(row[name] for name in names) for row in result_rows([bounded, free])] == [
+        ("one", -2.5, -2.75, 0.5, 2.0, None),
+        ("two", -2.5, -2.75, None, None, math.inf),
+    ]
 
 
 def test_rows_of_an_examination() -> None:

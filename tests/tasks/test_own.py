@@ -167,7 +167,7 @@ def test_tasks_and_data():
     assert family.metrics(params, task, batch) == {"scale": task}
 
 
-def test_batches_of_their_own():
+def test_batches_of_their_own(register):
     def draw(key):
         return jax.random.normal(key, (8, 4)) + 3
 
@@ -182,19 +182,10 @@ def test_batches_of_their_own():
     np.testing.assert_allclose(family.loss(jnp.zeros(4), (), held_out), jnp.mean(batches**2), rtol=1e-6)
     np.testing.assert_allclose(family.metrics(jnp.zeros(4), (), held_out)["mean"], jnp.mean(batches), rtol=1e-6)
     assert family.evaluated_on == "the mean of 16 batches, the same each time" and family.batch_size == 8
-    exact = build_family_of(family, oracle="exact")
-    assert falls(exact)[1] < 1.5  # the variance of the batch, 1, and what is left of 9
-
-
-def build_family_of(family, oracle):
-    @TASKS.register(name="held_for_a_moment")
-    def held_for_a_moment():
-        return family
-
-    try:
-        return build_family(Choice("held_for_a_moment"), oracle=Choice(oracle))
-    finally:
-        del TASKS._entries["held_for_a_moment"]
+    register(TASKS, "draws", lambda: family)
+    assert (
+        falls(build_family(Choice("draws"), oracle=Choice("exact")))[1] < 1.5
+    )  # the variance of the batch, 1, and what is left of 9
 
 
 def test_windows_of_a_series():
@@ -305,25 +296,11 @@ def test_modules_of_a_task():
 # ----- by name, in runs ----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def registered():
-    """Registers factories for one test."""
-    names = []
-
-    def register(factory, **traits):
-        names.append(factory.__name__)
-        return TASKS.register(factory, **traits)
-
-    yield register
-    for name in names:
-        TASKS._entries.pop(name, None)
-
-
-def test_the_registry_names_what_it_makes_and_a_run_records_its_data(registered):
-    @registered
+def test_the_registry_names_what_it_makes_and_a_run_records_its_data(register):
     def lines(batch_size: int = 16):
         return metaopt.make_task(squares, zeros, data=DATA, batch_size=batch_size)
 
+    register(TASKS, "lines", lines)
     family = build_family(parse_choice("lines:batch_size=8"))
     assert family.name == "lines:batch_size=8" and family.batch_size == 8
     (entry,) = describe_data([Choice("lines")])
@@ -335,16 +312,16 @@ def test_the_registry_names_what_it_makes_and_a_run_records_its_data(registered)
     assert after < before
 
 
-def test_a_run_on_ones_own_data(registered, tiny, tmp_path, monkeypatch):
+def test_a_run_on_ones_own_data(register, tiny, tmp_path, monkeypatch):
     """Meta-training and its evaluation, with a loss whose bound is not known; the data set is the same on resuming."""
     monkeypatch.chdir(tmp_path)
     rows = [f"{x[0]:.4f},{x[1]:.4f},{'lily' if y > 0 else 'aster'}" for x, y in zip(X, Y, strict=True)]
     (tmp_path / "flowers.csv").write_text("\n".join(["a,b,label", *rows]))
 
-    @registered
     def lines():
         return metaopt.make_task(net_squares, LinenNet(), data=DATA, batch_size=16)
 
+    register(TASKS, "lines", lines)
     flowers = Choice("classifier", {"data": "flowers.csv", "batch_size": 16, "width": 4})
     path = train(dataclasses.replace(tiny, tasks=(Choice("lines"),)), tmp_path / "run")
     (entry,) = json.loads((path / "environment.json").read_text())["data"]
@@ -527,7 +504,7 @@ def test_refuses_what_no_inner_loop_can_run_on(case):
     assert "\n" not in str(caught.value)
 
 
-def test_a_family_by_hand_is_refused_where_it_is_built_and_names_itself(registered, capsys):
+def test_a_family_by_hand_is_refused_where_it_is_built_and_names_itself(register, capsys):
     def vector(loss):
         return TaskFamily(
             data=(),
@@ -538,10 +515,10 @@ def test_a_family_by_hand_is_refused_where_it_is_built_and_names_itself(register
             eval_batch=lambda task, data, split: (),
         )
 
-    @registered
     def vectors(scale: float = 1.0):
         return vector(lambda params, task, batch: scale * params)
 
+    register(TASKS, "vectors", vectors)
     with pytest.raises(UserError, match=r"^task family vectors:scale=2.0: `loss` gives shape \(3,\), and has to be"):
         build_family(parse_choice("vectors:scale=2.0"))
     assert main(["train", "quadratic_rl", "--tasks", "vectors"]) == 2

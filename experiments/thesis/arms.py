@@ -1,0 +1,216 @@
+"""What the reproduction of the thesis runs: studies of arms, each arm one experiment with several meta-seeds.
+
+An arm's experiment is a file of experiments/thesis/ with one thing changed. Of each study one arm a model bears the
+thesis's setting: `rl` and `bp`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from metaopt.experiment import Experiment
+from metaopt.registry import Choice, choice
+from metaopt.runs.experiments import load_experiment
+
+THESIS = Path(__file__).resolve().parent
+ROOT = THESIS.parent.parent
+RESULTS = THESIS / "results"
+NOISE_AT_TEST: dict[str, Mapping[str, Any]] = {
+    "in_use=two": {"noise_in_use": "two"},
+    "in_use=on": {"noise_in_use": "on"},
+}
+
+
+@dataclass(frozen=True)
+class Test:
+    """What every arm of a study is evaluated on: the same tasks, starts and minibatches for all."""
+
+    task: Choice
+    num_tasks: int
+    multiples: tuple[int, ...]  # of the training horizon
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An experiment, meta-trained once a seed."""
+
+    name: str
+    experiment: Experiment
+    seeds: int
+    factor: str = ""  # what differs from the thesis's setting, in words
+    uses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the same φ with other options, by name
+
+
+@dataclass(frozen=True)
+class Study:
+    """Arms and tests that one file of results holds."""
+
+    name: str
+    title: str
+    arms: tuple[Arm, ...]
+    tests: tuple[Test, ...]
+    fixed: tuple[Choice, ...] = (  # the baselines of the thesis's figures
+        choice("sgd", learning_rate=1.0),
+        choice("momentum", learning_rate=0.1),
+        choice("momentum", learning_rate=0.01),
+        choice("adam", learning_rate=0.01),
+    )
+    num_tuning_tasks: int = 400
+    phi_of: str = ""  # the study whose φ the arms of the same names take, in place of meta-training
+
+    @property
+    def horizon(self) -> int:
+        return self.arms[0].experiment.horizon
+
+
+def figure(name: str) -> Experiment:
+    """The experiment of one figure and model, such as `figure3_rl`."""
+    return load_experiment(str(THESIS / f"{name}.py"))[1]
+
+
+def vary(experiment: Experiment, optimizer: Mapping[str, Any] | None = None, **fields: Any) -> Experiment:
+    """The experiment with options of its optimizer and fields of its own changed."""
+    picked = Choice(experiment.optimizer.name, {**experiment.optimizer.options, **(optimizer or {})})
+    return dataclasses.replace(experiment, optimizer=picked, **fields)
+
+
+def crossed(rl: Experiment, bp: Experiment, seeds: int) -> Iterator[Arm]:
+    """Step rule × meta-gradient × noise without the two corners that are the models themselves."""
+    words = {"per_step": "Gamma noise", "none": "no noise"}
+    for rule, base in (("direct", rl), ("recursive", bp)):
+        bias = {"alpha_bias": rl.optimizer.options["alpha_bias"]} if "alpha_bias" in rl.optimizer.options else {}
+        for state_gradient in ("full", "stopped"):
+            for noise in ("per_step", "none"):
+                if (rule, state_gradient, noise) in (("direct", "full", "per_step"), ("recursive", "full", "none")):
+                    continue
+                name = "reparameterised" if noise == "per_step" else "truncated_backprop"
+                options = {"step_rule": rule, "noise": noise, **(bias if rule == "direct" else {})}
+                yield Arm(
+                    f"cross/{rule},{state_gradient},{'noise' if noise == 'per_step' else 'none'}",
+                    vary(base, options, estimator=choice(name, state_gradient=state_gradient)),
+                    seeds,
+                    f"{rule} step length, {state_gradient} state gradient, {words[noise]}",
+                )
+
+
+def one_at_a_time(
+    model: str, base: Experiment, features: tuple[str, ...], seeds: int, base_seeds: int
+) -> Iterator[Arm]:
+    """The model itself and its open choices, each alone."""
+    own = base.optimizer.options["features"]
+    uses = NOISE_AT_TEST if model == "rl" else {"alpha_0=median": {"initial_alpha": "median"}}
+    yield Arm(model, base, base_seeds, "16 functions a meta-step", uses)
+    yield Arm(f"{model}/num_tasks=1", vary(base, num_tasks=1), base_seeds, "one function a meta-step, as in the thesis")
+    yield Arm(f"{model}/K=20", vary(base, unroll_length=20), seeds, "windows of 20 steps")
+    for name in features:
+        if name != own:
+            yield Arm(f"{model}/features={name}", vary(base, {"features": name}), seeds, f"features: {name}")
+    printed = {"features": "all", "s_form": "printed"}
+    yield Arm(f"{model}/s=printed", vary(base, printed), seeds, "all features, s without the root")
+    yield Arm(f"{model}/alpha=per_coordinate", vary(base, {"alpha": "per_coordinate"}), seeds, "α a coordinate")
+    yield Arm(f"{model}/d=rms", vary(base, {"normalisation": "rms"}), seeds, "d over its RMS")
+    both = {"features": "scale_free", "normalisation": "rms"}
+    yield Arm(f"{model}/features=scale_free,d=rms", vary(base, both), seeds, "features: scale_free, d over its RMS")
+    if model == "rl":
+        noisy = vary(base, {"noise": "per_coordinate"})
+        yield Arm("rl/noise=per_coordinate", noisy, seeds, "noise a coordinate", NOISE_AT_TEST)
+
+
+def _convex(name: str, title: str, rl: Experiment, bp: Experiment, tests: tuple[Test, ...]) -> Study:
+    features = ("gradient", "all", "scale_free")
+    models = (*one_at_a_time("rl", rl, features, 3, 5), *one_at_a_time("bp", bp, features, 3, 5))
+    first = [arm for arm in models if arm.seeds == 5]
+    rest = [arm for arm in models if arm.seeds != 5]
+    return Study(name, title, (*first, *crossed(rl, bp, 3), *rest), tests)
+
+
+def _images(study: Study, data: str, num_tasks: int) -> Study:
+    """Figures 7 and 8 on larger images, one meta-seed; a family is drawn each meta-step, as in the thesis."""
+
+    def on(task: Choice) -> Choice:
+        return choice(task.name, **task.options, data=data) if task.name in ("classifier", "autoencoder") else task
+
+    arms = tuple(
+        Arm(
+            arm.name,
+            vary(arm.experiment, tasks=tuple(map(on, arm.experiment.tasks)), num_tasks=1),
+            1,
+            "one function a meta-step",
+        )
+        for arm in study.arms
+        if arm.name in ("rl", "bp")
+    )
+    tests = tuple(Test(on(test.task), num_tasks, test.multiples) for test in study.tests)
+    title = f"Figures 7 and 8 on {data}, 28×28, one function a meta-step"
+    return dataclasses.replace(study, name=f"networks_{data}", title=title, arms=arms, tests=tests, num_tuning_tasks=8)
+
+
+def _other_images(study: Study, data: str, depths: tuple[int, ...]) -> Study:
+    """The same φ on networks of some depths and images of another data set."""
+    tests = tuple(
+        Test(choice(test.task.name, **{**test.task.options, "data": data}), test.num_tasks, test.multiples)
+        for test in study.tests
+        if test.task.options["hidden_layers"] in depths
+    )
+    title = f"Figures 7 and 8 on {data}, 28×28: the φ of {study.name}, which never saw these images"
+    return dataclasses.replace(study, name=f"networks_{data}", title=title, tests=tests, phi_of=study.name)
+
+
+def _studies() -> dict[str, Study]:
+    all_of_it, beyond = (1, 10, 100), (1, 10)
+    quadratic = _convex(
+        "quadratic",
+        "Figures 3 and 4: quadratics, and Rosenbrock after quadratics",
+        figure("figure3_rl"),
+        figure("figure3_bp"),
+        (
+            Test(choice("quadratic", dim=10), 400, all_of_it),
+            *(Test(task, 400, all_of_it) for task in figure("figure4_rl").evaluation.tasks),
+        ),
+    )
+    regression = _convex(
+        "linear_regression",
+        "Figures 5 and 6: linear regression",
+        figure("figure5_rl"),
+        figure("figure5_bp"),
+        (Test(choice("linear_regression"), 400, all_of_it),),
+    )
+    rl, bp = figure("figure7_rl"), figure("figure7_bp")
+    networks = (*rl.evaluation.tasks, *figure("figure8_rl").evaluation.tasks)
+    digits = Study(
+        "networks_digits",
+        "Figures 7 and 8: networks on 8×8 digits",
+        tuple(Arm(name, base, 3, "one function of each family a meta-step") for name, base in (("rl", rl), ("bp", bp))),
+        tuple(Test(task, 16, beyond) for task in networks),
+        num_tuning_tasks=16,
+    )
+    one = [vary(base, num_tasks=1) for base in (rl, bp)]
+    few = (choice("classifier", hidden_layers=1), choice("classifier", hidden_layers=3, batch_norm=True))
+    cross = Study(
+        "networks_cross",
+        "Networks on digits, one function a meta-step: the ingredients, and the choices that matter for size",
+        (
+            *(Arm(name, base, 3, "one function a meta-step", uses) for name, base, uses in (
+                ("rl", one[0], NOISE_AT_TEST), ("bp", one[1], {}))),
+            *crossed(one[0], one[1], 3),
+            *(Arm(f"{name}/features=scale_free", vary(base, {"features": "scale_free"}), 3, "features: scale_free")
+              for name, base in (("rl", one[0]), ("bp", one[1]))),
+            *(Arm(f"rl/d={how}", vary(one[0], {"normalisation": how, "alpha_bias": -5.0}), 3, f"d over {words}")
+              for how, words in (("rms", "its RMS"), ("tensor_rms", "each tensor's RMS"))),
+            Arm("rl/features=scale_free,d=rms",
+                vary(one[0], {"features": "scale_free", "normalisation": "rms", "alpha_bias": -5.0}), 3,
+                "features: scale_free, d over its RMS"),
+        ),
+        tuple(Test(task, 8, all_of_it) for task in few),
+        num_tuning_tasks=16,
+    )  # fmt: skip
+    images = _images(digits, "mnist_5k", 8)
+    studies = (quadratic, regression, digits, cross, images, _other_images(images, "fashion_mnist", (1, 3)))
+    return {study.name: study for study in studies}
+
+
+STUDIES = _studies()

@@ -1,0 +1,325 @@
+"""One part of the reproduction, in a process of its own: an arm with all its seeds, or a study's baselines.
+
+python -m experiments.thesis.work STUDY ARM|baselines WORK [--seeds N] [--until TIME]
+python -m experiments.thesis.work after variance|step_lengths WORK
+
+What is done is left in the folder WORK/STUDY and not done again; a part that is stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.thesis import steps, variance
+from experiments.thesis.arms import STUDIES, Arm, Study, Test
+from experiments.thesis.folders import (
+    BASELINES,
+    DIVERGED,
+    PHI,
+    STOPPED,
+    fixed_name,
+    say,
+    test_file,
+    trained,
+    work_folder,
+)
+from metaopt.cli.devices import configure_jax
+from metaopt.evaluation import statistics
+from metaopt.evaluation.curves import Curves, Entry, evaluate
+from metaopt.evaluation.record import evaluation_keys
+from metaopt.evaluation.tuning import Tuned, lowered, tune_baselines
+from metaopt.experiment import build_family, build_optimizer
+from metaopt.experiment.checks import validate
+from metaopt.files import replacing, write_json
+from metaopt.registry import Choice
+from metaopt.runs.checkpoints import Checkpoints
+from metaopt.runs.environment import describe_environment
+from metaopt.shipped.loading import read_optimizer, save_optimizer
+from metaopt.training.loop import Diverged, Trainer, TrainState, meta_train
+from metaopt.types import TaskFamily
+
+CURVE_POINTS = 160
+# What takes the φ of other parts: {name: module with `missing(work)` and `rows(work)`}.
+AFTER = {"variance": variance, "step_lengths": steps}
+
+
+class Stop(Exception):
+    """A signal came, or the time is up."""
+
+
+class Clock:
+    """Whether to stop, and the seconds that a process has worked, on its own core."""
+
+    def __init__(self, until: float | None) -> None:
+        self._until = until
+        self.stopped = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+
+    def _stop(self, *_: Any) -> None:
+        self.stopped = True
+
+    def check(self) -> None:
+        if self.stopped or (self._until is not None and time.time() > self._until):
+            raise Stop
+
+
+# ----- meta-training --------------------------------------------------------------------------------------------------
+
+
+def train(trainer: Trainer, seed: int, folder: Path, clock: Clock) -> None:
+    """Leaves φ of the last meta-step in the folder, or a note of the meta-step at which it diverged."""
+    began, worked = time.monotonic(), time.process_time()
+    trainer.experiment = dataclasses.replace(trainer.experiment, seed=seed)
+    checkpoints: Checkpoints[TrainState] = Checkpoints(folder / "checkpoints")
+    curve: list[list[float]] = []
+    before = [0.0, 0.0]
+    state: TrainState | None = None
+    restored = checkpoints.restore_latest(trainer.init())
+    if restored is not None:
+        state, record, _ = restored
+        curve, before = record["curve"], record["seconds"]
+
+    def seconds() -> list[float]:
+        return [before[0] + time.monotonic() - began, before[1] + time.process_time() - worked]
+
+    def keep(trainer: Trainer, state: TrainState, metrics: dict[str, np.ndarray]) -> None:
+        step = int(state.meta_step)
+        curve.append([step, float(np.mean(metrics["meta_loss"])), float(np.mean(metrics["grad_norm"]))])
+        if step % trainer.experiment.checkpoint_every == 0 or clock.stopped:
+            checkpoints.save(step, state, {"curve": curve, "seconds": seconds()})
+        clock.check()
+
+    try:
+        state = meta_train(trainer, state=state, callbacks=[keep])
+    except Diverged as error:
+        write_json(folder / DIVERGED, statistics.jsonable({"reason": str(error), "curve": curve}))
+        return
+    finally:
+        checkpoints.close()
+    wall, core = seconds()
+    card = {"meta_step": int(state.meta_step), "seconds": round(wall, 1), "core_seconds": round(core, 1)}
+    write_json(folder / "training.json", statistics.jsonable({**card, "curve": curve}))
+    save_optimizer(folder / PHI, jax.device_get(state.meta_params), trainer.experiment, card)
+
+
+# ----- evaluation -----------------------------------------------------------------------------------------------------
+
+
+_FAMILIES: dict[str, TaskFamily] = {}
+
+
+def family_of(test: Test) -> TaskFamily:
+    """One object for each test, on which the compiled code hangs."""
+    return _FAMILIES.setdefault(str(test.task), build_family(test.task))
+
+
+def measure(entry: Entry, study: Study, test: Test, horizon: int) -> Curves:
+    """One optimizer on a test's own tasks up to `horizon`."""
+    family = family_of(test)
+    return evaluate(
+        {"it": entry},
+        family,
+        evaluation_keys(0)[0],
+        horizon=horizon,
+        num_tasks=test.num_tasks,
+        train_horizon=study.horizon,
+        record_every=_record_every(study.horizon, horizon, bool(jax.tree.leaves(family.data))),
+        num_devices=1,
+    )
+
+
+def _record_every(train_horizon: int, horizon: int, has_data: bool) -> int:
+    # The loss on a whole data set costs as much as some inner steps.
+    finest = train_horizon // (10 if has_data else 50)
+    return max(1, finest if horizon <= 10 * train_horizon else max(finest, train_horizon // 10))
+
+
+def save(path: Path, curves: Curves, study: Study, test: Test, **more: Any) -> None:
+    """Losses at the multiples of T and along the curve, the three words, final metrics."""
+    steps, loss, peak, scale = curves.steps, curves.loss["it"], curves.peak["it"], curves.scale
+    reached = [multiple for multiple in test.multiples if multiple * study.horizon <= steps[-1]]
+    kept: dict[str, Any] = {"multiples": np.array(reached)}
+    for multiple in reached:
+        upto = steps <= multiple * study.horizon
+        part, some = loss[:, upto], steps[upto]
+        kept[f"loss_{multiple}"] = part[:, -1]
+        kept[f"failed_{multiple}"] = statistics.failed(peak[:, upto], scale)
+        if multiple > 1:
+            kept[f"rises_{multiple}"] = statistics.rises(part, some, study.horizon, scale)
+            kept[f"improves_{multiple}"] = statistics.keeps_improving(part, some, study.horizon)
+    for split, values in curves.final["it"].items():
+        kept |= {f"{split}_{name}": value for name, value in values.items()}
+    shown = statistics.thin(steps, keep=(study.horizon,), limit=CURVE_POINTS)
+    kept |= {"steps": steps[shown], "curve": loss[:, shown].astype(np.float32), "initial": loss[:, 0], **more}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as part_file, open(part_file, "wb") as file:
+        np.savez_compressed(file, **kept)
+
+
+def evaluate_arm(study: Study, arm: Arm, seeds: int, work: Path, clock: Clock) -> None:
+    folder = work_folder(work, study.name, arm.name)
+    used: Mapping[str, Mapping[str, Any]] = {"": {}, **arm.uses}
+    picked = arm.experiment.optimizer
+    # Tests outside: all seeds of one test and use run through the same compiled code.
+    for test in study.tests:
+        for use, options in used.items():
+            optimizer = build_optimizer(Choice(picked.name, {**picked.options, **options}))
+            for seed in range(seeds):
+                path = test_file(folder, seed, use, test)
+                phi = folder / f"seed-{seed}" / PHI
+                if path.exists() or not phi.exists():
+                    continue
+                clock.check()
+                began = time.process_time()
+                meta_params = read_optimizer(phi).meta_params
+                curves = measure((optimizer, meta_params), study, test, study.horizon * max(test.multiples))
+                save(path, curves, study, test, core_seconds=time.process_time() - began)
+                say(f"{study.name} {arm.name} seed {seed} {use} on {test.task}: {_brief(curves)}")
+        jax.clear_caches()  # see metaopt.runs.results.evaluate_all
+
+
+def _brief(curves: Curves) -> str:
+    final, failed = curves.loss["it"][:, -1], statistics.failed(curves.peak["it"], curves.scale)
+    return f"median {np.median(final):.3g} at step {curves.steps[-1]}, {failed.mean():.0%} failed"
+
+
+# ----- baselines ------------------------------------------------------------------------------------------------------
+
+
+def run_baselines(study: Study, work: Path, clock: Clock) -> None:
+    """The figures' baselines at their rates, and all four tuned for each horizon on tasks of their own."""
+    folder = work_folder(work, study.name, "baselines")
+    for test in study.tests:
+        for fixed in study.fixed:
+            longest = study.horizon * max(test.multiples)
+            _baseline(folder, fixed_name(fixed), study, test, longest, clock, lambda fixed=fixed: _fixed(fixed))
+        for multiple in test.multiples:
+            for name in BASELINES:
+                horizon = study.horizon * multiple
+                tune = lambda name=name, test=test, horizon=horizon: _tuned(name, study, test, horizon)  # noqa: E731
+                _baseline(folder, f"{name}@{multiple}", study, test, horizon, clock, tune)
+        jax.clear_caches()  # see metaopt.runs.results.evaluate_all
+
+
+def _fixed(picked: Choice) -> Tuned:
+    optimizer = build_optimizer(picked)
+    return optimizer, optimizer.init(jax.random.key(0)), {"learning_rate": picked.options["learning_rate"]}
+
+
+def _tuned(name: str, study: Study, test: Test, horizon: int) -> Tuned:
+    tasks = min(study.num_tuning_tasks, 100 if horizon > 10 * study.horizon else study.num_tuning_tasks)
+    return tune_baselines(
+        family_of(test),
+        evaluation_keys(0)[1],
+        horizon=horizon,
+        num_tasks=tasks,
+        names=(name,),
+        num_devices=1,
+    )[name]
+
+
+def _baseline(
+    folder: Path, name: str, study: Study, test: Test, horizon: int, clock: Clock, make: Callable[[], Tuned]
+) -> None:
+    path = test_file(folder, None, name, test)
+    if path.exists():
+        return
+    clock.check()
+    began = time.process_time()
+    tuned = make()
+    curves = measure(tuned[:2], study, test, horizon)
+    lower = lowered(tuned) if "grid" in tuned[2] else None
+    if lower is not None and statistics.failed(curves.peak["it"], curves.scale).any():
+        # A rate at the edge of stability: the next lower one where it ends lower, to the baseline's advantage.
+        other = measure(lower[:2], study, test, horizon)
+        if other.loss["it"][:, -1].mean() < curves.loss["it"][:, -1].mean():
+            tuned, curves = lower, other
+    record = json.dumps(statistics.jsonable(tuned[2]))
+    save(path, curves, study, test, record=np.array(record), core_seconds=time.process_time() - began)
+    rate = tuned[2]["learning_rate"]
+    say(f"{study.name} {name} (rate {rate:g}) on {test.task}: {_brief(curves)}")
+
+
+# ----- what takes the φ of other parts --------------------------------------------------------------------------------
+
+
+def leave_rows(work: Path, name: str) -> int:
+    """Leaves WORK/NAME.json with the rows; or, where φ are lacking, a line that says which, and status 2."""
+    part = AFTER[name]
+    lacking = part.missing(work)
+    if lacking:
+        print(f"{name}: error: no φ of {', '.join(lacking)}; run them first.", file=sys.stderr)
+        return 2
+    environment = describe_environment(name, [])
+    kept = {key: environment[key] for key in ("versions", "git", "device", "platform")}
+    record = {"study": name, "about": part.ABOUT, "environment": kept, "rows": part.rows(work)}
+    write_json(work / f"{name}.json", statistics.jsonable(record))
+    return 0
+
+
+# ----- the process ----------------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("study", choices=[*STUDIES, "after"])
+    parser.add_argument("arm")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--core", type=int, help="the core to stay on")
+    parser.add_argument("--until", type=float, help="seconds since the epoch after which no further work begins")
+    parsed = parser.parse_args()
+    if parsed.core is not None:
+        os.sched_setaffinity(0, {parsed.core})  # before jax makes its threads
+    configure_jax(1)
+    if parsed.study == "after":
+        return leave_rows(parsed.work, parsed.arm)
+    study, clock = STUDIES[parsed.study], Clock(parsed.until)
+    try:
+        if parsed.arm == "baselines":
+            run_baselines(study, parsed.work, clock)
+            return 0
+        arm = next(arm for arm in study.arms if arm.name == parsed.arm)
+        seeds = arm.seeds if parsed.seeds is None else parsed.seeds
+        trainer: Trainer | None = None
+        for seed in range(seeds):
+            folder = work_folder(parsed.work, study.name, arm.name) / f"seed-{seed}"
+            folder.mkdir(parents=True, exist_ok=True)
+            if trained(folder):
+                continue
+            clock.check()
+            if study.phi_of:
+                found = trained(work_folder(parsed.work, study.phi_of, arm.name) / folder.name)
+                if found is None:
+                    print(f"{study.name}: error: no φ of {study.phi_of}/{arm.name}; run it first.", file=sys.stderr)
+                    return 2
+                with replacing(folder / found.name) as part_file:
+                    shutil.copyfile(found, part_file)
+                continue
+            trainer = trainer or Trainer(validate(dataclasses.replace(arm.experiment, num_devices=1)))
+            train(trainer, seed, folder, clock)
+            say(f"{study.name} {arm.name} seed {seed}: meta-trained")
+        evaluate_arm(study, arm, seeds, parsed.work, clock)
+    except Stop:
+        return STOPPED
+    return 0
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stdout.flush()
+    os._exit(status)  # jax's own end takes a second and has nothing to save
