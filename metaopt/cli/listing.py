@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import FAMILY_OPTIONS
 from metaopt.experiment.plain import to_json
-from metaopt.registry import OPTIMIZERS, REGISTRIES, TASKS, Choice, Registry
+from metaopt.registry import OPTIMIZERS, REGISTRIES, TASKS, Choice, Registry, hints_of
 from metaopt.runs.experiments import experiment_files, first_line, load_experiment
 from metaopt.shipped.loading import SHIPPED, pretrained, read_optimizer
 
@@ -18,7 +18,14 @@ MAIN_FIELDS = "tasks optimizer estimator objective num_meta_steps num_tasks hori
 HELP = "usage: metaopt list [NAME ...]\n\nWithout a name: everything that can be named. With: its options."
 # What has no default, and how tasks are cut up, comes from the experiment's own fields.
 NOT_OPTIONS = ("chunk_size", "num_devices")
-TYPES = {"NoneType": "none", "str": "text", "int": "whole number", "float": "number", "bool": "true | false"}
+TYPES = {
+    "Any": "anything",
+    "NoneType": "none",
+    "str": "text",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true | false",
+}
 
 
 def show_list(names: list[str]) -> None:
@@ -71,10 +78,10 @@ def _print_options(name: str, registry: Registry[Any]) -> None:
     factory = registry[name]
     text = inspect.getdoc(factory) or _first_line(factory)
     print(f"{registry.kind} {name}: {text}\n\noptions, as {name}:key=value,...")
-    hints = get_type_hints(factory)
+    hints = hints_of(factory)
     for key, parameter in inspect.signature(factory).parameters.items():
         if parameter.default is not parameter.empty and key not in NOT_OPTIONS:
-            print(f"  {key}={Choice('', {key: parameter.default}).text(key)}  {_type_in_words(hints[key])}")
+            print(f"  {key}={Choice('', {key: parameter.default}).text(key)}  {_type_in_words(hints.get(key, Any))}")
     if registry is TASKS:
         print("\nevery task family also takes, as the experiment's fields of these names do for all of them")
         for key, (hint, default) in FAMILY_OPTIONS.items():
