@@ -261,7 +261,7 @@ def test_an_installed_package_and_a_module_and_an_experiment_in_json(
 # ----- other processes ------------------------------------------------------------------------------------------------
 
 
-def test_workers_are_given_the_plugins(trained: Path, place: Path, said: Callable[..., tuple[int, str]]) -> None:
+def test_workers_are_given_the_plugins(trained: Path, place: Path) -> None:
     mine = str(trained / "mine.py")
     forget()
     load_experiment(mine)
@@ -276,9 +276,10 @@ def test_workers_are_given_the_plugins(trained: Path, place: Path, said: Callabl
     assert launched.returncode == 0, launched.stderr
     run = place / "sweep" / "1-seed-0"
     assert json.loads((run / "state.json").read_text())["state"] == "finished"
-    (run / "state.json").unlink()  # as if the machine had gone down
-    status, error = said("resume", "sweep")
-    assert status == 2 and error.endswith(f"`metaopt resume sweep --plugin {mine}`")
+    held = json.loads((run / "state.json").read_text())
+    (run / "state.json").write_text(json.dumps({**held, "state": "interrupted"}))
+    again = subprocess.run([sys.executable, "-m", "metaopt", "resume", "sweep"], capture_output=True, text=True)
+    assert again.returncode == 2 and again.stderr.strip().endswith(f"`metaopt resume sweep --plugin {mine}`")
 
 
 # ----- nothing runs because a folder says so --------------------------------------------------------------------------
