@@ -147,7 +147,7 @@ def test_a_minibatch_of_fewer_has_exactly_its_gradient_and_its_noise():
     full, n, draws = 12, 3, 4000
     plain = linear_regression(num_examples=50, dim=2, batch_size=full)
     family = with_batch_sizes(plain, 2)
-    task = family.sample(jax.random.key(0), ())._replace(size=jnp.int32(n))
+    task = family.sample(jax.random.key(0), ())._replace(drawn=jnp.int32(n))
     small = linear_regression(num_examples=50, dim=2, batch_size=n)
     params, keys = jnp.asarray([0.7, -0.3]), jax.random.split(jax.random.key(1), draws)
     batches = jax.jit(jax.vmap(family.batch, (0, None, None)))(keys, task, ())
@@ -176,7 +176,7 @@ def test_batch_statistics_are_those_of_the_smaller_batch():
     plain = TASKS["classifier"](hidden_layers=1, width=4, batch_norm=True, batch_size=8)
     family = with_batch_sizes(plain, 4)
     key = jax.random.key(0)
-    task = family.sample(key, family.data)._replace(size=jnp.int32(4))
+    task = family.sample(key, family.data)._replace(drawn=jnp.int32(4))
     params, batch = family.init(key, task), family.batch(key, task, family.data)
     four = jax.tree.map(lambda x: x[:4], batch)
     np.testing.assert_allclose(family.loss(params, task, batch), plain.loss(params, (), four), rtol=1e-5)
