@@ -17,10 +17,10 @@ import metaopt
 from benchmarks.cases import DIGITS_DIM, DIM, HIDDEN, HORIZON, chunks, digits, experiment, learned
 from benchmarks.measure import COLUMNS, FEATURES, BoundMeter, Bounds, Options, Row, measured, number, seconds
 from benchmarks.plain_reference import plain_chunks
+from metaopt.choices import choice
 from metaopt.experiment import Experiment
 from metaopt.inner.devices import compiler_options
 from metaopt.optimizers.network import LSTM, Head, forward, fuse, init_cells, init_params
-from metaopt.registry import choice
 from metaopt.shipped.loading import save_optimizer
 from metaopt.training.loop import Trainer
 

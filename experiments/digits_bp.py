@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from metaopt.registry import choice
+from metaopt.choices import choice
 
 from .digits_rl import EXPERIMENT as DIGITS_RL
 

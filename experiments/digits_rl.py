@@ -3,8 +3,8 @@
 Half of the meta-training tasks have batch normalisation; the transfer is to depth and to ten times the horizon.
 """
 
+from metaopt.choices import choice
 from metaopt.experiment import Evaluation, Experiment, Log, MetaOptimizer, Validation
-from metaopt.registry import choice
 
 NETWORKS = tuple(
     choice("classifier", hidden_layers=layers, batch_norm=batch_norm)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from metaopt.registry import choice
+from metaopt.choices import choice
 
 from .networks_rl import EXPERIMENT as NETWORKS_RL
 

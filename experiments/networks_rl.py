@@ -5,8 +5,8 @@ As digits_rl, and beside its classifiers an autoencoder and larger images, so th
 
 import dataclasses
 
+from metaopt.choices import choice
 from metaopt.experiment import Evaluation, Validation
-from metaopt.registry import choice
 
 from .digits_rl import EXPERIMENT as DIGITS_RL
 

@@ -1,7 +1,7 @@
 """The thesis's BP model on quadratics: recursive step length, back-propagation through all 100 steps (figure 3)."""
 
+from metaopt.choices import choice
 from metaopt.experiment import Evaluation, Experiment
-from metaopt.registry import choice
 
 EXPERIMENT = Experiment(
     tasks=(choice("quadratic", dim=10),),

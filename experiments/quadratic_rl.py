@@ -1,7 +1,7 @@
 """The thesis's RL model on quadratics: direct step length, Gamma noise, reparameterised policy gradient (figure 3)."""
 
+from metaopt.choices import choice
 from metaopt.experiment import Evaluation, Experiment
-from metaopt.registry import choice
 
 EXPERIMENT = Experiment(
     tasks=(choice("quadratic", dim=10),),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _WHERE = {
-    "Choice": "registry",
+    "Choice": "choices",
     "Curves": "evaluation.curves",
     "ESTIMATORS": "registry",
     "Estimate": "types",
@@ -31,7 +31,7 @@ _WHERE = {
     "Validation": "experiment",
     "bind_tasks": "inner.step",
     "build_optimizer": "experiment",
-    "choice": "registry",
+    "choice": "choices",
     "evaluate": "evaluation.curves",
     "load": "shipped.loading",
     "load_experiment": "runs.experiments",
@@ -44,6 +44,8 @@ _WHERE = {
 }
 
 if TYPE_CHECKING:
+    from metaopt.choices import Choice as Choice
+    from metaopt.choices import choice as choice
     from metaopt.errors import UserError as UserError
     from metaopt.estimators.windows import Schedule as Schedule
     from metaopt.evaluation.curves import Curves as Curves
@@ -63,8 +65,6 @@ if TYPE_CHECKING:
     from metaopt.registry import OPTIMIZERS as OPTIMIZERS
     from metaopt.registry import ORACLES as ORACLES
     from metaopt.registry import TASKS as TASKS
-    from metaopt.registry import Choice as Choice
-    from metaopt.registry import choice as choice
     from metaopt.runs.experiments import load_experiment as load_experiment
     from metaopt.shipped.loading import load as load
     from metaopt.shipped.loading import pretrained as pretrained

@@ -1,4 +1,4 @@
-"""What can be named: registries of factories with their traits, choices of an entry with options, and building them.
+"""What can be named: registries of factories with their traits.
 
 An entry registers itself where it is written, `@TASKS.register`, and says there what others need to know of it. The
 folder of a registry's own entries is imported when it is first read; a user's file is another such place.
@@ -7,19 +7,16 @@ folder of a registry's own entries is imported when it is first read; a user's f
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import importlib
 import inspect
-import math
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Any, Generic, Literal, TypeVar
 
-import cattrs
-
+from metaopt.choices import Choice
 from metaopt.errors import UserError, suggest
 
 # ----- traits: what is known of an entry before it is built -----------------------------------------------------------
@@ -240,132 +237,3 @@ OPTIMIZERS = Registry("optimizer", OptimizerTraits, "metaopt.optimizers", "Optim
 ESTIMATORS = Registry("estimator", EstimatorTraits, "metaopt.estimators", "MetaGradient")
 OBJECTIVES = Registry("objective", ObjectiveTraits, "metaopt.inner.objectives", "Objective")
 REGISTRIES = (TASKS, ORACLES, OPTIMIZERS, ESTIMATORS, OBJECTIVES)
-
-# ----- choices ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One entry of a registry with its settings; as text `classifier:hidden_layers=3,batch_norm=true`."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def __str__(self) -> str:
-        options = ",".join(f"{key}={self.text(key)}" for key in self.options)
-        return f"{self.name}:{options}" if options else self.name
-
-    def text(self, key: str) -> str:
-        """An option's value as the command line writes it."""
-        return _to_text(self.options[key])
-
-
-def choice(name: str, **options: Any) -> Choice:
-    """`choice("quadratic", dim=20)`."""
-    return Choice(name, options)
-
-
-def _to_text(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
-
-
-def _from_text(text: str) -> Any:
-    words = {"true": True, "false": False}
-    if text.lower() in words:
-        return words[text.lower()]
-    for convert in (int, float):  # "none" stays a word: whether it means None the option's type decides
-        try:
-            return convert(text)
-        except ValueError:
-            pass
-    return text
-
-
-def parse_choice(text: str, *, base: Choice | None = None) -> Choice:
-    """Reads `NAME`, `NAME:key=value,...` or, on top of `base`, `:key=value,...` (keeps its name and other options)."""
-    name, _, tail = text.partition(":")
-    options: dict[str, Any] = {}
-    if not name:
-        if base is None:
-            raise UserError(f"{text!r} names no entry; write NAME:key=value,...")
-        name, options = base.name, dict(base.options)
-    for part in filter(None, tail.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals or not key:
-            raise UserError(f"{part!r} in {text!r} is not key=value; write NAME:key=value,...")
-        options[key.strip()] = _from_text(value.strip())
-    return Choice(name, options)
-
-
-def build(picked: Choice, registry: Registry[Any], *args: Any, others: Sequence[str] = (), **fixed: Any) -> Any:
-    """Calls the registry's factory with the choice's options, checked against the factory's annotated signature.
-
-    Args:
-      others: names of options that were taken out of the choice before, to be suggested.
-
-    Raises:
-      UserError: unknown name or option (with a suggestion), an ill-typed value, or what the factory itself refuses.
-    """
-    factory, kind = registry.entry(picked.name).factory, registry.kind
-    hints, parameters = hints_of(factory), inspect.signature(factory).parameters
-    known = [name for name in list(parameters)[len(args) :] if name not in fixed]
-    fixed = {name: value for name, value in fixed.items() if name in parameters}
-    options = {}
-    for key, value in picked.options.items():
-        if key not in known:
-            raise UserError(f"option of {kind} {picked.name!r}: {suggest(key, [*known, *others])}")
-        options[key] = typed(value, hints.get(key, Any), f"{kind} {picked.name!r}: {key}")
-    for key in known:
-        plain = parameters[key].kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        if plain and parameters[key].default is inspect.Parameter.empty and key not in options:
-            raise UserError(f"{kind} {picked.name!r} needs its option {key}; write {picked.name}:{key}=VALUE.")
-    try:
-        made = factory(*args, **options, **fixed)
-    except UserError:
-        raise
-    except (ValueError, FileNotFoundError) as error:
-        raise UserError(f"{kind} {picked.name!r}: {error}") from error
-    wanted = getattr(importlib.import_module("metaopt.types"), registry.makes)
-    if not (isinstance(made, wanted) if isinstance(wanted, type) else callable(made)):
-        raise UserError(
-            f"{kind} {picked.name!r} is made by {getattr(factory, '__qualname__', factory)} as {type(made).__name__}; "
-            f"return a metaopt.types.{registry.makes}."
-        )
-    return made
-
-
-def hints_of(factory: Callable[..., Any]) -> dict[str, Any]:
-    """The types of a factory's options, as far as it tells."""
-    try:
-        return get_type_hints(factory)
-    except (NameError, TypeError, AttributeError):  # of a person's file, which may name what is not there
-        return {}
-
-
-def typed(value: Any, hint: Any, where: str) -> Any:
-    """An option's value, if it is of the annotated type.
-
-    Raises:
-      UserError: it is not; the line begins with `where`.
-    """
-    # cattrs would turn "abc" or 1.5 into an int or fail; strings and booleans must not pass for numbers.
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where} is {value}; give a finite number.")
-    if value == "none" and type(None) in get_args(hint):
-        return None
-    if get_origin(hint) is Literal and value not in get_args(hint):
-        close = difflib.get_close_matches(str(value), map(str, get_args(hint)), n=1)
-        meant = f"; did you mean {close[0]!r}?" if close else "."
-        raise UserError(f"{where} is {_to_text(value)!r}; give one of {', '.join(map(str, get_args(hint)))}{meant}")
-    names = str(hint).replace("typing.", "").replace("<class '", "").replace("'>", "")
-    wrong = UserError(f"{where} is {value!r}, which is not of type {names}; give a value of that type.")
-    if isinstance(value, bool) and "bool" not in names and hint is not Any:
-        raise wrong
-    if isinstance(value, str) and "str" not in names and "Literal" not in names and hint is not Any:
-        raise wrong
-    if isinstance(value, float) and "float" not in names and hint is not Any:
-        raise wrong
-    try:
-        return value if hint is Any else cattrs.structure(value, hint)
-    except Exception as error:
-        raise wrong from error

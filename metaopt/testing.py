@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metaopt.choices import Choice, build
 from metaopt.estimators import Schedule
 from metaopt.inner.devices import compiler_options
 from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import sgd
-from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, Choice, EstimatorTraits, build
+from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, EstimatorTraits
 from metaopt.tasks import quadratic
 from metaopt.tasks.checks import check_family
 from metaopt.types import Key, MetaGradient, Optimizer, Params, PyTree, TaskFamily

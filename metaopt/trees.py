@@ -18,13 +18,13 @@ LARGEST = 1e15
 # A run has failed when its loss exceeds this multiple of f(θ_0), both counted from the loss's lower bound.
 FAILURE_FACTOR = 10.0
 
-# The checkpoint name of what a recomputed inner step keeps from its first run.
-KEPT = "kept"
+# The checkpoint name of what the reverse pass of an inner step reads instead of computing it anew.
+SAVED = "saved"
 
 
-def keep(tree: PyTree) -> PyTree:
-    """Marks the leaves as `KEPT`."""
-    return jax.tree.map(lambda leaf: checkpoint_name(leaf, KEPT), tree)
+def save_residuals(tree: PyTree) -> PyTree:
+    """Marks the leaves as `SAVED`."""
+    return jax.tree.map(lambda leaf: checkpoint_name(leaf, SAVED), tree)
 
 
 def ravel_tasks(tree: PyTree, dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:

@@ -14,9 +14,10 @@ from metaopt.registry import OBJECTIVES, REGISTRIES
 PACKAGE = Path(metaopt.__file__).parent
 FLOORS = {
     "types": -1,  # the words of all rooms, on the ground floor too
-    "errors": -1,
+    "errors": -2,
     "files": 0,
     "trees": 0,
+    "choices": -1,
     "registry": 0,
     "plugins": 1,
     "data": 1,

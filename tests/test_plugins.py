@@ -19,12 +19,13 @@ from safetensors.numpy import load_file
 
 import metaopt
 from metaopt import plugins
+from metaopt.choices import choice
 from metaopt.cli.entry import main
 from metaopt.errors import UserError
 from metaopt.experiment import build_families
 from metaopt.launch import jobs, slurm
 from metaopt.microscope.capsules import Batch, Setting, make_capsule, write_capsule
-from metaopt.registry import OPTIMIZERS, REGISTRIES, TASKS, UnknownEntry, choice
+from metaopt.registry import OPTIMIZERS, REGISTRIES, TASKS, UnknownEntry
 from metaopt.runs import own_entries
 from metaopt.runs.experiments import load_experiment
 

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from metaopt.choices import choice
 from metaopt.estimators import Schedule
 from metaopt.experiment import Evaluation, Experiment, Log, Validation
-from metaopt.registry import OBJECTIVES, choice
+from metaopt.registry import OBJECTIVES
 from metaopt.types import MetaGradient, Optimizer, TaskFamily
 
 # A hand-designed optimizer, whose parameters are meta-trained as an LSTM's are.

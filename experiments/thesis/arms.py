@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from metaopt.choices import Choice, choice
 from metaopt.experiment import Experiment
-from metaopt.registry import Choice, choice
 from metaopt.runs.experiments import load_experiment
 
 THESIS = Path(__file__).resolve().parent

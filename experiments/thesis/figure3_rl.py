@@ -1,7 +1,7 @@
 """Figure 3, the RL model: meta-trained on quadratics for 100 steps, evaluated for 1000."""
 
+from metaopt.choices import choice
 from metaopt.experiment import Evaluation, Experiment, Validation
-from metaopt.registry import choice
 
 EXPERIMENT = Experiment(
     tasks=(choice("quadratic", dim=10),),

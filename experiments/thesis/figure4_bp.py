@@ -2,8 +2,8 @@
 
 import dataclasses
 
+from metaopt.choices import choice
 from metaopt.experiment import Evaluation
-from metaopt.registry import choice
 
 from .figure3_bp import EXPERIMENT as QUADRATIC
 

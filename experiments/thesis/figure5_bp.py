@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from metaopt.registry import choice
+from metaopt.choices import choice
 
 from .figure5_rl import EXPERIMENT as RL
 

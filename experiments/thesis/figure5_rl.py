@@ -1,7 +1,7 @@
 """Figure 5, the RL model: meta-trained on linear regression for 100 steps, evaluated for 100."""
 
+from metaopt.choices import choice
 from metaopt.experiment import Evaluation, Experiment, Validation
-from metaopt.registry import choice
 
 EXPERIMENT = Experiment(
     tasks=(choice("linear_regression"),),

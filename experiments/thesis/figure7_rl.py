@@ -1,7 +1,7 @@
 """Figure 7, the RL model: meta-trained on regressions and one-layer networks for 50 steps, on deeper ones for 500."""
 
+from metaopt.choices import choice
 from metaopt.experiment import Evaluation, Experiment, Validation
-from metaopt.registry import choice
 
 DEPTHS = (1, 2, 3, 6, 10)
 NETWORKS = tuple(choice(kind, hidden_layers=depth) for kind in ("classifier", "autoencoder") for depth in DEPTHS)

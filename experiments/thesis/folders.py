@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from experiments.thesis.arms import Test
-from metaopt.registry import Choice
+from metaopt.choices import Choice
 
 BASELINES = ("sgd", "momentum", "rmsprop", "adam")  # tuned for every horizon
 PHI, DIVERGED = "phi.safetensors", "diverged.json"

@@ -16,13 +16,13 @@ import numpy as np
 
 from experiments.thesis.arms import STUDIES, Arm
 from experiments.thesis.folders import PHI, say, work_folder
+from metaopt.choices import Choice, choice
 from metaopt.evaluation.record import evaluation_keys
 from metaopt.evaluation.statistics import thin
 from metaopt.experiment import build_family, build_optimizer
 from metaopt.microscope.inner_runs import watch
 from metaopt.optimizers.network import gate_values
 from metaopt.optimizers.step_rules import LOG_ALPHA_RANGE
-from metaopt.registry import Choice, choice
 from metaopt.shipped.loading import read_optimizer
 from metaopt.types import MetaParams
 

@@ -15,10 +15,10 @@ import numpy as np
 
 from experiments.thesis.arms import STUDIES
 from experiments.thesis.folders import PHI, work_folder
+from metaopt.choices import choice
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import build_families, build_optimizer
 from metaopt.microscope.gradient_quality import Samples, sample_gradients
-from metaopt.registry import choice
 from metaopt.shipped.loading import read_optimizer
 from metaopt.training.loop import build_estimator
 

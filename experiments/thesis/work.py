@@ -36,6 +36,7 @@ from experiments.thesis.folders import (
     trained,
     work_folder,
 )
+from metaopt.choices import Choice
 from metaopt.cli.devices import configure_jax
 from metaopt.evaluation import statistics
 from metaopt.evaluation.curves import Curves, Entry, evaluate
@@ -44,7 +45,6 @@ from metaopt.evaluation.tuning import Tuned, lowered, tune_baselines
 from metaopt.experiment import build_family, build_optimizer
 from metaopt.experiment.checks import validate
 from metaopt.files import replacing, write_json
-from metaopt.registry import Choice
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.environment import describe_environment
 from metaopt.shipped.loading import read_optimizer, save_optimizer
@@ -189,7 +189,7 @@ def evaluate_arm(study: Study, arm: Arm, seeds: int, work: Path, clock: Clock) -
                 curves = measure((optimizer, meta_params), study, test, study.horizon * max(test.multiples))
                 save(path, curves, study, test, core_seconds=time.process_time() - began)
                 say(f"{study.name} {arm.name} seed {seed} {use} on {test.task}: {_brief(curves)}")
-        jax.clear_caches()  # see metaopt.runs.results.evaluate_all
+        jax.clear_caches()  # see metaopt.runs.evaluations.evaluate_all
 
 
 def _brief(curves: Curves) -> str:
@@ -212,7 +212,7 @@ def run_baselines(study: Study, work: Path, clock: Clock) -> None:
                 horizon = study.horizon * multiple
                 tune = lambda name=name, test=test, horizon=horizon: _tuned(name, study, test, horizon)  # noqa: E731
                 _baseline(folder, f"{name}@{multiple}", study, test, horizon, clock, tune)
-        jax.clear_caches()  # see metaopt.runs.results.evaluate_all
+        jax.clear_caches()  # see metaopt.runs.evaluations.evaluate_all
 
 
 def _fixed(picked: Choice) -> Tuned:

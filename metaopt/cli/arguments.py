@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from metaopt.registry import Choice
+from metaopt.choices import Choice
 
 
 @dataclass(frozen=True)

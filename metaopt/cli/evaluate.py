@@ -19,7 +19,7 @@ from metaopt.report.svg import save_png
 from metaopt.runs import folder
 from metaopt.runs.console import make_console, say
 from metaopt.runs.environment import describe_environment
-from metaopt.runs.results import (
+from metaopt.runs.evaluations import (
     Result,
     check,
     evaluate_all,

@@ -26,9 +26,9 @@ from metaopt.report.run_page import write_report
 from metaopt.report.svg import save_png
 from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
+from metaopt.runs.evaluations import place_for_results
 from metaopt.runs.experiments import load_experiment
 from metaopt.runs.interrupts import Interrupted, handling
-from metaopt.runs.results import place_for_results
 from metaopt.shipped.loading import find_optimizer, pretrained
 from metaopt.training.loop import Trainer
 from metaopt.trees import FAILURE_FACTOR, LARGEST

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from metaopt.choices import Choice
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics
 from metaopt.evaluation.curves import Curves, Entry, evaluate
 from metaopt.evaluation.tuning import BASELINES, Tuned, lowered, tune_baselines
 from metaopt.experiment import build_family
-from metaopt.registry import Choice
 from metaopt.types import Key, TaskFamily
 
 # A rate near the edge of stability fails on one task in hundreds; too few tasks to choose on would not show it.

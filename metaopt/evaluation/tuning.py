@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metaopt.choices import parse_choice
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics
 from metaopt.evaluation.curves import run
 from metaopt.evaluation.recording import plan
 from metaopt.experiment import build_optimizer
-from metaopt.registry import parse_choice
 from metaopt.types import Key, MetaParams, Optimizer, TaskFamily
 
 GRID = tuple(range(-6, 2))  # in half-decades: rates 10^(k/2) from 1e-3 to 3

@@ -6,19 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from metaopt.choices import Choice, build, parse_choice, typed
 from metaopt.errors import UserError
-from metaopt.registry import (
-    ESTIMATORS,
-    OBJECTIVES,
-    OPTIMIZERS,
-    ORACLES,
-    TASKS,
-    Choice,
-    Registry,
-    build,
-    parse_choice,
-    typed,
-)
+from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, TASKS, Registry
 
 if TYPE_CHECKING:  # what only looks at run folders reads this file too, and must not wait for jax
     from metaopt.types import Families, Optimizer, TaskFamily

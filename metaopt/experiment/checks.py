@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from metaopt.choices import parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Experiment
 from metaopt.experiment.plain import from_json, to_json
-from metaopt.registry import OBJECTIVES, parse_choice
+from metaopt.registry import OBJECTIVES
 
 
 def validate(experiment: Experiment, where: str = "the experiment") -> Experiment:

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import tyro
 
+from metaopt.choices import Choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
-from metaopt.registry import Choice, parse_choice
 
 Arguments = TypeVar("Arguments")
 

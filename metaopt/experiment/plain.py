@@ -13,9 +13,9 @@ from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
 import metaopt
+from metaopt.choices import Choice, parse_choice
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import Experiment
-from metaopt.registry import Choice, parse_choice
 
 VERSION = 2  # of the format; what metaopt itself wrote without one is of the first
 # What optimizers did where version 1 named no option: defaults that have changed since.

@@ -11,7 +11,7 @@ import optax
 
 from metaopt.oracles.gradient import minibatch
 from metaopt.tasks.checks import check_family
-from metaopt.trees import LARGEST, inner_product, keep, select_tasks, task_norm, usable_tasks
+from metaopt.trees import LARGEST, inner_product, save_residuals, select_tasks, task_norm, usable_tasks
 from metaopt.types import (
     Estimate,
     Explore,
@@ -244,8 +244,8 @@ def step(
     if objective_batch != "fresh":
         elsewhere = _on_split(family, task, here, _SPLITS[objective_batch])
         alive = alive & _usable(elsewhere)
-        elsewhere = keep(_of_the_alive(alive, elsewhere))
-    estimate, alive = keep((_of_the_alive(alive, found), alive))
+        elsewhere = save_residuals(_of_the_alive(alive, elsewhere))
+    estimate, alive = save_residuals((_of_the_alive(alive, found), alive))
     kept = select_tasks(alive, moved, params)
     slope, value, _ = elsewhere or estimate
     loss = jnp.zeros_like(state.initial_loss) if value is None else value

@@ -18,7 +18,7 @@ from metaopt.inner.step import (
     step,
     step_keys,
 )
-from metaopt.trees import KEPT
+from metaopt.trees import SAVED
 from metaopt.types import Explore, PyTree, Task, TaskFamily, Trace, UnrollState
 
 
@@ -78,7 +78,7 @@ def unroll(
     keys = step_keys(state.key, state.step, length)
     # Recomputing the network in the reverse pass is twice as fast as loading what it would have stored, and takes a
     # sixth of the memory; the task's gradients and the noise are few numbers and stay. Unrolling the scan is slower.
-    policy = jax.checkpoint_policies.save_only_these_names(KEPT)
+    policy = jax.checkpoint_policies.save_only_these_names(SAVED)
     checkpointed = jax.checkpoint(body, prevent_cse=False, policy=policy)
     after, record = _scan_in_segments(checkpointed, state, keys, length, segment_lengths)
     return after, Trace(

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
+from metaopt.choices import Choice
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import to_json
-from metaopt.registry import Choice
 
 Grid = dict[str, list[str]]  # field with dots -> its values as the command line writes them
 

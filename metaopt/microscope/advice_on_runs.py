@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from metaopt.registry import OPTIMIZERS, Choice, parse_choice
+from metaopt.choices import Choice, parse_choice
+from metaopt.registry import OPTIMIZERS
 
 SATURATED = 0.5  # when most activations of a gate are stuck at an end, inputs hardly move it
 OUTSIDE = 0.2  # a hundred times what lies outside the training range on training tasks

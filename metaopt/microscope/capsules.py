@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from metaopt.choices import Choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, build_families, build_family, build_optimizer
 from metaopt.experiment.plain import from_json, to_json
@@ -28,7 +29,6 @@ from metaopt.files import replacing
 from metaopt.inner.devices import compiler_options
 from metaopt.inner.step import ObjectiveBatch, Seen, bind_tasks, reset
 from metaopt.inner.unroll import unroll
-from metaopt.registry import Choice
 from metaopt.runs import own_entries
 from metaopt.trees import FAILURE_FACTOR
 from metaopt.types import Key, MetaParams, Optimizer, PyTree, Task, TaskFamily, Trace, UnrollState

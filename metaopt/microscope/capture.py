@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metaopt.choices import Choice
 from metaopt.evaluation import Curves, statistics
 from metaopt.evaluation.curves import task_batches
 from metaopt.experiment import Experiment
 from metaopt.microscope.capsules import LIMIT, Batch, Setting, capsules_in, make_capsule, write_capsule
-from metaopt.registry import Choice
 from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.training.loop import Trainer, TrainState
 from metaopt.types import Key, TaskFamily

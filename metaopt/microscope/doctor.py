@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from metaopt.choices import Choice
 from metaopt.errors import UserError
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import Experiment, build_families, build_family, build_optimizer, explores
@@ -47,7 +48,7 @@ from metaopt.microscope.gradient_quality import (
 from metaopt.microscope.inner_runs import InnerRuns, watch
 from metaopt.microscope.jacobian_growth import growth_along
 from metaopt.microscope.pipeline import Part, Progress, work_off
-from metaopt.registry import ESTIMATORS, OPTIMIZERS, Choice
+from metaopt.registry import ESTIMATORS, OPTIMIZERS
 from metaopt.training.loop import build_estimator
 from metaopt.training.meta_optimizer import follows_length, make_clips
 from metaopt.types import Families, Key, MetaParams, TaskFamily

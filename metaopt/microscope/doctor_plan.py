@@ -6,9 +6,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from metaopt.choices import Choice
 from metaopt.experiment import Experiment, explores
 from metaopt.microscope.gradient_quality import CLEARLY, Samples, resolved_norm
-from metaopt.registry import ESTIMATORS, Choice
+from metaopt.registry import ESTIMATORS
 from metaopt.types import Optimizer
 
 # Work is counted in coordinate-steps (tasks times coordinates times inner steps, forward and back), of which a core

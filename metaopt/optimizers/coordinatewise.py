@@ -12,7 +12,7 @@ from metaopt.optimizers.blocks import count_blocks, map_blocks, to_blocks
 from metaopt.optimizers.features import Features, normalise
 from metaopt.optimizers.network import GATES, LSTM, CellState, forward, fuse, gate_values, init_cells, init_params
 from metaopt.optimizers.step_rules import Step, StepRule
-from metaopt.trees import keep, leaf_sizes, ravel_tasks
+from metaopt.trees import leaf_sizes, ravel_tasks, save_residuals
 from metaopt.types import Explore, MetaParams, Observe, Optimizer, PyTree
 
 
@@ -53,7 +53,7 @@ def coordinatewise(
         statistics, cells = memory
         columns, statistics = features.apply(gradient, count, statistics, unit)
         # Few numbers next to the network's own: the reverse pass reads them instead of computing them anew.
-        x = keep(jnp.stack(columns).reshape(features.size, -1))
+        x = save_residuals(jnp.stack(columns).reshape(features.size, -1))
         outputs, cells = forward(weights, x, cells)
         return outputs, (statistics, cells)
 
@@ -96,7 +96,7 @@ def coordinatewise(
                 outputs, memory = map_blocks(network_step, shared, inputs, memory)
                 outputs = jnp.moveaxis(outputs, 1, 0).reshape(len(rule.heads), -1)[:, : tasks * dim]
             step = Step(state.count + 1, key, explore, leaf_sizes(updates))
-            g, rule_state = rule.apply(keep(outputs).reshape(-1, tasks, dim), state.rule, step)
+            g, rule_state = rule.apply(save_residuals(outputs).reshape(-1, tasks, dim), state.rule, step)
             statistics, cells = memory
             return unravel(g), CoordinatewiseState(state.count + 1, statistics, cells, rule_state)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from metaopt.optimizers.features import normalise
 from metaopt.optimizers.network import Head
 from metaopt.optimizers.noise import Noise, NoiseInUse, gamma_log_prob, gamma_noise
-from metaopt.trees import keep
+from metaopt.trees import save_residuals
 from metaopt.types import Explore, Scored
 
 Alpha = Literal["shared", "per_coordinate"]
@@ -102,7 +102,7 @@ def normalised_step(
             if initial_alpha == "drawn" and step.keys is not None:
                 keys = step.keys
                 drawn = jax.lax.cond(step.count == 1, lambda: draw(keys, state) - state, lambda: jnp.zeros_like(state))
-                start = state + keep(jax.lax.stop_gradient(drawn))
+                start = state + save_residuals(jax.lax.stop_gradient(drawn))
             log_alpha = state = jnp.clip(start + log_scale, *LOG_ALPHA_RANGE)
         else:
             log_alpha = jnp.clip(log_scale, *LOG_ALPHA_RANGE)
@@ -112,9 +112,9 @@ def normalised_step(
         if noisy and step.keys is not None:
             xi = gamma_noise(step.keys, d.shape[1] if noise == "per_coordinate" else 1, d.dtype)
             if step.explore == "scored" and noise == "per_coordinate":
-                g = jax.lax.stop_gradient(size * keep(xi) * direction)
+                g = jax.lax.stop_gradient(size * save_residuals(xi) * direction)
                 return g, Scored(state, gamma_log_prob(jnp.abs(g), size * jnp.abs(direction)))
-            size = size * keep(xi)
+            size = size * save_residuals(xi)
         elif noise != "none" and noise_in_use == "two":
             size = 2.0 * size
         return size * direction, state

@@ -11,9 +11,9 @@ from metaopt import files
 from metaopt.errors import UserError
 from metaopt.report.panels import MOST_STYLES, Style, run_style
 from metaopt.runs import folder, index
+from metaopt.runs.evaluations import read_results
 from metaopt.runs.index import Fields, Run, differing, value_words
 from metaopt.runs.metrics import read_rows
-from metaopt.runs.results import read_results
 
 # What is evaluated, logged and kept, and where it is computed: not what is learned.
 BESIDE = ("evaluation.", "log.", "checkpoint_every", "chunk_size", "num_devices", "memory")

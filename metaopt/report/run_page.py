@@ -15,10 +15,10 @@ from metaopt.report.page import drawings, write_page
 from metaopt.report.pictures import evaluation_figure, meta_training_figure, styles, validation_styles
 from metaopt.report.series import is_above_bound, is_without_bound, some, validation_series
 from metaopt.report.words import flatten
+from metaopt.runs.evaluations import check_writable, read_results
 from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, METRICS, REPORT, open_run
 from metaopt.runs.index import read_run
 from metaopt.runs.metrics import read_rows
-from metaopt.runs.results import check_writable, read_results
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:

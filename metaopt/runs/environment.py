@@ -16,9 +16,9 @@ import jax
 
 import metaopt
 from metaopt import files
+from metaopt.choices import Choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, build_family
-from metaopt.registry import Choice
 from metaopt.runs import folder, own_entries
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "wandb", "scikit-learn", "mlxtend")

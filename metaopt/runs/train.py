@@ -21,10 +21,10 @@ from metaopt.runs import folder, own_entries, processes
 from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.runs.console import Progress, make_console, say
 from metaopt.runs.environment import check_data, note_resumption, of_experiment
+from metaopt.runs.evaluations import check, check_writable, evaluate_all, plan_of, print_results
 from metaopt.runs.faults import NotWritten, in_one_line
 from metaopt.runs.interrupts import Interrupted, SignalGuard
 from metaopt.runs.recorder import Recorder
-from metaopt.runs.results import check, check_writable, evaluate_all, plan_of, print_results
 from metaopt.runs.state import told, write_state
 from metaopt.training.loop import Diverged, Trainer, TrainState, meta_train
 from metaopt.types import MetaParams

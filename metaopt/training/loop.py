@@ -15,12 +15,13 @@ from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 from jax.sharding import NamedSharding, PartitionSpec
 
+from metaopt.choices import Choice, build, parse_choice
 from metaopt.errors import UserError
 from metaopt.estimators.curriculum import check_curriculum, log_uniform, stages, with_curriculum
 from metaopt.estimators.windows import Schedule
 from metaopt.experiment import Experiment, build_families, build_optimizer
 from metaopt.inner.devices import compiler_options, matmul_precision, task_mesh
-from metaopt.registry import ESTIMATORS, OBJECTIVES, Choice, build, parse_choice
+from metaopt.registry import ESTIMATORS, OBJECTIVES
 from metaopt.training.meta_optimizer import make_clips, make_meta_optimizer, moving_average
 from metaopt.types import Families, InnerBatch, Key, MetaGradient, MetaParams, Metrics, Optimizer, PyTree
 

@@ -12,8 +12,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from benchmarks.plain_reference import PlainTrainer
+from metaopt.choices import Choice, choice
 from metaopt.experiment import Experiment, Log
-from metaopt.registry import Choice, choice
 from metaopt.training.loop import Trainer
 
 BP: dict[str, Any] = {

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import pytest
 
+from metaopt.choices import Choice, choice
 from metaopt.cli import entry as cli
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, Validation
@@ -18,12 +19,11 @@ from metaopt.experiment.checks import validate
 from metaopt.experiment.flags import parse_experiment
 from metaopt.experiment.plain import to_json
 from metaopt.files import write_json
-from metaopt.registry import Choice, choice
 from metaopt.runs.experiments import experiment_files, load_experiment
 
 SOURCE = """'''A tiny one.'''
 from metaopt.experiment import Evaluation, Experiment, Log, Validation
-from metaopt.registry import choice
+from metaopt.choices import choice
 EXPERIMENT = Experiment(
     tasks=(choice("quadratic", dim=2),), optimizer=choice("lstm", hidden_size=3),
     estimator=choice("truncated_backprop"), num_meta_steps=2, num_tasks=2, horizon=4, num_devices=1,

@@ -17,6 +17,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from metaopt import files
+from metaopt.choices import choice
 from metaopt.cli import entry as cli
 from metaopt.cli import evaluate as evaluate_command
 from metaopt.cli import runs as runs_command
@@ -24,7 +25,6 @@ from metaopt.cli.arguments import EvaluateArguments
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import to_json
-from metaopt.registry import choice
 from metaopt.runs import folder, index, tables
 from metaopt.runs.repeating import what_differs
 

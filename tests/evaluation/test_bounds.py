@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metaopt.choices import choice
 from metaopt.errors import UserError
 from metaopt.evaluation.record import evaluate_run_on
 from metaopt.experiment import Experiment
 from metaopt.optimizers import sgd
-from metaopt.registry import TASKS, choice
+from metaopt.registry import TASKS
 from metaopt.tasks import quadratic, rescaled
 from metaopt.training.loop import Trainer
 from metaopt.types import TaskFamily

@@ -11,11 +11,12 @@ import numpy as np
 import optax
 import pytest
 
+from metaopt.choices import choice
 from metaopt.errors import UserError
 from metaopt.evaluation import evaluate_run_on, tune_baselines
 from metaopt.evaluation import record as comparison
 from metaopt.evaluation import tuning as baselines
-from metaopt.registry import OPTIMIZERS, choice
+from metaopt.registry import OPTIMIZERS
 from metaopt.tasks import quadratic
 from metaopt.types import TaskFamily
 

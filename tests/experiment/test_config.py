@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from metaopt.choices import Choice, choice
 from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Evaluation, Experiment, Log, MetaOptimizer, Validation
 from metaopt.experiment.checks import validate
 from metaopt.experiment.plain import from_json, to_json
-from metaopt.registry import Choice, choice
 from metaopt.runs.experiments import load_experiment
 
 counts = st.integers(1, 10**6)
@@ -148,7 +148,7 @@ def test_types_of_an_experiment_made_in_python_are_checked_too() -> None:
 
 SOURCE = """'''First line.'''
 from metaopt.experiment import Experiment
-from metaopt.registry import choice
+from metaopt.choices import choice
 EXPERIMENT = Experiment(tasks=(choice("quadratic", dim=3),), optimizer=choice("lstm"), estimator=choice("x"))
 """
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from metaopt.choices import choice
 from metaopt.cli import entry as cli
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.launch.grid import check, expand, read_grid, refuse_given_twice, split_values
 from metaopt.launch.options import SweepOptions, read_options, read_resume_options
 from metaopt.launch.sweeps import start
-from metaopt.registry import choice
 
 
 @pytest.mark.parametrize(

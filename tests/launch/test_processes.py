@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from metaopt.choices import choice
 from metaopt.errors import UserError
 from metaopt.experiment import Evaluation, Experiment, Log, Validation
 from metaopt.experiment.plain import to_json
 from metaopt.files import write_json
 from metaopt.launch.machine import accelerator, shares
-from metaopt.registry import choice
 from metaopt.runs import processes
 from metaopt.runs import train as train_module
 from metaopt.runs.folder import last_checkpoint
@@ -247,9 +247,12 @@ def test_what_stops_the_first_one_stops_all_before_training_begins(place: Path, 
     (place / "taken").mkdir()
     (place / "taken" / "file").touch()
     (status, _, error), (other, _, told) = ends(start(mpirun, "tiny.json", "--out", "taken"))
-    assert (status, other) == (2, 1)
     assert error == "metaopt: error: taken exists and is not empty; give another --out.\n"
-    assert re.search(r"metaopt: error: another process of this job was lost \(.*\) before training began; see", told)
+    # Where jax is the first to notice it ends the other process itself, with words of its own.
+    assert status == 2 and other in (1, -signal.SIGABRT)
+    if other == 1:
+        line = r"metaopt: error: another process of this job was lost \(.*\) before training began; see"
+        assert re.search(line, told)
 
 
 # ----- variables ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from metaopt.choices import choice
 from metaopt.cli.entry import main
 from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Evaluation, Experiment, Log, MetaOptimizer, Validation, build_optimizer
@@ -21,8 +22,8 @@ from metaopt.microscope import capsules
 from metaopt.microscope.capsules import capsules_in, make_capsule, read_capsule, replay, run_again
 from metaopt.microscope.capture import CapsuleKeeper, keep_failures, training_batches
 from metaopt.microscope.last_steps import first_cause, look_closely
-from metaopt.registry import TASKS, choice
-from metaopt.runs.results import evaluate_all
+from metaopt.registry import TASKS
+from metaopt.runs.evaluations import evaluate_all
 from metaopt.training.loop import Trainer, meta_train
 from metaopt.types import TaskFamily
 from tests.toys import bowl, cliff

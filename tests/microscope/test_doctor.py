@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metaopt.choices import choice
 from metaopt.estimators import truncated_backprop
 from metaopt.experiment import Evaluation, Experiment, MetaOptimizer, build_optimizer
 from metaopt.microscope import doctor, gradient_quality
@@ -30,7 +31,6 @@ from metaopt.microscope.gradient_quality import (
 from metaopt.microscope.inner_runs import InnerRuns, watch
 from metaopt.microscope.jacobian_growth import growth_along
 from metaopt.optimizers.network import GATES, gate_values
-from metaopt.registry import choice
 from metaopt.report.doctor_pictures import doctor_figures
 from metaopt.training.meta_optimizer import make_clips
 from metaopt.types import TaskFamily

@@ -15,11 +15,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from metaopt.choices import choice
 from metaopt.cli import entry as cli
 from metaopt.experiment import Experiment, MetaOptimizer
 from metaopt.experiment.plain import to_json
 from metaopt.files import write_json
-from metaopt.registry import choice
 from metaopt.report.comparison_page import write_comparison
 from metaopt.report.page import DARK, LIGHT
 from metaopt.report.run_page import write_report

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
+from metaopt.choices import choice
 from metaopt.errors import UserError
 from metaopt.evaluation.curves import Curves
 from metaopt.evaluation.record import describe_curves
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import to_json
-from metaopt.registry import choice
 from metaopt.report import words as report_words
 from metaopt.report.horizons import Evaluated, horizons
 from metaopt.report.page import TEMPLATES

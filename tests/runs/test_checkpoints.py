@@ -10,10 +10,10 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from metaopt.choices import choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.inner.devices import task_mesh
-from metaopt.registry import choice
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.training.loop import Trainer, TrainState
 

@@ -26,12 +26,12 @@ from safetensors.numpy import save_file
 
 import metaopt
 from metaopt import files
+from metaopt.choices import choice
 from metaopt.cli.entry import main
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, Validation
 from metaopt.experiment.plain import to_json
 from metaopt.microscope.capsules import read_capsule
-from metaopt.registry import choice
 from metaopt.report.run_page import write_report
 from metaopt.runs import folder, processes
 from metaopt.runs import train as train_module

@@ -181,7 +181,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         (("metaopt.runs.metrics", "JsonLines", "log"), 8, True),
         (("metaopt.runs.checkpoints", "Checkpoints", "save"), 3, True),
         (("metaopt.runs.checkpoints", "Checkpoints", "save"), 1, False),
-        (("metaopt.runs.train", "CapsuleKeeper", "__init__"), 1, False),
+        (("metaopt.microscope.capture", "CapsuleKeeper", "__init__"), 1, False),
     ],
     ids=["log", "checkpoint", "first checkpoint", "first row"],
 )

@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import metaopt
+from metaopt.choices import choice
 from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Experiment, Log, MetaOptimizer, Validation
-from metaopt.registry import choice
 from metaopt.runs import train as train_module
 from metaopt.runs.checkpoints import Checkpoints, _named_as_before
 from metaopt.runs.interrupts import Interrupted
@@ -380,7 +380,7 @@ def test_several_families_are_validated_relative_to_their_start(tiny: Experiment
 
 def test_a_finished_run_is_not_evaluated_twice(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = copied(finished, tmp_path)
-    monkeypatch.setattr("metaopt.runs.results.evaluate_run_on", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("metaopt.runs.evaluations.evaluate_run_on", lambda *args, **kwargs: 1 / 0)
     assert resume(path) == path
 
 

@@ -11,9 +11,9 @@ import optax
 import pytest
 
 import metaopt
+from metaopt.choices import choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, build_optimizer
-from metaopt.registry import choice
 from metaopt.shipped import loading as pretrained
 from metaopt.shipped.loading import find_optimizer, save_optimizer
 

@@ -15,7 +15,7 @@ import metaopt
 from metaopt.data import load_dataset
 from metaopt.shipped.loading import SHIPPED, read_optimizer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = metaopt.pretrained()
 if not NAMES:
     pytest.skip("no optimizer comes with this version", allow_module_level=True)

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from metaopt.choices import choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import build_family
 from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import sgd
 from metaopt.oracles import exact
-from metaopt.registry import TASKS, choice, parse_choice
+from metaopt.registry import TASKS
 from metaopt.tasks import (
     in_bfloat16,
     linear_regression,

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from metaopt.choices import Choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import build_family
-from metaopt.registry import TASKS, Choice, parse_choice
+from metaopt.registry import TASKS
 from metaopt.tasks import rescaled
 
 VARIANTS = [*TASKS, "classifier:hidden_layers=3,batch_norm=true,activation=tanh"]

@@ -11,11 +11,12 @@ import pytest
 from flax import nnx
 
 import metaopt
+from metaopt.choices import Choice, parse_choice
 from metaopt.cli.entry import main
 from metaopt.errors import UserError
 from metaopt.experiment import build_family
 from metaopt.inner.unroll import unroll
-from metaopt.registry import TASKS, Choice, parse_choice
+from metaopt.registry import TASKS
 from metaopt.runs.environment import describe_data
 from metaopt.runs.train import resume, train
 from metaopt.tasks.checks import check_family

@@ -11,12 +11,13 @@ import numpy as np
 import optax
 import pytest
 
+from metaopt.choices import choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Experiment, Log, MetaOptimizer, Validation, build_family, build_optimizer
 from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import sgd
-from metaopt.registry import ESTIMATORS, choice, parse_choice
+from metaopt.registry import ESTIMATORS
 from metaopt.training.loop import Diverged, Trainer, _check_alive, averaged, meta_train
 from metaopt.training.meta_optimizer import make_meta_optimizer
 

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from metaopt.choices import choice
 from metaopt.cli import evaluate as evaluate_command
 from metaopt.cli.arguments import EvaluateArguments
 from metaopt.errors import UserError
 from metaopt.evaluation import Curves
 from metaopt.experiment import build_optimizer
-from metaopt.registry import choice
 from metaopt.report.run_page import write_report
-from metaopt.runs import results
+from metaopt.runs import evaluations
 from metaopt.training import validation
 
 
@@ -44,8 +44,8 @@ def test_only_the_same_tasks_and_baselines_take_an_entrys_place(tmp_path: Path) 
             entry(baselines=("sgd", "sgd:power=0.5")), entry(baselines=("adam", "sgd")),
         ]
     ):  # fmt: skip
-        results.put_result(tmp_path, {**result, "number": number})
-    assert [result["number"] for result in results.read_results(tmp_path)] == [6, 1, 2, 3, 4, 5]
+        evaluations.put_result(tmp_path, {**result, "number": number})
+    assert [result["number"] for result in evaluations.read_results(tmp_path)] == [6, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory mappings are counted in /proc/self/maps")
@@ -55,7 +55,7 @@ def test_compiled_programs_do_not_pile_up(tmp_path: Path) -> None:
 
     def mappings(*dims: int) -> int:
         plan = tuple((choice("quadratic", dim=dim), 2) for dim in dims)
-        results.evaluate_all(tmp_path, {"mine": (optimizer, optimizer.init(jax.random.key(0)))}, plan, **how)
+        evaluations.evaluate_all(tmp_path, {"mine": (optimizer, optimizer.init(jax.random.key(0)))}, plan, **how)
         return len(Path("/proc/self/maps").read_text().splitlines())
 
     few = mappings(2)
@@ -69,13 +69,13 @@ def test_a_default_that_is_written_out_makes_no_other_task(tmp_path: Path, monke
         asked.append(str(task))
         return entry(task="quadratic", baselines=baselines)
 
-    monkeypatch.setattr(results, "evaluate_run_on", evaluate)
+    monkeypatch.setattr(evaluations, "evaluate_run_on", evaluate)
     how: dict[str, Any] = {"train_horizon": 4, "num_tasks": 400, "seed": 0, "keep": True}
     for task in (choice("quadratic"), choice("quadratic", dim=10)):
         for baselines in (("sgd", "adam"), ("adam", "sgd"), ("sgd",)):
-            results.evaluate_all(tmp_path, {"mine": ()}, ((task, 4),), baselines=baselines, **how)  # pyright: ignore
+            evaluations.evaluate_all(tmp_path, {"mine": ()}, ((task, 4),), baselines=baselines, **how)  # pyright: ignore
     assert asked == ["quadratic", "quadratic"]  # one for each set of baselines
-    assert len(results.read_results(tmp_path)) == 2
+    assert len(evaluations.read_results(tmp_path)) == 2
 
 
 def test_pictures_have_names_of_their_own() -> None:
@@ -95,7 +95,7 @@ def test_pictures_have_names_of_their_own() -> None:
 
 def test_baselines_are_checked_with_their_options() -> None:
     plan = ((choice("quadratic"), 4),)
-    results.check(plan, ("sgd:power=0.5", "momentum"))
+    evaluations.check(plan, ("sgd:power=0.5", "momentum"))
     for baseline, message in (
         ("sgd:powr=0.5", "did you mean 'power'"),
         ("sdg:power=1", "did you mean 'sgd'"),
@@ -103,12 +103,12 @@ def test_baselines_are_checked_with_their_options() -> None:
         ("sgd:learning_rate=1", "leave learning_rate out"),
     ):
         with pytest.raises(UserError, match=message):
-            results.check(plan, (baseline,))
+            evaluations.check(plan, (baseline,))
 
 
 def test_the_table_counts_failures() -> None:
     said = io.StringIO()
-    results.print_results(Console(file=said, width=200), [entry(baselines=("sgd",))])
+    evaluations.print_results(Console(file=said, width=200), [entry(baselines=("sgd",))])
     header, mine, sgd = said.getvalue().splitlines()[2:5]
     assert header.split()[-2:] == ["failed", "rises"]
     assert mine.split()[-2:] == ["0/400", "3/400"]
@@ -122,7 +122,7 @@ def test_the_table_shows_gaps_and_differences_where_there_are_any() -> None:
     mine["gap"] = {"mean": 0.5, "mean_interval": [0.25, 0.75]}
     mine["difference_to_best_baseline"] = {"mean": -0.125, "interval": [-0.25, "inf"], "median": 0.0}
     sgd["gap"] = sgd["difference_to_best_baseline"] = None
-    results.print_results(Console(file=said, width=200), [one])
+    evaluations.print_results(Console(file=said, width=200), [one])
     header, first, second = said.getvalue().splitlines()[2:5]
     assert header.split("  ")[-1] == "rises" and " to best baseline" not in header
     assert "above the bound" in header and "less best baseline" in header
@@ -156,7 +156,7 @@ def copy(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     def refuse(*args: Any, **how: Any) -> None:
         raise AssertionError("the work began")
 
-    monkeypatch.setattr(results, "evaluate_run_on", refuse)
+    monkeypatch.setattr(evaluations, "evaluate_run_on", refuse)
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 

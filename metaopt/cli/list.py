@@ -7,10 +7,11 @@ import inspect
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
+from metaopt.choices import Choice, hints_of
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import FAMILY_OPTIONS
 from metaopt.experiment.plain import to_json
-from metaopt.registry import OPTIMIZERS, REGISTRIES, TASKS, Choice, Registry, hints_of
+from metaopt.registry import OPTIMIZERS, REGISTRIES, TASKS, Registry
 from metaopt.runs.experiments import experiment_files, first_line, load_experiment
 from metaopt.shipped.loading import SHIPPED, pretrained, read_optimizer
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metaopt.cli.listing import print_entry, print_listing
+from metaopt.cli.list import print_entry, print_listing
 from metaopt.errors import UserError
 
 

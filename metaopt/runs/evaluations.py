@@ -10,12 +10,13 @@ from typing import Any
 
 import jax
 
+from metaopt.choices import Choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.evaluation import evaluate_run_on
 from metaopt.evaluation.tuning import TUNED
 from metaopt.experiment import Experiment, build_family, build_optimizer
 from metaopt.files import read_json, try_writing, write_json
-from metaopt.registry import OPTIMIZERS, Choice, UnknownEntry, parse_choice
+from metaopt.registry import OPTIMIZERS, UnknownEntry
 from metaopt.runs import tables
 from metaopt.runs.folder import EVALUATION, new_folder
 from metaopt.types import MetaParams, Optimizer
