@@ -8,14 +8,11 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import cattrs
 
 from metaopt.errors import UserError, suggest
-
-if TYPE_CHECKING:
-    from metaopt.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,11 @@ def parse_choice(text: str, *, base: Choice | None = None) -> Choice:
     return Choice(name, options)
 
 
-def build(picked: Choice, registry: Registry[Any], *args: Any, others: Sequence[str] = (), **fixed: Any) -> Any:
+def build(picked: Choice, registry: Any, *args: Any, others: Sequence[str] = (), **fixed: Any) -> Any:
     """Calls the registry's factory with the choice's options, checked against the factory's annotated signature.
 
     Args:
+      registry: a `metaopt.registry.Registry`.
       others: names of options that were taken out of the choice before, to be suggested.
 
     Raises:
