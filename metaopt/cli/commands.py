@@ -27,7 +27,7 @@ COMMANDS = {
     "runs": Command("runs:runs"),
     "dashboard": Command("report:dashboard"),
     "export": Command("report:export"),
-    "list": Command("listing:show_list"),
+    "list": Command("list:show_list"),
 }
 
 

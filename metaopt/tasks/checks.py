@@ -74,15 +74,13 @@ def _check_params(name: str, params: Any) -> None:
     if not sum(leaf.size for _, leaf in leaves):
         raise ValueError(f"{name}`init` gives no parameters; return a pytree of arrays with at least one number.")
     for path, leaf in leaves:
-        where = jax.tree_util.keystr(path) or "the array"
+        which = f"parameter {jax.tree_util.keystr(path)}" if path else "the parameter"
         if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
             raise ValueError(
-                f"{name}parameter {where} is complex ({leaf.dtype}); give its real and imaginary part as two arrays."
+                f"{name}{which} is complex ({leaf.dtype}); give its real and imaginary part as two arrays."
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(
-                f"{name}parameter {where} is of type {leaf.dtype}, which has no gradient; make it float32."
-            )
+            raise ValueError(f"{name}{which} is of type {leaf.dtype}, which has no gradient; make it float32.")
 
 
 def _check_loss(name: str, where: str, loss: Any) -> None:
