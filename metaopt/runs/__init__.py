@@ -1,1 +1,1 @@
-"""A run on disk: configuration, folder, checkpoints, loggers, report."""
+"""A run on disk: its folder and state, checkpoints, metrics, evaluations, and the one index of runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 from statistics import fmean
@@ -46,6 +47,15 @@ def _to_nowhere(file: Any) -> None:
     os.close(nowhere)
 
 
+def clock(seconds: float | None) -> str:
+    """`1:02:03`; nothing where it is not known."""
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
 class Progress:
     """Meta-training as a bar in a terminal, as plain lines elsewhere."""
 
@@ -64,8 +74,6 @@ class Progress:
         self._task = self._bar.add_task("meta-training", total=total, completed=done, text="compiling ...")
 
     def log(self, rows: list[Row]) -> None:
-        from metaopt.runs.tables import clock
-
         for row in rows:
             if row["kind"] == "validation":
                 self.say(f"meta-step {row['meta_step']}: {_validation_text(row)}")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-from metaopt.runs.console import say
+from metaopt.runs.console import clock, say
 from metaopt.runs.index import Run
 from metaopt.runs.metrics import number as to_number
 
@@ -50,15 +50,6 @@ def percent(share: float | None, missing: str = "") -> str:
     if share is None:
         return missing
     return "0" if share == 0 else "<1%" if share < 0.01 else f"{share:.0%}"
-
-
-def clock(seconds: float | None) -> str:
-    """`1:02:03`; nothing where it is not known."""
-    if seconds is None or not math.isfinite(seconds):
-        return ""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def size(total: int) -> str:
