@@ -275,6 +275,15 @@ def _run(
     return jax.tree.map(join, outcome)
 
 
+def _full_batch(family: TaskFamily) -> Any:
+    """The shapes of what a task's full loss is taken on."""
+
+    def one(key: Key) -> Any:
+        return family.eval_batch(family.sample(key, family.data), family.data, "train")
+
+    return jax.eval_shape(one, jax.random.key(0))
+
+
 def _run_chunk(
     optimizer: Optimizer,
     meta_params: MetaParams,
@@ -291,10 +300,13 @@ def _run_chunk(
     def full_loss(params: Any, task: Any) -> jax.Array:
         return family.loss(params, task, family.eval_batch(task, family.data, "train"))
 
+    # Without batches a step's own estimate is the loss; an oracle's value may be another thing.
+    known = family.oracle is None and family.batch_size is None and not jax.tree.leaves(_full_batch(family))
+
     def advance(length: int, carry: tuple[UnrollState, jax.Array], _: None) -> Any:
         state, peak = carry
         state, trace = unroll(tx, family, task, state, length=length)
-        loss = full_loss(state.params, task)
+        loss = trace.loss[-1] if known else full_loss(state.params, task)
         peak = jnp.maximum(peak, jnp.maximum(trace.loss.max(axis=0), loss))
         return (state, peak), (loss, peak, state.alive)
 
