@@ -275,13 +275,19 @@ def _run(
     return jax.tree.map(join, outcome)
 
 
-def _full_batch(family: TaskFamily) -> Any:
-    """The shapes of what a task's full loss is taken on."""
+def _estimates_are_full(family: TaskFamily) -> bool:
+    """Whether a step's own estimate is the loss on all of the training split: nothing is drawn, and the same is judged.
 
-    def one(key: Key) -> Any:
-        return family.eval_batch(family.sample(key, family.data), family.data, "train")
+    An oracle's value may be another thing; under a companion the batch to train on is marked, and its loss the sum.
+    """
 
-    return jax.eval_shape(one, jax.random.key(0))
+    def batches(key: Key) -> Any:
+        task = family.sample(key, family.data)
+        return family.batch(key, task, family.data), family.eval_batch(task, family.data, "train")
+
+    drawn, judged = jax.eval_shape(batches, jax.random.key(0))
+    same = jax.tree.structure(drawn) == jax.tree.structure(judged)
+    return family.oracle is None and same and not jax.tree.leaves((drawn, judged))
 
 
 def _run_chunk(
@@ -300,8 +306,7 @@ def _run_chunk(
     def full_loss(params: Any, task: Any) -> jax.Array:
         return family.loss(params, task, family.eval_batch(task, family.data, "train"))
 
-    # Without batches a step's own estimate is the loss; an oracle's value may be another thing.
-    known = family.oracle is None and family.batch_size is None and not jax.tree.leaves(_full_batch(family))
+    known = _estimates_are_full(family)
 
     def advance(length: int, carry: tuple[UnrollState, jax.Array], _: None) -> Any:
         state, peak = carry

@@ -14,7 +14,7 @@ from metaopt.evaluation.recording import plan, recorded_steps
 from metaopt.experiment import build_optimizer
 from metaopt.registry import OPTIMIZERS, TASKS
 from metaopt.shipped.loading import SHIPPED, read_optimizer
-from metaopt.tasks import classifier, quadratic
+from metaopt.tasks import classifier, quadratic, with_companion
 from metaopt.types import TaskFamily
 from tests.toys import bowl, cliff, noisy_bowl
 
@@ -195,3 +195,9 @@ def test_shipped_optimizers_run_on_deterministic_families_as_they_did(name: str,
     entry = {name: (build_optimizer(trained.experiment.optimizer), phi)}
     found = evaluate(entry, TASKS[task](), jax.random.key(5), horizon=20, num_tasks=8)
     np.testing.assert_allclose(found.loss[name][:2, 20], BEFORE[name, task], rtol=1e-10)
+
+
+def test_curves_are_of_f_alone_under_a_companion(family: TaskFamily) -> None:
+    found = evaluate({"sgd": optax.sgd(0.5)}, with_companion(family, 4), KEY, horizon=6, num_tasks=3)
+    np.testing.assert_allclose(found.loss["sgd"][:, -1], found.final["sgd"]["train"]["loss"], rtol=1e-6)
+    assert (found.loss["sgd"][:, -1] < found.loss["sgd"][:, 0]).all()
