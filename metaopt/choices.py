@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import cattrs
 
 from metaopt.errors import UserError, suggest
+from metaopt.numbers import out_of_range
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,12 @@ def build(picked: Choice, registry: Any, *args: Any, others: Sequence[str] = (),
         raise
     except (ValueError, FileNotFoundError) as error:
         raise UserError(f"{kind} {picked.name!r}: {error}") from error
+    except Exception as error:
+        if registry.entry(picked.name).built_in:
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{kind} {picked.name!r} raises {said} ({last.filename}, line {last.lineno}).") from error
     wanted = getattr(importlib.import_module("metaopt.types"), registry.makes)
     if not (isinstance(made, wanted) if isinstance(wanted, type) else callable(made)):
         raise UserError(
@@ -121,8 +128,9 @@ def typed(value: Any, hint: Any, where: str) -> Any:
       UserError: it is not; the line begins with `where`.
     """
     # cattrs would turn "abc" or 1.5 into an int or fail; strings and booleans must not pass for numbers.
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where} is {value}; give a finite number.")
+    for part in value if isinstance(value, (list, tuple)) else (value,):
+        if unusable := out_of_range(part):
+            raise UserError(f"{where} {unusable}")
     if value == "none" and type(None) in get_args(hint):
         return None
     if get_origin(hint) is Literal and value not in get_args(hint):

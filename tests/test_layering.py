@@ -15,6 +15,7 @@ PACKAGE = Path(metaopt.__file__).parent
 FLOORS = {
     "types": -1,  # the words of all rooms, on the ground floor too
     "errors": -2,
+    "numbers": -2,
     "files": 0,
     "trees": 0,
     "choices": -1,

@@ -57,7 +57,8 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     tasks = merged_all(arguments.tasks, first.tasks) or tuple(dict((str(task), task) for task, _ in own).values())
     horizons = arguments.horizon or tuple(dict.fromkeys(horizon for _, horizon in own))
     plan = tuple((task, horizon) for task in tasks for horizon in dict.fromkeys(horizons))
-    check(plan, arguments.baselines)
+    learned = [one.optimizer for one in trained.values()]
+    check(plan, arguments.baselines, num_tasks=arguments.num_tasks, optimizers=learned)
     clashes = sorted(set(trained) & set(arguments.baselines))
     if clashes:
         raise UserError(f"{clashes[0]!r} is a run's name and a baseline's; leave it out of --baselines.")

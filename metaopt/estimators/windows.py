@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh
 from metaopt.experiment.checks import check_windows
 from metaopt.inner.devices import pick_chunk_size, sum_over_chunks, task_mesh
 from metaopt.inner.step import ObjectiveBatch, bind_tasks, check_objective_batch, reset
+from metaopt.numbers import divisors
 from metaopt.trees import leaf_sizes
 from metaopt.types import (
     Families,
@@ -137,7 +138,7 @@ class Schedule:
 
 def at_least(least: int, number: int) -> int:
     """The smallest divisor of `number` that is at least `least`, or `number` itself."""
-    return min(n for n in range(1, number + 1) if number % n == 0 and (n >= least or n == number))
+    return next((n for n in divisors(number) if n >= least), number)
 
 
 def group_mesh(tasks: int, group: int, num_devices: int | None) -> Mesh:

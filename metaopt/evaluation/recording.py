@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from metaopt.numbers import largest_divisor
 from metaopt.types import TaskFamily
 
 Segments = tuple[tuple[int, int], ...]  # (inner steps between two recorded points, how many times in a row)
@@ -23,7 +24,7 @@ def plan(family: TaskFamily, horizon: int, train_horizon: int | None = None, eve
         wished = max(1, horizon // (1000 if family.batch_size is None else 100))
         # One distance that divides every mark compiles one loop; several compile several.
         common = math.gcd(*marks)
-        every = max(divisor for divisor in range(1, wished + 1) if common % divisor == 0)
+        every = largest_divisor(common, wished)
         every = every if 2 * every > wished else wished
     steps = sorted({*range(0, horizon + 1, every), *marks})
     segments: list[tuple[int, int]] = []

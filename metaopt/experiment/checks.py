@@ -8,6 +8,7 @@ from metaopt.choices import parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Experiment
 from metaopt.experiment.plain import from_json, to_json
+from metaopt.numbers import MOST_INT, divisors, largest_divisor, out_of_range
 from metaopt.registry import OBJECTIVES
 
 
@@ -22,6 +23,8 @@ def validate(experiment: Experiment, where: str = "the experiment") -> Experimen
         value = _get(experiment, name)
         if value is not None and value < least:
             raise UserError(f"`{name}` ({value}) must be at least {least}.")
+        if value is not None and value > MOST_INT:
+            raise UserError(f"`{name}` {out_of_range(value)}")
     for name in (f"meta_optimizer.{name}" for name in ("learning_rate", "clip_norm", "clip_value", "clip_adaptive")):
         value = _get(experiment, name)
         if value is not None and value <= 0:
@@ -46,7 +49,7 @@ def validate(experiment: Experiment, where: str = "the experiment") -> Experimen
         )
     each, devices = max(1, experiment.num_tasks // families), experiment.num_devices
     if devices is not None and each % devices:
-        fitting = " or ".join(str(n) for n in range(1, each + 1) if each % n == 0)
+        fitting = _some(divisors(each))
         raise UserError(
             f"`num_devices` ({devices}) must divide the {each} tasks of a family in a meta-step; try {fitting}."
         )
@@ -111,6 +114,12 @@ def _check_curriculum_options(curriculum: Curriculum) -> None:
             )
 
 
+def _some(values: list[int]) -> str:
+    """`1 or 2 or 4`, of many the first and the last."""
+    shown = [str(value) for value in values]
+    return " or ".join(shown if len(shown) <= 12 else [*shown[:6], "...", *shown[-3:]])
+
+
 def _multiples_near(value: int, of: int) -> list[int]:
     below = value // of * of
     return [near for near in (below, below + of) if near > 0]
@@ -125,7 +134,7 @@ def check_windows(horizon: int, unroll_length: int) -> None:
     if horizon % unroll_length:
         below = horizon - horizon % unroll_length
         near = " or ".join(str(n) for n in (below, below + unroll_length) if n > 0)
-        fits = max(n for n in range(1, min(horizon, unroll_length) + 1) if horizon % n == 0)
+        fits = largest_divisor(horizon, unroll_length)
         raise ValueError(
             f"`horizon` ({horizon}) must be a multiple of `unroll_length` ({unroll_length}); try {near}, or "
             f"`unroll_length` {fits}."

@@ -14,6 +14,7 @@ import tyro
 from metaopt.choices import Choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
+from metaopt.numbers import out_of_range
 
 Arguments = TypeVar("Arguments")
 
@@ -47,7 +48,18 @@ def parse(kind: type[Arguments], arguments: list[str], *, prog: str, default: Ar
         if not stop.code:
             raise
         raise UserError(f"{_one_line(said.getvalue())} See `{prog} --help`.") from None
+    _check_numbers(parsed)
     return parsed
+
+
+def _check_numbers(parsed: Any, prefix: str = "") -> None:
+    for entry in dataclasses.fields(parsed):
+        value, flag = getattr(parsed, entry.name), prefix + entry.name.replace("_", "-")
+        if dataclasses.is_dataclass(value) and not isinstance(value, Choice):
+            _check_numbers(value, f"{flag}.")
+        for part in value if isinstance(value, tuple) else (value,):
+            if wrong := out_of_range(part, most=2**32):  # a seed's range
+                raise UserError(f"--{flag} {wrong}")
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
@@ -16,6 +15,7 @@ import metaopt
 from metaopt.choices import Choice, parse_choice
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import Experiment
+from metaopt.numbers import out_of_range
 
 VERSION = 2  # of the format; what metaopt itself wrote without one is of the first
 # What optimizers did where version 1 named no option: defaults that have changed since.
@@ -92,8 +92,8 @@ def _scalar(kind: type, accepted: Any) -> Any:
     def structure(value: Any, _: Any) -> Any:
         if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
             raise _IllTyped(f"is {value!r}, which is not of type {kind.__name__}; give a value of that type.")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _IllTyped(f"is {value}; give a finite number.")
+        if wrong := out_of_range(value, most=2**32):  # a seed's range
+            raise _IllTyped(wrong)
         return kind(value)
 
     return structure
@@ -154,8 +154,8 @@ def _choice(value: Any, _: Any) -> Choice:
 def _option(key: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return tuple(_option(key, entry) for entry in value)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise _IllTyped(f"has the option {key}={value}; give a finite number.")
+    if wrong := out_of_range(value):
+        raise _IllTyped(f"has the option {key}, which {wrong}")
     if not isinstance(value, (bool, int, float, str, type(None))):
         raise _IllTyped(f"has the option {key}={value!r}; give a number, a text, true, false, null or a list of these.")
     return value

@@ -16,6 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+from metaopt.numbers import largest_divisor
 from metaopt.types import PyTree
 
 # Columns (tasks times coordinates) of a chunk. On CPUs: enough to fill the vector units, few enough for the
@@ -101,29 +102,33 @@ def pick_chunk_size(num_tasks: int, num_coordinates: int, chunk_size: int | None
     """Tasks of a chunk: the largest divisor of `num_tasks` within the device's columns, or within what is asked for."""
     columns = COLUMNS if jax.default_backend() == "cpu" else ACCELERATOR_COLUMNS
     most = chunk_size or max(1, columns // num_coordinates)
-    return max(n for n in range(1, num_tasks + 1) if num_tasks % n == 0 and n <= most)
+    return largest_divisor(num_tasks, most)
 
 
 # Residuals beyond this are dearer to store and load on a CPU than a second forward pass is.
 CACHED = 128 * 2**20
 
 
-def device_memory() -> int:
-    """Bytes that an unroll's residuals may take on a device where nothing else is set: a quarter of what it has.
-
-    Of the memory there is (within a container's or a Slurm job's limit), not of what is free at the moment, so that a
-    resumed run is cut up as it was.
-    """
+def total_memory() -> int:
+    """Bytes that the machine (within a container's or a Slurm job's limit) or an accelerator has, used or not."""
     device = jax.local_devices()[0]
     statistics = device.memory_stats() if device.platform != "cpu" else None
     if statistics and "bytes_limit" in statistics:
-        return statistics["bytes_limit"] // 4
+        return statistics["bytes_limit"]
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**32]
     with contextlib.suppress(OSError, ValueError):  # ValueError: the limit reads "max"
         limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
     with contextlib.suppress(KeyError, ValueError):
         limits.append(int(os.environ["SLURM_MEM_PER_NODE"]) * 2**20)
-    return min(limits) // 4 // jax.device_count()
+    return min(limits)
+
+
+def device_memory() -> int:
+    """Bytes that an unroll's residuals may take on a device where nothing else is set: a quarter of what it has.
+
+    Of the memory there is, not of what is free at the moment, so that a resumed run is cut up as it was.
+    """
+    return total_memory() // 4 // (jax.device_count() if jax.local_devices()[0].platform == "cpu" else 1)
 
 
 def pick_segment_lengths(length: int, state_bytes: int, step_bytes: int, budget: int | None = None) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from metaopt.microscope.advice_on_runs import (
     scale_free,
 )
 from metaopt.microscope.doctor_plan import differentiates, from_values, persistent
+from metaopt.numbers import largest_divisor
 from metaopt.registry import OPTIMIZERS
 
 # Adam averages about 1/(1 - β1) = 10 meta-steps: below a tenth, noise outweighs the signal in its average too.
@@ -118,7 +119,7 @@ def _exploding(result: Mapping[str, Any]) -> Found:
                 growth,
                 f"The unroll's Jacobian grows by {growth:.3g} a step from step {start} on, on {entry['task']}: over "
                 f"{window} steps that is {growth ** min(window, 300):.0e}. Shorten the window (--unroll-length "
-                f"{_at_most(fits, result['horizon'])}), or use --estimator {persistent()[0]}.",
+                f"{largest_divisor(result['horizon'], fits)}), or use --estimator {persistent()[0]}.",
             )
 
 
@@ -135,10 +136,6 @@ def _stretch(entry: Mapping[str, Any], window: int) -> tuple[float, int]:
     ]
     growth, start = max(means)
     return max(1.0, growth), start
-
-
-def _at_most(length: int, horizon: int) -> int:
-    return max(n for n in range(1, length + 1) if horizon % n == 0)
 
 
 def _noisy(result: Mapping[str, Any]) -> Found:

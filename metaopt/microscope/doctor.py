@@ -51,6 +51,7 @@ from metaopt.microscope.pipeline import Part, Progress, work_off
 from metaopt.registry import ESTIMATORS, OPTIMIZERS
 from metaopt.training.loop import build_estimator
 from metaopt.training.meta_optimizer import follows_length, make_clips
+from metaopt.training.size import check_size
 from metaopt.types import Families, Key, MetaParams, TaskFamily
 
 WATCHING = 2e6  # a family's, forward only
@@ -183,6 +184,7 @@ class _Examination:
         self.num_tasks = num_tasks
         self.optimizer = build_optimizer(experiment.optimizer)
         self.families: Families = build_families(experiment)
+        check_size(dataclasses.replace(experiment, num_tasks=num_tasks), self.optimizer, self.families)
         self.explores = explores(experiment, self.optimizer)
         self._key = jax.random.fold_in(jax.random.key(seed), 0x646F63)  # apart from training and evaluation
         self._dims = [_dim(family) for family in self.families]

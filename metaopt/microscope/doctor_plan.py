@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from metaopt.choices import Choice
 from metaopt.experiment import Experiment, explores
 from metaopt.microscope.gradient_quality import CLEARLY, Samples, resolved_norm
+from metaopt.numbers import largest_divisor
 from metaopt.registry import ESTIMATORS
 from metaopt.types import Optimizer
 
@@ -46,7 +47,7 @@ def plan(
     kept = {key: value for key, value in own.options.items() if key == "objective_batch"}
     reference = Choice(reverse.name, {**kept, "second_order": True})
     found = [Variant(own, horizon, window, own=True), Variant(backward, horizon, horizon)]
-    short = [_divisor(horizon, horizon // 5), _divisor(horizon, horizon // 20)]
+    short = [largest_divisor(horizon, horizon // 5), largest_divisor(horizon, horizon // 20)]
     found += [Variant(backward, horizon, length) for length in short]
     for name in ESTIMATORS:
         if name not in (own.name, backward.name):
@@ -135,7 +136,3 @@ def option_of(picked: Choice, name: str) -> Any:
     """An estimator's option as given or by default; None where it has no such option."""
     parameter = inspect.signature(ESTIMATORS[picked.name]).parameters.get(name)
     return picked.options.get(name, None if parameter is None else parameter.default)
-
-
-def _divisor(number: int, most: int) -> int:
-    return max(n for n in range(1, max(1, most) + 1) if number % n == 0)

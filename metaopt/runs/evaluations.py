@@ -16,11 +16,13 @@ from metaopt.evaluation import evaluate_run_on
 from metaopt.evaluation.tuning import TUNED
 from metaopt.experiment import Experiment, build_family, build_optimizer
 from metaopt.files import read_json, try_writing, write_json
+from metaopt.inner import limits
 from metaopt.registry import OPTIMIZERS, UnknownEntry
 from metaopt.runs import tables
 from metaopt.runs.folder import EVALUATION, new_folder
-from metaopt.types import MetaParams, Optimizer
+from metaopt.types import MetaParams, Optimizer, TaskFamily
 
+RECORD_BYTES = 12 * 100  # of a task's curve, at least
 Result = dict[str, Any]  # one entry of evaluation.json's "results"
 Plan = tuple[tuple[Choice, int], ...]  # (task, horizon)
 
@@ -32,17 +34,29 @@ def plan_of(experiment: Experiment) -> Plan:
     return tuple((task, horizon) for task in tasks for horizon in dict.fromkeys(horizons))
 
 
-def check(plan: Plan, baselines: Sequence[str]) -> None:
+def check(
+    plan: Plan,
+    baselines: Sequence[str],
+    *,
+    num_tasks: int,
+    optimizers: Sequence[Optimizer],
+    names: tuple[str, str] = ("horizon", "num_tasks"),
+) -> None:
     """Raises what would go wrong in an evaluation before hours are spent on training.
 
+    Args:
+      optimizers: the learned ones.
+      names: how the user calls horizons and numbers of tasks.
+
     Raises:
-      UserError: an unknown task, option or baseline, a missing data set, a horizon below 1.
+      UserError: an unknown task, option or baseline, a missing data set, a horizon below 1, or what this machine has
+        no memory or no time for.
     """
     for task in {str(task): task for task, _ in plan}.values():
-        build_family(task)
-    for _, horizon in plan:
-        if horizon < 1:
-            raise UserError(f"`horizon` ({horizon}) must be at least 1.")
+        horizons = [horizon for other, horizon in plan if other == task]
+        if min(horizons) < 1:
+            raise UserError(f"`horizon` ({min(horizons)}) must be at least 1.")
+        _check_size(task, build_family(task), max(horizons), num_tasks, optimizers, names)
     for text in baselines:
         picked = parse_choice(text)
         if picked.name not in OPTIMIZERS:
@@ -54,6 +68,39 @@ def check(plan: Plan, baselines: Sequence[str]) -> None:
         if TUNED not in build_optimizer(picked).tunable:
             known = ", ".join(_known_baselines())
             raise UserError(f"baseline {text!r} has no learning rate to be tuned; choose from {known}.")
+
+
+def _check_size(
+    task: Choice,
+    family: TaskFamily,
+    horizon: int,
+    num_tasks: int,
+    optimizers: Sequence[Optimizer],
+    names: tuple[str, str],
+) -> None:
+    def needed(family: TaskFamily, num_tasks: int) -> int:
+        run = max(sum(limits.sizes(optimizer, family)) for optimizer in optimizers)
+        return run + num_tasks * (limits.KEY_BYTES + RECORD_BYTES)
+
+    def with_option(key: str) -> Callable[[int], bool]:
+        def would(value: int) -> bool:
+            smaller = build_family(Choice(task.name, {**task.options, key: value}))
+            return limits.fits(needed(smaller, num_tasks), horizon, room=limits.ROOM)
+
+        return would
+
+    now = needed(family, num_tasks)
+    if limits.fits(now, horizon):
+        return
+    whole = {key: value for key, value in task.options.items() if type(value) is int}
+    settings = [
+        limits.Setting(names[0], horizon, lambda value: limits.fits(now, value, room=limits.ROOM)),
+        limits.Setting(
+            names[1], num_tasks, lambda value: limits.fits(needed(family, value), horizon, room=limits.ROOM)
+        ),
+        *(limits.Setting(f"{task.name}:{key}", value, with_option(key)) for key, value in whole.items()),
+    ]
+    limits.refuse(f"{family.name or task}: {limits.why(now, horizon)}", settings)
 
 
 def _known_baselines() -> list[str]:

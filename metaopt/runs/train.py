@@ -150,7 +150,13 @@ def prepare(experiment: Experiment) -> Trainer:
         raise
     except ValueError as error:  # what the lower floors refuse, such as more devices than there are
         raise UserError(str(error)) from error
-    check(plan_of(experiment), experiment.evaluation.baselines)
+    check(
+        plan_of(experiment),
+        experiment.evaluation.baselines,
+        num_tasks=experiment.evaluation.num_tasks,
+        optimizers=[trainer.optimizer],
+        names=("evaluation.horizons", "evaluation.num_tasks"),
+    )
     return trainer
 
 

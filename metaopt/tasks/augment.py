@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metaopt.numbers import divisors
 from metaopt.tasks.settings import check_count
 from metaopt.types import Batch, Data, Estimate, Key, Oracle, OracleState, Params, Scalar, Split, Task, TaskFamily
 
@@ -202,10 +203,10 @@ def with_batch_sizes(family: TaskFamily, least: int) -> TaskFamily:
     full = family.batch_size
     if full is None:
         raise ValueError("`min_batch_size` is set, but the family has no minibatches; leave it out.")
-    divisors = [n for n in range(1, full + 1) if full % n == 0]
-    sizes = [n for n in divisors if n >= least]
+    every = divisors(full)
+    sizes = [n for n in every if n >= least]
     if len(sizes) < 2:
-        near = divisors[-2] if len(divisors) > 1 else None
+        near = every[-2] if len(every) > 1 else None
         remedy = f"try {near} or less" if near else "raise `batch_size`"
         raise ValueError(f"`min_batch_size` is {least}, which leaves no size but `batch_size` ({full}); {remedy}.")
 

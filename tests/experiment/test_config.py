@@ -14,10 +14,11 @@ from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Evaluation, Experiment, Log, MetaOptimizer, Validation
 from metaopt.experiment.checks import validate
 from metaopt.experiment.plain import from_json, to_json
+from metaopt.numbers import MOST_FLOAT
 from metaopt.runs.experiments import load_experiment
 
 counts = st.integers(1, 10**6)
-floats = st.floats(allow_nan=False, allow_infinity=False)
+floats = st.floats(-MOST_FLOAT, MOST_FLOAT)
 scalars = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | floats | st.text(max_size=8)
 values = scalars | st.lists(scalars, max_size=3).map(tuple)
 options = st.dictionaries(st.text(min_size=1, max_size=8), values, max_size=3)
@@ -92,7 +93,10 @@ def test_a_config_from_before_there_were_curricula_has_none() -> None:
         ({"unroll_length": "x"}, "`unroll_length` is 'x', which is not of type int"),
         ({"tasks": "quadratic"}, "`tasks` is 'quadratic', which is not a list"),
         ({"tasks": [{"nme": "quadratic"}]}, "`tasks.0` is {'nme': 'quadratic'}"),
-        ({"optimizer": {"name": "lstm", "options": {"alpha": float("inf")}}}, "`optimizer` has the option alpha=inf"),
+        (
+            {"optimizer": {"name": "lstm", "options": {"alpha": float("inf")}}},
+            "`optimizer` has the option alpha, which is inf",
+        ),
         ({"validation": {"multiples": [1, "a"]}}, "`validation.multiples.1` is 'a'"),
     ],
 )

@@ -95,7 +95,8 @@ def test_pictures_have_names_of_their_own() -> None:
 
 def test_baselines_are_checked_with_their_options() -> None:
     plan = ((choice("quadratic"), 4),)
-    evaluations.check(plan, ("sgd:power=0.5", "momentum"))
+    how: dict[str, Any] = {"num_tasks": 2, "optimizers": [build_optimizer(choice("lstm"))]}
+    evaluations.check(plan, ("sgd:power=0.5", "momentum"), **how)
     for baseline, message in (
         ("sgd:powr=0.5", "did you mean 'power'"),
         ("sdg:power=1", "did you mean 'sgd'"),
@@ -103,7 +104,7 @@ def test_baselines_are_checked_with_their_options() -> None:
         ("sgd:learning_rate=1", "leave learning_rate out"),
     ):
         with pytest.raises(UserError, match=message):
-            evaluations.check(plan, (baseline,))
+            evaluations.check(plan, (baseline,), **how)
 
 
 def test_the_table_counts_failures() -> None:
