@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import io
 import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,6 +34,7 @@ def parse(kind: type[Arguments], arguments: list[str], *, prog: str, default: Ar
     Raises:
       UserError: unknown, missing or ill-typed arguments, in one line with a suggestion.
     """
+    refuse_repeated(arguments)
     said = io.StringIO()
     options: dict[str, Any] = {} if default is None else {"default": default}
     try:
@@ -60,6 +63,21 @@ def _check_numbers(parsed: Any, prefix: str = "") -> None:
         for part in value if isinstance(value, tuple) else (value,):
             if wrong := out_of_range(part, most=2**32):  # a seed's range
                 raise UserError(f"--{flag} {wrong}")
+
+
+def refuse_repeated(words: Sequence[str], *, but: Collection[str] = ()) -> None:
+    """Refuses a flag that is given twice, of which the last would count in silence.
+
+    Args:
+      but: flags that may be, as they are written.
+
+    Raises:
+      UserError: it names the flag.
+    """
+    flags = [word.partition("=")[0].replace("_", "-") for word in words if re.match(r"--\w", word)]
+    for flag, times in Counter(flags).items():
+        if times > 1 and flag not in but:
+            raise UserError(f"{flag} is given {times} times; give it once, with all that it is to hold.")
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:

@@ -62,8 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--sweep", nargs="+", action="extend", default=[], metavar="FIELD=A,B,C",
         help="a field and its values as `metaopt train` takes them; `;` separates values that hold commas, and ends a "
-        "lone one: 'optimizer=lstm:hidden_size=8,num_layers=1;rnnprop'; a field of several words has them separated by "
-        "spaces: 'validation.multiples=1 10;1 5'; or a .yaml or .json file of FIELD: [A, B, C], with `seeds: N`",
+        "lone one: 'optimizer=lstm:hidden_size=8,num_layers=1;rnnprop:noise=per_step'; a field of several words has "
+        "them separated by spaces: 'validation.multiples=1 10;1 5'; or a .yaml or .json file of FIELD: [A, B, C], with "
+        "`seeds: N`",
     )  # fmt: skip
     add("--seeds", type=_count, metavar="N", help="each point with N seeds, from the experiment's `seed` on")
     add("--dry-run", "--dry_run", action="store_true", help="check and show the points, and start nothing")

@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -19,8 +20,11 @@ from metaopt import files
 from metaopt.choices import Choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, build_family
-from metaopt.runs import folder, own_entries
+from metaopt.experiment.plain import from_json, to_json
+from metaopt.runs import folder, index, own_entries
 
+BEGUN_WITH = "config"  # in environment.json: config.json as it was then
+MAY_CHANGE = ("num_meta_steps", "num_devices", "checkpoint_every", "evaluation", "log.wandb", "log.project")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "wandb", "scikit-learn", "mlxtend")
 
 
@@ -48,7 +52,27 @@ def describe_environment(name: str, tasks: Iterable[Choice]) -> dict[str, Any]:
 
 def of_experiment(experiment: Experiment, name: str) -> dict[str, Any]:
     """The contents of environment.json for a run of an experiment of this name."""
-    return {**describe_environment(name, _tasks(experiment)), **own_entries.record(experiment)}
+    held = {BEGUN_WITH: to_json(experiment)}
+    return {**describe_environment(name, _tasks(experiment)), **own_entries.record(experiment), **held}
+
+
+def check_config(path: Path, experiment: Experiment) -> None:
+    """Refuses a config.json that was edited since its run began in what decides φ: the run would be neither.
+
+    Raises:
+      UserError: it names the field.
+    """
+    held = folder.environment_of(path).get(BEGUN_WITH)
+    if not isinstance(held, dict):  # not begun yet, or by an older version
+        return
+    begun, now = (index.fields_of(to_json(each)) for each in (from_json(held, str(path), unversioned=1), experiment))
+    for name in index.differing([begun, now]):
+        if not name.startswith(MAY_CHANGE):
+            before, after = (index.value_words(fields, name) for fields in (begun, now))
+            raise UserError(
+                f"`{name}` in {path / folder.CONFIG} is {after}, and the run was begun with {before}; put that back, "
+                f"or begin a new run by `metaopt train --from {shlex.quote(str(path))}`."
+            )
 
 
 def _tasks(experiment: Experiment) -> list[Choice]:

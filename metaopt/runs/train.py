@@ -20,7 +20,7 @@ from metaopt.registry import OPTIMIZERS
 from metaopt.runs import folder, own_entries, processes
 from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.runs.console import Progress, make_console, say
-from metaopt.runs.environment import check_data, note_resumption, of_experiment
+from metaopt.runs.environment import check_config, check_data, note_resumption, of_experiment
 from metaopt.runs.evaluations import check, check_writable, evaluate_all, plan_of, print_results
 from metaopt.runs.faults import NotWritten, in_one_line
 from metaopt.runs.interrupts import Interrupted, SignalGuard
@@ -108,6 +108,7 @@ def resume(
       LostProcess: another process that trained along is gone.
     """
     path, experiment = folder.open_run(path)
+    check_config(path, experiment)
     steps = experiment.num_meta_steps if num_meta_steps is None else num_meta_steps
     if steps < experiment.num_meta_steps:
         raise UserError(
