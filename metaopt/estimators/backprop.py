@@ -68,7 +68,8 @@ def reparameterised(
     """
     if not optimizer.explores:
         raise ValueError(
-            "needs an optimizer with step noise; set its option noise=per_step, or use truncated_backprop."
+            "needs an optimizer that draws step noise, such as lstm with noise=per_step; use truncated_backprop for "
+            "others."
         )
     how = How(explore=True, objective_batch=objective_batch, differentiates=True)
     schedule = dataclasses.replace(schedule, staggered=staggered)

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--sweep", nargs="+", action="extend", default=[], metavar="FIELD=A,B,C",
         help="a field and its values as `metaopt train` takes them; `;` separates values that hold commas, and ends a "
-        "lone one: 'optimizer=lstm:hidden_size=8,num_layers=1;rnnprop:noise=per_step'; a field of several words has "
+        "lone one: 'optimizer=lstm:hidden_size=8,num_layers=1;rnnprop'; a field of several words has "
         "them separated by spaces: 'validation.multiples=1 10;1 5'; or a .yaml or .json file of FIELD: [A, B, C], with "
         "`seeds: N`",
     )  # fmt: skip

@@ -13,6 +13,7 @@ from metaopt.choices import Choice, choice
 from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Evaluation, Experiment, Log, MetaOptimizer, Validation
 from metaopt.experiment.checks import validate
+from metaopt.experiment.flags import parse_experiment
 from metaopt.experiment.plain import from_json, to_json
 from metaopt.numbers import MOST_FLOAT
 from metaopt.runs.experiments import load_experiment
@@ -192,3 +193,11 @@ def test_broken_experiment_files(tmp_path: Path, source: str, message: str) -> N
     (tmp_path / "mine.py").write_text(source)
     with pytest.raises(UserError, match=message):
         load_experiment(str(tmp_path / "mine.py"))
+
+
+@pytest.mark.parametrize(
+    "words", [["--horizon", "3", "--horizon", "4"], ["--log.every=2", "--log.every", "3"], ["--num-tasks", "2"] * 2]
+)
+def test_a_flag_given_twice_is_refused(words: list[str]) -> None:
+    with pytest.raises(UserError, match=f"{words[0].partition('=')[0]} is given 2 times"):
+        parse_experiment(words, prog="train", base=from_json(simple()))

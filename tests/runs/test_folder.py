@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,9 @@ from metaopt import files
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.runs import folder
+from metaopt.runs.environment import check_config
+from metaopt.runs.folder import open_run
+from metaopt.runs.train import resume
 
 
 def created(out: Path | None, experiment: Experiment) -> Path:
@@ -90,3 +95,22 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
         other.stdin.close()
     with folder.locked(tmp_path):
         pass
+
+
+def test_a_config_that_was_edited_since_its_run_began_is_refused(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    config = json.loads((run / "config.json").read_text())
+    files.write_json(run / "config.json", {**config, "horizon": 8})
+    with pytest.raises(UserError, match="`horizon` in .*config.json is 8, and the run was begun with 4; put that back"):
+        resume(run)
+    changed = {**config, "tasks": [{"name": "quadratic", "options": {"dim": 3}}]}
+    files.write_json(run / "config.json", changed)
+    with pytest.raises(UserError, match=r"`tasks.dim` in .* is 3, and the run was begun with 2"):
+        resume(run)
+    files.write_json(run / "config.json", {**config, "evaluation": {**config["evaluation"], "num_tasks": 3}})
+    check_config(run, open_run(run)[1])  # φ does not hang on it
+    environment = json.loads((run / "environment.json").read_text())
+    files.write_json(run / "config.json", {**config, "horizon": 8})
+    files.write_json(run / "environment.json", {k: v for k, v in environment.items() if k != "config"})
+    check_config(run, open_run(run)[1])  # an older version's does not tell
