@@ -21,6 +21,7 @@ from metaopt.runs.interrupts import Interrupted, handling
 from metaopt.runs.state import TO_DO
 
 POLL_SECONDS = 0.1
+WORKERS_A_CORE = 8  # beyond that they only take memory from one another
 DETACH_SECONDS = 20.0  # for a launcher in the background to take over the sweep
 ON_ACCELERATORS = (
     "jax would take all of this machine's accelerators ({}) in each of {} workers; use --workers 1, "
@@ -36,9 +37,12 @@ def choose_workers(asked: int | None, num_devices: int = 1) -> int:
       num_devices: of the run that asks for most.
 
     Raises:
-      UserError: more than one on accelerators.
+      UserError: more than one on accelerators, or more than the cores can serve.
     """
     found = accelerator(os.environ, plugins())
+    most = WORKERS_A_CORE * len(os.sched_getaffinity(0))
+    if (asked or 1) > most:
+        raise UserError(f"--workers {asked} is too many for the cores of this machine; at most {most} are allowed.")
     if found and (asked or 1) > 1:
         raise UserError(ON_ACCELERATORS.format(found, asked))
     return 1 if found else asked or max(1, len(os.sched_getaffinity(0)) // max(1, num_devices))

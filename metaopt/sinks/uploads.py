@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from metaopt.runs import children
+
 
 class Uploader:
     """A command in a process of its own, started when a server answers; asks again as time goes by."""
@@ -33,8 +35,10 @@ class Uploader:
         reason = unreachable(self._server)
         if reason is None:
             with open(self._log, "ab") as file:
-                self._process = subprocess.Popen(
-                    self._command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=self._log.parent
+                self._process = (
+                    children.start(  # `wandb sync --live` would wait for ever for a run whose end never comes
+                        self._command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=self._log.parent
+                    )
                 )
             self._say(f"uploading beside the run, see {self._log}")
         elif self._looks == 0:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -121,12 +123,40 @@ def test_cancelling_reaches_runs_whose_launcher_is_gone(pretending: Make, capsys
     assert capsys.readouterr().out.endswith("1-seed-2: cancelled, meta-step 3/8\n")
 
 
+LAUNCHER = """
+import sys
+from metaopt.cli.entry import main
+from metaopt.launch import jobs
+jobs.command_of = lambda run: [sys.executable, sys.argv[1], str(run)]
+sys.exit(main(["resume", sys.argv[2]]))
+"""
+
+
+def test_nothing_outlives_a_launcher_that_is_killed(pretending: Make, tmp_path: Path) -> None:
+    sweep = pretending(2)
+    run = sweep.path / "1-seed-2"
+    pretender = str(tmp_path / "pretending_to_be_metaopt.py")
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER, pretender, str(sweep.path)]) as launcher:
+        until = time.monotonic() + 30
+        while not is_locked(run) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert states(sweep) == ["running"]
+        launcher.kill()
+    while states(sweep) == ["running"] and time.monotonic() < until:
+        time.sleep(0.01)
+    assert states(sweep) == ["lost"]
+    assert cli.main(["resume", str(sweep.path)]) == 0 and states(sweep) == ["finished"]
+
+
 def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch) -> None:
     from metaopt.errors import UserError
 
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert [local.choose_workers(*args) for args in ((None, 1), (None, 3), (None, 16), (5, 1))] == [8, 2, 1, 5]
+    assert local.choose_workers(64) == 64
+    with pytest.raises(UserError, match="--workers 65 is too many for the cores of this machine; at most 64 are"):
+        local.choose_workers(65)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     assert local.choose_workers(None) == 1
     with pytest.raises(UserError, match="accelerators \\(cuda\\) in each of 2 workers; use --workers 1"):
