@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from metaopt.errors import UserError, suggest
 
 PLACES = ("local", "slurm")
+MOST_POINTS = 10_000  # of a sweep: a folder each
 ONLY_SLURM = {
     "partition": ("P", "of each job, as are:"),
     "time": ("T", "minutes, or [DAYS-]HOURS:MINUTES:SECONDS"),
@@ -44,14 +45,20 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message.rstrip('.')}; see `{self.prog} --help`.")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1 on")
-    return int(text)
+def _count(most: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        # Python itself refuses to read thousands of digits.
+        if not (text.isascii() and text.isdecimal()) or len(text) > 20 or not 1 <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a number from 1 to {most}")
+        return int(text)
+
+    return read
 
 
 def _add_local(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workers", type=_count, metavar="N", help="so many at once; here: each with its own cores")
+    parser.add_argument(
+        "--workers", type=_count(MOST_POINTS), metavar="N", help="so many at once; here: each with its own cores"
+    )
     parser.add_argument("--detach", action="store_true", help="here: in the background")
 
 
@@ -65,7 +72,12 @@ def _parser() -> argparse.ArgumentParser:
         "lone one: 'optimizer=lstm:hidden_size=8,num_layers=1;rnnprop'; a field of several words has them separated by "
         "spaces: 'validation.multiples=1 10;1 5'; or a .yaml or .json file of FIELD: [A, B, C], with `seeds: N`",
     )  # fmt: skip
-    add("--seeds", type=_count, metavar="N", help="each point with N seeds, from the experiment's `seed` on")
+    add(
+        "--seeds",
+        type=_count(MOST_POINTS),
+        metavar="N",
+        help="each point with N seeds, from the experiment's `seed` on",
+    )
     add("--dry-run", "--dry_run", action="store_true", help="check and show the points, and start nothing")
     add("--where", metavar="PLACE", help="local (the default), or slurm, as a job array: needs 'metaopt-jax[slurm]'")
     _add_local(parser)
