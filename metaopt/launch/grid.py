@@ -174,9 +174,7 @@ def expand(base: Experiment, grid: Grid, seeds: int | None) -> list[Point]:
     """
     count = math.prod(map(len, grid.values())) * (seeds or 1)  # before any of them is made
     if count > MOST_POINTS:
-        raise UserError(
-            f"the sweep has {count} points; at most {MOST_POINTS} are allowed: sweep fewer values or seeds."
-        )
+        raise UserError(f"the sweep has {count} points, and {MOST_POINTS} are the most; sweep fewer values or seeds.")
     if seeds is not None:
         grid = {**grid, "seed": [str(base.seed + i) for i in range(seeds)]}
     combinations = list(itertools.product(*grid.values()))
