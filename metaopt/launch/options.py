@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -45,20 +45,15 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message.rstrip('.')}; see `{self.prog} --help`.")
 
 
-def _count(most: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        # Python itself refuses to read thousands of digits.
-        if not (text.isascii() and text.isdecimal()) or len(text) > 20 or not 1 <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a number from 1 to {most}")
-        return int(text)
-
-    return read
+def _count(text: str) -> int:
+    # Python itself refuses to read thousands of digits.
+    if not (text.isascii() and text.isdecimal()) or len(text) > 20 or not 1 <= int(text) <= MOST_POINTS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a number from 1 to {MOST_POINTS}")
+    return int(text)
 
 
 def _add_local(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--workers", type=_count(MOST_POINTS), metavar="N", help="so many at once; here: each with its own cores"
-    )
+    parser.add_argument("--workers", type=_count, metavar="N", help="so many at once; here: each with its own cores")
     parser.add_argument("--detach", action="store_true", help="here: in the background")
 
 
@@ -74,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add(
         "--seeds",
-        type=_count(MOST_POINTS),
+        type=_count,
         metavar="N",
         help="each point with N seeds, from the experiment's `seed` on",
     )

@@ -35,10 +35,9 @@ class Uploader:
         reason = unreachable(self._server)
         if reason is None:
             with open(self._log, "ab") as file:
-                self._process = (
-                    children.start(  # `wandb sync --live` would wait for ever for a run whose end never comes
-                        self._command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=self._log.parent
-                    )
+                # `wandb sync --live` by itself would wait for ever for the end of a run that was killed.
+                self._process = children.start(
+                    self._command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=self._log.parent
                 )
             self._say(f"uploading beside the run, see {self._log}")
         elif self._looks == 0:

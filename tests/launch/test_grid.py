@@ -106,9 +106,9 @@ def test_files_say_the_same(tmp_path: Path, tiny: Experiment) -> None:
         (
             ("num_tasks=" + ",".join(map(str, range(1, 102))), "horizon=" + ",".join(map(str, range(1, 101)))),
             None,
-            "the sweep has 10100 points; at most 10000 are allowed: sweep fewer values or seeds.",
+            "the sweep has 10100 points, and 10000 are the most; sweep fewer values or seeds.",
         ),
-        (("num_tasks=2,3",), 10_000, "the sweep has 20000 points; at most 10000 are allowed"),
+        (("num_tasks=2,3",), 10_000, "the sweep has 20000 points, and 10000 are the most"),
         (("seed=" + ",".join(map(str, range(10_001))),), None, "`seed` has 10001 values; a sweep has at most 10000"),
         (("num_tasks=2,x",), None, "point 2 of 2 (num_tasks=x): --num-tasks: invalid literal"),
         (("num_tasks=2,02",), None, "points 1 and 2 are the same experiment (num_tasks=02)."),

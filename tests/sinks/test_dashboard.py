@@ -144,9 +144,9 @@ def test_it_answers_to_its_own_address_only(page: Page) -> None:
     ):
         assert status(host) == (403, f"this dashboard answers at http://127.0.0.1:{port} only\n".encode()), host
     assert status("localhost", "evil.example")[0] in (400, 403) and status()[0] in (400, 403)
-    foreign = urllib.request.Request(f"{page.address}api/get_runs_for_project", b"{}", headers={"Host": "evil.example"})
+    asked = urllib.request.Request(f"{page.address}api/get_runs_for_project", b"{}", headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(foreign, timeout=20)
+        urllib.request.urlopen(asked, timeout=20)
 
 
 def test_it_speaks_with_this_machine_only_and_ctrl_c_ends_it(page: Page) -> None:
