@@ -37,6 +37,7 @@ class SweepOptions:
     workers: int | None = None
     dry_run: bool = False
     detach: bool = False
+    num_meta_steps: int | None = None  # on resuming: in all
     slurm: dict[str, str] = field(default_factory=dict)  # option -> value as written
 
 
@@ -135,7 +136,7 @@ def _not_a_sweep(words: Sequence[str]) -> str:
 
 
 def read_resume_options(arguments: Sequence[str]) -> SweepOptions:
-    """Of `metaopt resume SWEEP [--workers N] [--detach]`; `experiment` is the sweep's folder.
+    """Of `metaopt resume SWEEP [--workers N] [--detach] [--num-meta-steps N]`; `experiment` is the sweep's folder.
 
     Raises:
       UserError: another option, or a value that is wrong.
@@ -143,5 +144,7 @@ def read_resume_options(arguments: Sequence[str]) -> SweepOptions:
     parser = _Parser("metaopt resume", allow_abbrev=False)
     parser.add_argument("sweep")
     _add_local(parser)
+    parser.add_argument("--num-meta-steps", "--num_meta_steps", type=int, metavar="N", help="of each run, in all")
     given = parser.parse_args(arguments)
-    return SweepOptions(given.sweep, workers=given.workers, detach=given.detach)
+    kept = {name: getattr(given, name) for name in ("workers", "detach", "num_meta_steps")}
+    return SweepOptions(given.sweep, **kept)
