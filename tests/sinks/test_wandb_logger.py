@@ -388,6 +388,51 @@ def test_a_killed_wandb_core_is_one_line(tiny: Experiment, tmp_path: Path) -> No
     assert len(said) == 2 and said[1].startswith("wandb: off from here on (") and "metrics.jsonl goes on" in said[1]
 
 
+FAKE = """
+import os
+
+def fail(where):
+    if os.environ["FAILS"].startswith(where):
+        raise (SystemExit if os.environ["FAILS"].endswith("exit") else RuntimeError)("no\\nluck")
+
+fail("import")
+
+class Run:
+    dir, group, summary = "/x/files", "g", {}
+
+    def log(self, values): fail("log")
+    def finish(self): fail("finish")
+    def define_metric(self, *args, **options): pass
+    def log_artifact(self, artifact): fail("artifact")
+
+class Artifact:
+    def __init__(self, *args, **options): pass
+    def add_file(self, file): pass
+
+Table = Image = Settings = lambda *args, **options: None
+
+def init(**options):
+    fail("init")
+    return Run()
+"""
+
+
+@pytest.mark.parametrize("fails", ["import", "init", "log", "finish", "artifact", "log exit"])
+def test_a_wandb_that_raises_is_one_line_and_no_trouble(
+    fails: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "wandb.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    monkeypatch.setenv("FAILS", fails)
+    path, said = Path(shutil.copytree(finished, tmp_path / "run")), []
+    with logging_beside(path, "offline", said.append, stats=False):
+        pass
+    (line,) = [line for line in said if "offline in" not in line]
+    assert line.startswith("wandb: off from here on (") and line.endswith("; metrics.jsonl goes on")
+    assert ("status 1" if "exit" in fails else "RuntimeError: no)") in line
+
+
 def test_a_wandb_that_hangs_is_left_at_the_end(tmp_path: Path) -> None:
     said: list[str] = []
     with logging_beside(tmp_path, "offline", said.append, patience=0.2) as pid:
