@@ -97,7 +97,10 @@ def list_runs(
     """
     conditions = filters.where(where)
     filters.chosen((), conditions, experiment, state)
-    return filters.chosen(list(index.each_run(places)), conditions, experiment, state)
+    found = list(index.each_run(places))
+    fields = index.with_defaults([run.fields for run in found], [name for name, _, _ in conditions])
+    found = [run._replace(fields=own) for run, own in zip(found, fields, strict=True)]
+    return filters.chosen(found, conditions, experiment, state)
 
 
 def print_runs(runs: Sequence[Run], console: Any, shown: Sequence[str] = ()) -> None:

@@ -175,12 +175,16 @@ def _choice_words(value: Mapping[str, Any]) -> str:
     return f"{value.get('name')}:{words}" if words else str(value.get("name"))
 
 
-def with_defaults(configs: Sequence[Fields]) -> list[Fields]:
-    """The same configurations with the options that some of them leave out, where their entries take them.
+def with_defaults(configs: Sequence[Fields], names: Sequence[str] | None = None) -> list[Fields]:
+    """The same configurations with the options that they leave out, where their entries take them.
 
     Imports these entries, and jax with them, where one is left out.
+
+    Args:
+      names: the options; None: all that any of the configurations has.
     """
-    names = list(dict.fromkeys(name for fields in configs for name in fields))
+    if names is None:
+        names = list(dict.fromkeys(name for fields in configs for name in fields))
     return [{**fields, **dict(_left_out(fields, [n for n in names if n not in fields]))} for fields in configs]
 
 

@@ -185,6 +185,16 @@ def test_filters(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     }
     for condition, expected in cases.items():
         assert names(runs_command.list_runs([tmp_path], where=[condition])) == expected, condition
+    make("silent", seed=0, optimizer=choice("lstm"))  # of 20, which it does not say
+    assert names(runs_command.list_runs([tmp_path], where=["optimizer.hidden_size=20"])) == ["silent"]
+    assert names(runs_command.list_runs([tmp_path], where=["optimizer.num_layers=2"])) == ["large", "silent", "small"]
+    assert names(runs_command.list_runs([tmp_path], where=["tasks.rescale=0.0"])) == [
+        "large",
+        "plain",
+        "silent",
+        "small",
+    ]
+    shutil.rmtree(tmp_path / "silent")
     assert names(runs_command.list_runs([tmp_path], where=["seed>1", "optimizer=lstm"])) == ["large"]
     assert names(runs_command.list_runs([tmp_path], experiment="other")) == ["large"]
     assert names(runs_command.list_runs([tmp_path], state="running")) == []
