@@ -110,8 +110,12 @@ def print_runs(runs: Sequence[Run], console: Any, shown: Sequence[str] = ()) -> 
       shown: fields of the configuration that get a column each, such as those filtered by.
     """
     fields = [name for name in dict.fromkeys(shown) if name != "seed"]
-    own = {name: _own(name) for name in {run.experiment for run in runs}}
-    rows = [[*HEADER[:3], *fields, *HEADER[3:]], *(_cells(run, ["seed", *fields], own[run.experiment]) for run in runs)]
+    rows = [[*HEADER[:3], *fields, *HEADER[3:]]]
+    apart = {}
+    for name in {run.experiment for run in runs}:
+        apart[name] = _own(name), differing([run.fields for run in runs if run.fields and run.experiment == name])
+    for run in runs:
+        rows.append([*_cells(run, ["seed", *fields]), changed(run.fields, *apart[run.experiment])])
     for line in tables.aligned(rows, RIGHT):
         say(console, line)
 
@@ -121,20 +125,25 @@ def _own(name: str) -> Fields:
     return index.fields_of(to_json(load_experiment(name)[1])) if name in experiment_files() else index.bare()
 
 
-def changed(fields: Fields, own: Fields) -> str:
-    """`horizon=20 optimizer=adam`: what a run has otherwise than its experiment, the seed aside."""
-    names = [name for name in differing([own, fields]) if name in fields and (name in own or "." in name)]
-    text = " ".join(f"{name}={value_words(fields, name).replace(' ', ',')}" for name in names if name != "seed")
+def changed(fields: Fields, own: Fields, first: Sequence[str] = ()) -> str:
+    """`horizon=20 optimizer=adam`: what a run has otherwise than its experiment, the seed aside.
+
+    Args:
+      first: the fields that come first, those in which the experiment's runs differ.
+    """
+    other = differing([own, fields])
+    # What an experiment of one's own has in any case, its tasks for one, is no change.
+    names = [name for name in first if name in other] + [n for n in other if n not in first and (n in own or "." in n)]
+    told = [f"{n}={value_words(fields, n).replace(' ', ',')}" for n in names if n in fields and n != "seed"]
+    text = " ".join(told)
     return text if len(text) <= LONGEST_CHANGES else f"{text[: LONGEST_CHANGES - 4]} ..."
 
 
-def _cells(run: Run, fields: Sequence[str], experiment: Fields) -> list[str]:
+def _cells(run: Run, fields: Sequence[str]) -> list[str]:
     best = "" if run.best is None else f"{run.best:.4g} at {run.best_at}"
     own = [value_words(run.fields, name) if run.fields else "" for name in fields]
     done = run.done.removesuffix("/?")
-    cells = (run.name, run.experiment, *own, run.state, done, best, run.when, tables.size(index.size_of(run.path)))
-    cells += (changed(run.fields, experiment),)
-    return list(cells)
+    return [run.name, run.experiment, *own, run.state, done, best, run.when, tables.size(index.size_of(run.path))]
 
 
 # ----- against one another --------------------------------------------------------------------------------------------

@@ -104,6 +104,11 @@ def test_the_list_names_what_is_not_as_the_experiment_has_it(
     assert header.endswith("changed") and [line.partition("kB")[2].split() for line in lines] == [
         [], [], ["tasks=x", "horizon=7"],
     ]  # fmt: skip
+    for name, hidden in (("p", 8), ("q", 9)):  # of one's own experiment: what it is swept over comes first
+        make(f"own/{name}", experiment="mine", optimizer=choice("lstm", hidden_size=hidden))
+    assert cli.main(["runs", str(tmp_path / "own")]) == 0
+    told = [line.partition("kB")[2].split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert told == [[f"optimizer.hidden_size={n}", "num_meta_steps=10", "tasks.dim=2"] for n in (8, 9)]
     many = {name: 1 + index for index, name in enumerate(index.bare())}
     assert len(runs_command.changed(many, index.bare())) == runs_command.LONGEST_CHANGES
 
