@@ -240,14 +240,14 @@ ODD = ("\x1b]0;title\x07\x1b[31mred", "two\nlines", "\u202egnp", os.fsdecode(b"\
     "words",
     [
         *("runs .", "status RUN", "status .", "runs compare RUN RUN", "runs delete RUN --yes", "runs rename RUN NAME"),
-        *("cancel RUN", "train --resume RUN/x", "export RUN --to csv"),
+        *("cancel RUN", "train --resume RUN/x", "export RUN --to csv", "report RUN"),
     ],
 )
 def test_no_command_prints_a_name_raw(
     words: str, name: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    make(f"{name}/run", experiment=name if name.isascii() else "demo")
+    make(f"{name}/run", experiment=name)
     cli.main([word.replace("RUN", f"{name}/run").replace("NAME", "other") for word in words.split()])
     said = capsys.readouterr()
     text = said.out + said.err
