@@ -10,6 +10,18 @@ class UserError(ValueError):
     """A user's mistake: the command line prints its one line and exits with status 2."""
 
 
+def printable(text: str, keep: str = "") -> str:
+    """A text for a terminal: what would move its cursor, colour it or hide in it stands as an escape such as `\\x1b`.
+
+    Args:
+      keep: letters that stay as they are, such as the ends of several lines.
+    """
+    return "".join(
+        letter if letter.isprintable() or letter in keep else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """`"'lstn' is unknown; did you mean 'lstm'? Known: ..."`, for error messages."""
     known = sorted(known)

@@ -52,7 +52,8 @@ def write_json(path: Path, value: Any) -> None:
     """Writes valid, indented JSON in one go."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with replacing(path) as part:
-        part.write_text(text + "\n", encoding="utf-8")
+        # A file's name may hold bytes that are no text: JSON's own escapes, which read as the same name again.
+        part.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_json(path: Path) -> Any:

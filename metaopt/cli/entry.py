@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from metaopt import __version__
 from metaopt.cli import commands
+from metaopt.errors import printable
 
 HELP = """\
 usage: metaopt COMMAND ...
@@ -127,4 +128,4 @@ def _fail(message: str, status: int = 2) -> int:
 
 def _tell(message: str) -> None:
     with contextlib.suppress(OSError):  # the terminal may be gone
-        print(f"metaopt: {' '.join(message.split())}", file=sys.stderr)
+        print(f"metaopt: {printable(' '.join(message.split()))}", file=sys.stderr)

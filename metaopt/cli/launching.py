@@ -10,11 +10,12 @@ usage: metaopt cancel SWEEP_OR_RUN ...
 What is running saves and stops, what is waiting will not begin. `metaopt resume` goes on.
 """
 RESUME_HELP = """\
-usage: metaopt resume SWEEP [--workers N] [--detach]
+usage: metaopt resume SWEEP [--workers N] [--detach] [--num-meta-steps N]
        metaopt resume RUN [--num-meta-steps N] [--num-devices N]
 
 Begins or goes on with the runs of a sweep that did not finish, where it was launched, here or on Slurm; runs that have
-finished or diverged are left alone. With a run, it is `metaopt train --resume RUN`.
+finished or diverged are left alone. With --num-meta-steps all go on to so many meta-steps in all, those that have
+finished too. With a run, it is `metaopt train --resume RUN`.
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from metaopt.cli.arguments import ReportArguments
-from metaopt.errors import UserError
+from metaopt.errors import UserError, printable
 from metaopt.experiment.flags import parse
 from metaopt.runs.index import is_folder_of_runs
 
@@ -27,18 +27,18 @@ def report(arguments: ReportArguments) -> None:
     from metaopt.report.run_page import write_report
 
     one = len(places) == 1 and not is_folder_of_runs(places[0])
-    print(write_report(places[0], out) if one else write_comparison(places, out))
+    print(printable(str(write_report(places[0], out) if one else write_comparison(places, out))))
 
 
 def dashboard(words: list[str]) -> None:
     from metaopt.sinks import dashboard
 
     parsed = parse(dashboard.DashboardArguments, words, prog="metaopt dashboard")
-    dashboard.show(parsed, lambda line: print(line, flush=True))
+    dashboard.show(parsed, lambda line: print(printable(line), flush=True))
 
 
 def export(words: list[str]) -> None:
     from metaopt.sinks import export
 
     for line in export.export_runs(parse(export.ExportArguments, words, prog="metaopt export")):
-        print(line, flush=True)
+        print(printable(line), flush=True)

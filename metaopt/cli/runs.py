@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import shutil
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from metaopt import files
-from metaopt.errors import UserError
+from metaopt.errors import UserError, printable
+from metaopt.experiment.plain import to_json
 from metaopt.runs import filters, folder, index, tables
 from metaopt.runs.console import make_console, say
-from metaopt.runs.index import Run, differing, value_words
+from metaopt.runs.experiments import experiment_files, load_experiment
+from metaopt.runs.index import Fields, Run, differing, value_words
 
+LONGEST_NAME = 255  # bytes of a folder's name, on nearly every file system
 USAGE = """\
 usage: metaopt runs [FOLDER ...] [--where FIELD=VALUE ...] [--experiment NAME] [--state STATE]
        metaopt runs compare RUN RUN
@@ -25,7 +29,8 @@ usage: metaopt runs [FOLDER ...] [--where FIELD=VALUE ...] [--experiment NAME] [
 Lists the run folders below FOLDER, by default runs, with state, meta-steps and the best validation. FIELD is a field of
 the configuration such as seed, optimizer or optimizer.hidden_size; besides = there are !=, <, >, <= and >= (in quotes).
 STATE is as `metaopt status` has it: waiting, running, finished, interrupted, cancelled, diverged, failed, lost (its
-process ended without a word), unknown (an older version's) or unreadable (its config.json is broken).
+process ended without a word), unknown (an older version's) or unreadable (its config.json is broken). The last column
+names what is not as the experiment has it.
 `compare` shows the fields in which two configurations differ. `delete` asks first, unless --yes is given; it takes run
 folders only, never one that is being trained. A folder called compare, rename or delete is listed as ./compare.
 """
@@ -58,7 +63,8 @@ def _checked(words: list[str], count: int | None, usage: str) -> list[str]:
 
 # ----- the list -------------------------------------------------------------------------------------------------------
 
-HEADER = ("run", "experiment", "seed", "state", "meta-steps", "best validation", "begun (UTC)", "size")
+HEADER = ("run", "experiment", "seed", "state", "meta-steps", "best validation", "begun (UTC)", "size", "changed")
+LONGEST_CHANGES = 80  # characters
 RIGHT = ("seed", "meta-steps", "best validation", "size")
 
 
@@ -91,7 +97,10 @@ def list_runs(
     """
     conditions = filters.where(where)
     filters.chosen((), conditions, experiment, state)
-    return filters.chosen(list(index.each_run(places)), conditions, experiment, state)
+    found = list(index.each_run(places))
+    fields = index.with_defaults([run.fields for run in found], [name for name, _, _ in conditions])
+    found = [run._replace(fields=own) for run, own in zip(found, fields, strict=True)]
+    return filters.chosen(found, conditions, experiment, state)
 
 
 def print_runs(runs: Sequence[Run], console: Any, shown: Sequence[str] = ()) -> None:
@@ -101,17 +110,40 @@ def print_runs(runs: Sequence[Run], console: Any, shown: Sequence[str] = ()) -> 
       shown: fields of the configuration that get a column each, such as those filtered by.
     """
     fields = [name for name in dict.fromkeys(shown) if name != "seed"]
-    rows = [[*HEADER[:3], *fields, *HEADER[3:]], *(_cells(run, ["seed", *fields]) for run in runs)]
+    rows = [[*HEADER[:3], *fields, *HEADER[3:]]]
+    apart = {}
+    for name in {run.experiment for run in runs}:
+        apart[name] = _own(name), differing([run.fields for run in runs if run.fields and run.experiment == name])
+    for run in runs:
+        rows.append([*_cells(run, ["seed", *fields]), changed(run.fields, *apart[run.experiment])])
     for line in tables.aligned(rows, RIGHT):
         say(console, line)
+
+
+def _own(name: str) -> Fields:
+    """Of the experiment that comes with the package under this name, else what every one has unless it says more."""
+    return index.fields_of(to_json(load_experiment(name)[1])) if name in experiment_files() else index.bare()
+
+
+def changed(fields: Fields, own: Fields, first: Sequence[str] = ()) -> str:
+    """`horizon=20 optimizer=adam`: what a run has otherwise than its experiment, the seed aside.
+
+    Args:
+      first: the fields that come first, those in which the experiment's runs differ.
+    """
+    other = differing([own, fields])
+    # What an experiment of one's own has in any case, its tasks for one, is no change.
+    names = [name for name in first if name in other] + [n for n in other if n not in first and (n in own or "." in n)]
+    told = [f"{n}={value_words(fields, n).replace(' ', ',')}" for n in names if n in fields and n != "seed"]
+    text = " ".join(told)
+    return text if len(text) <= LONGEST_CHANGES else f"{text[: LONGEST_CHANGES - 4]} ..."
 
 
 def _cells(run: Run, fields: Sequence[str]) -> list[str]:
     best = "" if run.best is None else f"{run.best:.4g} at {run.best_at}"
     own = [value_words(run.fields, name) if run.fields else "" for name in fields]
     done = run.done.removesuffix("/?")
-    cells = (run.name, run.experiment, *own, run.state, done, best, run.when, tables.size(index.size_of(run.path)))
-    return [tables.printable(cell) for cell in cells]
+    return [run.name, run.experiment, *own, run.state, done, best, run.when, tables.size(index.size_of(run.path))]
 
 
 # ----- against one another --------------------------------------------------------------------------------------------
@@ -123,7 +155,7 @@ def _compare(words: list[str]) -> None:
     if not rows:
         say(console, "the two configurations are equal.")
         return
-    for line in tables.aligned([[tables.printable(cell) for cell in row] for row in (("field", first, second), *rows)]):
+    for line in tables.aligned([("field", first, second), *rows]):
         say(console, line)
 
 
@@ -133,7 +165,9 @@ def compare_runs(first: Path, second: Path) -> list[tuple[str, str, str]]:
     Raises:
       UserError: one of them is no run folder.
     """
-    configs = [index.fields_of(files.read_json(_run(path) / folder.CONFIG)) for path in (first, second)]
+    configs = index.with_defaults(
+        [index.fields_of(files.read_json(_run(path) / folder.CONFIG)) for path in (first, second)]
+    )
     return [(name, value_words(configs[0], name), value_words(configs[1], name)) for name in differing(configs)]
 
 
@@ -149,7 +183,7 @@ def _run(path: Path) -> Path:
 
 def _rename(words: list[str]) -> None:
     run, name = _checked(words, 2, "metaopt runs rename RUN NAME")
-    print(rename_run(Path(run), name))
+    print(printable(str(rename_run(Path(run), name))))
 
 
 def rename_run(path: Path, name: str) -> Path:
@@ -159,8 +193,11 @@ def rename_run(path: Path, name: str) -> Path:
       UserError: no run folder, one that is trained at this moment or belongs to a sweep, or a name that cannot be.
     """
     _own_folder(path)
-    if not name or name in (".", "..") or "/" in name or "\0" in name:
-        raise UserError(f"{name!r} is no name for a folder; give one without a slash: the run stays where it is.")
+    if not name.strip() or name.startswith(".") or "/" in name or not name.isprintable():  # dots hide it from the list
+        what = "one without a slash, control letters or a dot before it: the run stays where it is"
+        raise UserError(f"{name[:40]!r} is no name for a run; give {what}.")
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        raise UserError(f"{name[:40]!r}... is too long for a name; give one of at most {LONGEST_NAME} bytes.")
     new = path.parent / name if path.name else path.resolve().parent / name
     if new.exists() or new.is_symlink():
         raise UserError(f"{new} exists; give another name.")
@@ -178,7 +215,7 @@ def rename_run(path: Path, name: str) -> Path:
 def _delete(words: list[str]) -> None:
     names = _checked([word for word in words if word != "--yes"], None, "metaopt runs delete RUN ... [--yes]")
     gone = delete_runs([Path(name) for name in names], agreed=(lambda _: True) if "--yes" in words else ask)
-    print("\n".join(f"deleted {path}" for path in gone) if gone else "nothing was deleted.")
+    print("\n".join(f"deleted {printable(str(path))}" for path in gone) if gone else "nothing was deleted.")
 
 
 def delete_runs(paths: Sequence[Path], *, agreed: Callable[[str], bool]) -> list[Path]:
@@ -202,7 +239,7 @@ def delete_runs(paths: Sequence[Path], *, agreed: Callable[[str], bool]) -> list
         for path in unique:
             held.enter_context(folder.locked(path))  # until it is gone, so that nobody resumes what goes
         size = tables.size(sum(index.size_of(path) for path in unique))
-        if not agreed(f"Delete {', '.join(tables.printable(str(path)) for path in unique)} ({size}) for good?"):
+        if not agreed(f"Delete {', '.join(printable(str(path)) for path in unique)} ({size}) for good?"):
             return []
         for path in unique:
             _remove(path)

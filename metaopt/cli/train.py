@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from metaopt.cli import devices
 from metaopt.cli.arguments import ResumeArguments
-from metaopt.errors import UserError
+from metaopt.errors import UserError, printable
 from metaopt.experiment import Experiment
 from metaopt.experiment.flags import parse, parse_experiment
 from metaopt.runs.experiments import experiment_files, load_experiment
@@ -85,7 +85,7 @@ def _repeat(words: list[str]) -> None:
     from metaopt.runs.repeating import what_differs
 
     if processes.is_first():
-        print(what_differs(path, experiment), flush=True)
+        print(printable(what_differs(path, experiment)), flush=True)
     train_with_everything(experiment, None if out is None else Path(out), name=name)
 
 

@@ -92,7 +92,8 @@ def evaluate_run_on(
         say(f"{label}: a loss lies {-lowest:.3g} below the family's `lower_bound`; state a lower one, or None.")
     if look is not None:
         look(family, evaluation_key, curves)
-    tuned, curves = _lower_what_failed(tuned, curves, run)
+    lower = functools.partial(run, progress=lambda name: say(f"{label}, {horizon} steps: {name} failed; a lower rate"))
+    tuned, curves = _lower_what_failed(tuned, curves, lower)
     records = {name: record for name, (_, _, record) in tuned.items()}
     described = describe_curves(curves, tuned=records, seed=seed)
     return statistics.jsonable(

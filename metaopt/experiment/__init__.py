@@ -65,7 +65,12 @@ class Log:
 
     every: int = 50  # meta-steps per jitted chunk, each of which is one console line and one fetch from the device
     wandb: Literal["disabled", "offline", "online"] = "disabled"
-    project: str = "metaopt"
+    project: str = "metaopt"  # of wandb, as are those below; WANDB_PROJECT and its like say what is not given here
+    entity: str | None = None  # a user or a team; None: that of the key
+    tags: tuple[str, ...] = ()
+    name: str | None = None  # of the run; None: its folder's
+    notes: str | None = None
+    job_type: str | None = None  # None: train, or sweep
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 from metaopt.choices import parse_choice
 from metaopt.errors import UserError
-from metaopt.experiment import Curriculum, Experiment
+from metaopt.experiment import Curriculum, Experiment, Log
 from metaopt.experiment.plain import from_json, to_json
 from metaopt.numbers import MOST_INT, divisors, largest_divisor, out_of_range
 from metaopt.registry import OBJECTIVES
@@ -33,6 +33,7 @@ def validate(experiment: Experiment, where: str = "the experiment") -> Experimen
         raise UserError(f"`seed` ({experiment.seed}) must lie between 0 and {2**32 - 1}.")
     _check_fraction(experiment)
     _check_curriculum_options(experiment.curriculum)
+    _check_log(experiment.log)
     if not experiment.tasks:
         raise UserError("`tasks` is empty; name at least one task family.")
     OBJECTIVES.entry(parse_choice(experiment.objective).name)
@@ -118,6 +119,21 @@ def _some(values: list[int]) -> str:
     """`1 or 2 or 4`, of many the first and the last."""
     shown = [str(value) for value in values]
     return " or ".join(shown if len(shown) <= 12 else [*shown[:6], "...", *shown[-3:]])
+
+
+def _check_log(log: Log) -> None:
+    if log.wandb == "disabled":
+        return
+    given = [("project", log.project), *(("tags", tag) for tag in log.tags)]
+    given += [(name, value) for name in ("entity", "name", "job_type") if (value := getattr(log, name)) is not None]
+    for name, value in given:
+        if not value.strip():
+            raise UserError(f"`log.{name}` is empty, which wandb does not take; give a name, or leave it out.")
+    if len(log.project) > 128 or set(log.project) & set("/\\#?%:\r\n"):
+        raise UserError(
+            f"`log.project` ({log.project[:40]!r}) is no project of wandb; give at most 128 characters without "
+            r"/ \ # ? % and :."
+        )
 
 
 def _multiples_near(value: int, of: int) -> list[int]:

@@ -22,6 +22,7 @@ from metaopt.types import PyTree
 # Columns (tasks times coordinates) of a chunk. On CPUs: enough to fill the vector units, few enough for the
 # second-level cache. On accelerators: enough to fill one.
 COLUMNS, ACCELERATOR_COLUMNS = 640, 2**17
+MOST_CPU_DEVICES = 1024  # each takes threads and memory, whether it is used or not
 
 
 def use_cpu_devices(num_devices: int) -> None:
@@ -30,7 +31,7 @@ def use_cpu_devices(num_devices: int) -> None:
     Dispatch becomes synchronous: two programs with collectives in flight at once can wait for each other for ever when
     there are as few threads as devices.
     """
-    jax.config.update("jax_num_cpu_devices", num_devices)
+    jax.config.update("jax_num_cpu_devices", min(num_devices, MOST_CPU_DEVICES))  # who asks for more is refused later
     jax.config.update("jax_cpu_enable_async_dispatch", num_devices == 1)
 
 

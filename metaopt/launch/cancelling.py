@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from metaopt import files
-from metaopt.errors import UserError
+from metaopt.errors import UserError, printable
 from metaopt.launch import sweep_folder
 from metaopt.runs import folder, tables
 from metaopt.runs.index import Run, read_run
@@ -38,7 +38,7 @@ def cancel(paths: list[Path]) -> None:
         time.sleep(0.2)
     for row in running:
         now = read_run(row.path, row.name)
-        print(f"{now.name}: {now.state}, meta-step {now.done}")
+        print(printable(f"{now.name}: {now.state}, meta-step {now.done}"))
     if left:
         print("what still runs stops at the end of its chunk of meta-steps; see `metaopt status`")
         raise SystemExit(1)
@@ -51,7 +51,7 @@ def _begin(path: Path) -> list[Run]:
     if not sweep_folder.is_sweep(parent):
         row = read_run(path)
         running = row.state == "running"
-        print(f"{path}: asked to save and stop" if running else f"{path}: not running ({row.state})")
+        print(printable(f"{path}: " + ("asked to save and stop" if running else f"not running ({row.state})")))
         return [row] if running else []
     sweep = sweep_folder.read(parent)
     rows = [row for row in sweep.read_runs() if whole or row.name == path.resolve().name]
@@ -65,10 +65,8 @@ def _begin(path: Path) -> list[Run]:
         slurm.cancel(sweep, [row.name for row in active])
     running = [row for row in (read_run(row.path, row.name) for row in active) if row.state == "running"]
     others = tables.counts(row for row in rows if row.state not in ACTIVE)
-    print(
-        f"{path}: {len(active) - len(running)} waiting cancelled, {len(running)} running asked to save and stop"
-        + (f"; {others} left alone" if others else "")
-    )
+    asked = f"{len(active) - len(running)} waiting cancelled, {len(running)} running asked to save and stop"
+    print(printable(f"{path}: {asked}" + (f"; {others} left alone" if others else "")))
     return running
 
 

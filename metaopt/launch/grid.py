@@ -6,7 +6,10 @@ import dataclasses
 import functools
 import itertools
 import json
+import math
 import re
+import reprlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
@@ -15,12 +18,14 @@ from metaopt.choices import Choice
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import to_json
+from metaopt.launch.options import MOST_POINTS
 
 Grid = dict[str, list[str]]  # field with dots -> its values as the command line writes them
 
 SEEDS = "seeds"  # in a file
 FILES = (".yaml", ".yml", ".json")
 LONGEST_NAME = 100  # characters of a point's folder
+DEEPEST = 3  # of fields within fields, in a file
 
 
 class Point(NamedTuple):
@@ -48,12 +53,13 @@ def read_grid(sweeps: tuple[str, ...], seeds: int | None) -> tuple[Grid, int | N
         elif Path(text).suffix in FILES:
             entries = _read_file(Path(text))
             held = entries.pop(SEEDS, None)
-            if held is not None and (type(held) is not int or held < 1):
-                raise UserError(f"{text}: `seeds` is {held!r}; give a number from 1 on.")
+            if held is not None and (type(held) is not int or not 1 <= held <= MOST_POINTS):
+                raise UserError(f"{text}: `seeds` is {_brief(held)}; give a number from 1 to {MOST_POINTS}.")
             seeds = held if seeds is None else seeds  # the command line's comes first
             for name, values in _flat(entries):
                 if not isinstance(values, list):
-                    raise UserError(f"{text}: `{name}` is {values!r}, which is not a list of values; write [{values}].")
+                    shown = _brief(values)
+                    raise UserError(f"{text}: `{name}` is {shown}, which is not a list of values; write [{shown}].")
                 _add(grid, name, [_text(value, f"{text}: `{name}`") for value in values], text)
         else:
             raise UserError(f"--sweep {text!r} is neither FIELD=A,B,C nor a .yaml or .json file.")
@@ -72,7 +78,7 @@ def _add(grid: Grid, name: str, values: list[str], where: str) -> None:
     name = name.strip().removeprefix("--").replace("-", "_")
     hints = _hints()
     choice, _, option = name.rpartition(".")
-    twice = [value for value in values if values.count(value) > 1]
+    twice = [value for value, count in Counter(values).items() if count > 1]
     whole = [value for value in values if "=" in value and ":" not in value]
     wrong = None
     if Choice in (hints.get(choice), *get_args(hints.get(choice))):
@@ -82,6 +88,8 @@ def _add(grid: Grid, name: str, values: list[str], where: str) -> None:
         wrong = f"field {suggest(name, hints)}"
     elif name in grid:
         wrong = f"`{name}` is swept twice; give all its values at once."
+    elif len(values) > MOST_POINTS:
+        wrong = f"`{name}` has {len(values)} values; a sweep has at most {MOST_POINTS} points."
     elif not values or "" in values:
         wrong = f"a value of `{name}` is empty; write {name}=A,B,C."
     elif twice:
@@ -136,7 +144,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """`meta_optimizer: {learning_rate: [...]}` is `meta_optimizer.learning_rate: [...]`."""
     for name, value in entries.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and prefix.count(".") < DEEPEST:  # aliases of YAML can hold themselves
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
@@ -144,13 +152,15 @@ def _flat(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
 
 def _text(value: Any, where: str) -> str:
     """A value of a file as the command line writes it; a list is several words."""
-    if isinstance(value, list):
-        return " ".join(_text(word, where) for word in value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    if value is None or isinstance(value, (int, float, str)):
-        return str(value)
-    raise UserError(f"{where} has the value {value!r}; give a number, a text, null or a list of these.")
+    words = value if isinstance(value, list) else [value]
+    for word in words:  # lists of lists mean nothing, and aliases of YAML could make them endless
+        if word is not None and not isinstance(word, (bool, int, float, str)):
+            raise UserError(f"{where} has the value {_brief(word)}; give a number, a text, null or a list of these.")
+    return " ".join(str(word).lower() if isinstance(word, bool) else str(word) for word in words)
+
+
+def _brief(value: Any) -> str:
+    return reprlib.repr(value)
 
 
 # ----- points ---------------------------------------------------------------------------------------------------------
@@ -160,8 +170,11 @@ def expand(base: Experiment, grid: Grid, seeds: int | None) -> list[Point]:
     """Every combination of values, the last field changing fastest, and seeds faster still.
 
     Raises:
-      UserError: a value that its field does not take; two points that are the same experiment.
+      UserError: too many points; a value that its field does not take; two points that are the same experiment.
     """
+    count = math.prod(map(len, grid.values())) * (seeds or 1)  # before any of them is made
+    if count > MOST_POINTS:
+        raise UserError(f"the sweep has {count} points, and {MOST_POINTS} are the most; sweep fewer values or seeds.")
     if seeds is not None:
         grid = {**grid, "seed": [str(base.seed + i) for i in range(seeds)]}
     combinations = list(itertools.product(*grid.values()))

@@ -11,6 +11,7 @@ from pathlib import Path
 from metaopt import plugins
 from metaopt.launch import sweep_folder
 from metaopt.launch.sweep_folder import LOG
+from metaopt.runs import children
 from metaopt.runs.state import how_it_ended
 
 LONGEST_ERROR = 500  # characters
@@ -29,6 +30,8 @@ def command_of(run: Path) -> list[str]:
 class Job:
     """Begins a run or goes on with it; its folder holds the log, and in job.json how it ended.
 
+    The process ends with this one, whatever ends this one; what it saved stays.
+
     Args:
       command: of `command_of`.
       cores: the process's own; None: all.
@@ -43,7 +46,8 @@ class Job:
         self._started = sweep_folder.now()
         with open(run / LOG, "ab") as log:
             self._log_from = log.tell()
-            self._process = subprocess.Popen(
+            # Nobody is left to note how it ended, or to keep it company, when the launcher is killed.
+            self._process = children.start(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=own_session
             )
         if cores:

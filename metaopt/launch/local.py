@@ -10,7 +10,7 @@ import sys
 import time
 from typing import Any
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, printable
 from metaopt.launch import jobs, sweep_folder
 from metaopt.launch.machine import accelerator, plugins, shares
 from metaopt.launch.sweep_folder import Sweep
@@ -21,6 +21,8 @@ from metaopt.runs.interrupts import Interrupted, handling
 from metaopt.runs.state import TO_DO
 
 POLL_SECONDS = 0.1
+WORKERS_A_CORE = 8  # beyond that they only take memory from one another
+MOST_LISTED = 4  # runs, where all are named
 DETACH_SECONDS = 20.0  # for a launcher in the background to take over the sweep
 ON_ACCELERATORS = (
     "jax would take all of this machine's accelerators ({}) in each of {} workers; use --workers 1, "
@@ -36,9 +38,12 @@ def choose_workers(asked: int | None, num_devices: int = 1) -> int:
       num_devices: of the run that asks for most.
 
     Raises:
-      UserError: more than one on accelerators.
+      UserError: more than one on accelerators, or more than the cores can serve.
     """
     found = accelerator(os.environ, plugins())
+    most = WORKERS_A_CORE * len(os.sched_getaffinity(0))
+    if (asked or 1) > most:
+        raise UserError(f"--workers {asked} is too many for the cores of this machine; at most {most} are allowed.")
     if found and (asked or 1) > 1:
         raise UserError(ON_ACCELERATORS.format(found, asked))
     return 1 if found else asked or max(1, len(os.sched_getaffinity(0)) // max(1, num_devices))
@@ -79,7 +84,9 @@ class _Launcher:
                     time.sleep(POLL_SECONDS)
                     if self._received is not None and not told:  # not in the handler: it may come within a line
                         told, name = True, signal.Signals(self._received).name
-                        self._say(f"{name}: {len(self._jobs)} running, saving and stopping; Ctrl-C again stops at once")
+                        running = f"{len(self._jobs)} running, saving and stopping" + _listed(list(self._jobs))
+                        waiting = f", {len(self._queue)} waiting will not begin" if self._queue else ""
+                        self._say(f"{name}: {running}{waiting}; Ctrl-C again stops at once")
                     self._reap()
             except BaseException:
                 self._pass_on(signal.SIGTERM)
@@ -146,10 +153,20 @@ class _Launcher:
         self._say(f"{tables.counts(rows)}\nsweep folder: {self._sweep.path}")
         go_on = f"go on with `metaopt resume {self._sweep.path}`"
         if self._received is not None:
-            raise Interrupted(self._received, f"stopped; {go_on}")
+            stopped = [row.name for row in rows if row.state in TO_DO]
+            others = [row.name for row in rows if row.state == "running"]  # that were running already
+            goes = f"{len(others)} running already go on{_listed(others)}" if others else "nothing goes on by itself"
+            what = f"stopped: {tables.counts(rows)}; {goes}"
+            raise Interrupted(self._received, f"{what}; {go_on}, {len(stopped)} to do{_listed(stopped)}")
         if error := unfinished(rows, go_on):
-            print(f"metaopt: error: {error}", file=sys.stderr)
+            print(printable(f"metaopt: error: {error}"), file=sys.stderr)
             raise SystemExit(1)
+
+
+def _listed(names: list[str]) -> str:
+    """` (a, b and 3 more)`, nothing where there are none."""
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return f" ({', '.join(names[:MOST_LISTED])}{more})" if names else ""
 
 
 def unfinished(rows: list[Run], go_on: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import NoReturn
 from metaopt.errors import UserError, suggest
 
 PLACES = ("local", "slurm")
+MOST_POINTS = 10_000  # of a sweep: a folder each
 ONLY_SLURM = {
     "partition": ("P", "of each job, as are:"),
     "time": ("T", "minutes, or [DAYS-]HOURS:MINUTES:SECONDS"),
@@ -36,6 +37,7 @@ class SweepOptions:
     workers: int | None = None
     dry_run: bool = False
     detach: bool = False
+    num_meta_steps: int | None = None  # on resuming: in all
     slurm: dict[str, str] = field(default_factory=dict)  # option -> value as written
 
 
@@ -45,8 +47,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1 on")
+    # Python itself refuses to read thousands of digits.
+    if not (text.isascii() and text.isdecimal()) or len(text) > 20 or not 1 <= int(text) <= MOST_POINTS:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} must be a number from 1 to {MOST_POINTS}")
     return int(text)
 
 
@@ -66,7 +69,12 @@ def _parser() -> argparse.ArgumentParser:
         "them separated by spaces: 'validation.multiples=1 10;1 5'; or a .yaml or .json file of FIELD: [A, B, C], with "
         "`seeds: N`",
     )  # fmt: skip
-    add("--seeds", type=_count, metavar="N", help="each point with N seeds, from the experiment's `seed` on")
+    add(
+        "--seeds",
+        type=_count,
+        metavar="N",
+        help="each point with N seeds, from the experiment's `seed` on",
+    )
     add("--dry-run", "--dry_run", action="store_true", help="check and show the points, and start nothing")
     add("--where", metavar="PLACE", help="local (the default), or slurm, as a job array: needs 'metaopt-jax[slurm]'")
     _add_local(parser)
@@ -129,7 +137,7 @@ def _not_a_sweep(words: Sequence[str]) -> str:
 
 
 def read_resume_options(arguments: Sequence[str]) -> SweepOptions:
-    """Of `metaopt resume SWEEP [--workers N] [--detach]`; `experiment` is the sweep's folder.
+    """Of `metaopt resume SWEEP [--workers N] [--detach] [--num-meta-steps N]`; `experiment` is the sweep's folder.
 
     Raises:
       UserError: another option, or a value that is wrong.
@@ -137,5 +145,7 @@ def read_resume_options(arguments: Sequence[str]) -> SweepOptions:
     parser = _Parser("metaopt resume", allow_abbrev=False)
     parser.add_argument("sweep")
     _add_local(parser)
+    parser.add_argument("--num-meta-steps", "--num_meta_steps", type=int, metavar="N", help="of each run, in all")
     given = parser.parse_args(arguments)
-    return SweepOptions(given.sweep, workers=given.workers, detach=given.detach)
+    kept = {name: getattr(given, name) for name in ("workers", "detach", "num_meta_steps")}
+    return SweepOptions(given.sweep, **kept)

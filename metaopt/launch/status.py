@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 from metaopt.errors import UserError
 from metaopt.launch import sweep_folder
 from metaopt.launch.sweep_folder import Sweep
-from metaopt.runs import folder, tables
+from metaopt.runs import folder, index, tables
 from metaopt.runs.console import make_console
 from metaopt.runs.index import Run, Seen, read_run
 
 HELP = """\
-usage: metaopt status [SWEEP_OR_RUN ...] [--once]
+usage: metaopt status [SWEEP_OR_RUN_OR_FOLDER ...] [--once]
 
 Where runs and sweeps stand: state, meta-steps done, meta-loss, validation at each multiple of the horizon, meta-steps a
-second, time left; a narrow terminal leaves some out. Without a folder: everything under runs/. Live in a terminal,
-until nothing runs or Ctrl-C; once elsewhere or with --once. States: waiting, running, finished; interrupted (saved on a
-signal), cancelled, failed, diverged; lost: its process is gone without a word, as after kill -9 or a crash of the
-machine; unknown: an older version's; unreadable: its config.json is broken.
+second, time left; a narrow terminal leaves some out. Of any other folder: all that lie below it; without one: all under
+runs/. Live in a terminal, until nothing runs or Ctrl-C; once elsewhere or with --once. States: waiting, running,
+finished; interrupted (saved on a signal), cancelled, failed, diverged; lost: its process is gone without a word, as
+after kill -9 or a crash of the machine; unknown: an older version's; unreadable: its config.json is broken.
 """
 REDRAW_SECONDS = 1.0
 
@@ -46,9 +46,9 @@ def status(arguments: list[str]) -> None:
     if options and set(options) != {"--once"}:
         raise UserError(f"`metaopt status` has no option {min(set(options) - {'--once'})}, only --once.")
     paths = [Path(word) for word in arguments if not word.startswith("-")]
-    watched = find(paths or list(everything(Path("runs"))))
-    if not paths and not (watched.sweeps or watched.runs):
+    if not paths and not (Path("runs").is_dir() and any(_below(Path("runs")))):
         raise UserError("there are no runs under runs/ here; name a run folder or a sweep's.")
+    watched = find(paths or [Path("runs")])
     console, seen = make_console(tables.WIDE), Seen()
     if not console.is_terminal or options:
         console.print(_shown(watched, seen)[0])
@@ -68,27 +68,30 @@ def status(arguments: list[str]) -> None:
 
 
 def find(paths: list[Path]) -> Watched:
-    """Which of the paths are sweeps and which runs.
+    """The sweeps and runs that the paths are, or that lie below them.
 
     Raises:
-      UserError: one is neither.
+      UserError: there is nothing of either.
     """
-    sweeps = [sweep_folder.read(path) for path in paths if sweep_folder.is_sweep(path)]
-    runs = [path for path in paths if not sweep_folder.is_sweep(path)]
-    for path in runs:
+    found: dict[Path, None] = {}
+    for path in paths:
         if not path.is_dir():
             raise UserError(f"there is no folder {path}.")
-        if not (path / folder.CONFIG).is_file():
-            inside = sorted(path.glob(f"*/{folder.CONFIG}")) + sorted(path.glob(f"*/{folder.SWEEP}"))
-            hint = f"; did you mean {inside[-1].parent}?" if inside else "."
-            raise UserError(f"{path} is neither a run folder nor a sweep's{hint}")
-    return Watched(sweeps, runs)
+        own = [path] if (path / folder.CONFIG).is_file() else list(_below(path))
+        if not own:
+            raise UserError(f"{path} is neither a run folder nor a sweep's, and holds none.")
+        found |= dict.fromkeys(own)
+    sweeps = [sweep_folder.read(path) for path in found if sweep_folder.is_sweep(path)]
+    return Watched(sweeps, [path for path in found if not sweep_folder.is_sweep(path)])
 
 
-def everything(parent: Path) -> Iterator[Path]:
-    """All runs and sweeps that `metaopt train` and `metaopt launch` put in a folder by themselves."""
-    for name in (folder.CONFIG, folder.SWEEP):
-        yield from sorted(file.parent for file in parent.glob(f"*/*/{name}"))
+def _below(root: Path) -> Iterator[Path]:
+    """The sweep or run that a folder is, or all that lie below it: of a sweep not its runs, of a run nothing."""
+    for place, below, _ in index.walk(root):
+        below.sort()
+        if sweep_folder.is_sweep(place) or index.is_run(place) or index.is_broken_run(place):
+            yield place
+            below.clear()
 
 
 def _shown(watched: Watched, seen: Seen) -> tuple[Any, bool]:
@@ -102,7 +105,7 @@ def _shown(watched: Watched, seen: Seen) -> tuple[Any, bool]:
         active = active or _active(rows, launched)
         parts.append(tables.standings(rows, f"{sweep.path}: {tables.counts(rows)}"))
         if not launched and any(row.state == "waiting" for row in rows):
-            parts.append(f"nobody runs this sweep; go on with `metaopt resume {sweep.path}`\n")
+            parts += [tables.cell(f"nobody runs this sweep; go on with `metaopt resume {sweep.path}`"), ""]
     if watched.runs:
         rows = [read_run(path, seen=seen) for path in watched.runs]
         active = active or _active(rows, False)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from pathlib import Path
 
 from metaopt import files
-from metaopt.errors import UserError
+from metaopt.errors import UserError, printable
 from metaopt.launch import grid, local, sweep_folder
 from metaopt.launch.options import SweepOptions
 from metaopt.launch.sweep_folder import Sweep
 from metaopt.runs import folder, own_entries, tables
 from metaopt.runs.console import make_console
+from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.state import TO_DO
 
 
@@ -47,21 +49,56 @@ def start(options: SweepOptions) -> None:
         return
     options = dataclasses.replace(options, seeds=seeds)
     sweep = sweep_folder.create(None if out is None else Path(out), name, points, fields, options)
-    print(f"sweep folder: {sweep.path}", flush=True)
+    print(printable(f"sweep folder: {sweep.path}"), flush=True)
     _begin(sweep, options.detach, workers)
 
 
 def _begin(sweep: Sweep, detached: bool, workers: int | None) -> None:
     watch = f"watch it with `metaopt status {sweep.path}`, end it with `metaopt cancel {sweep.path}`"
-    if sweep.where == "slurm":
-        from metaopt.launch import slurm
+    on_ctrl_c = "stopped before any of its runs began"
+    try:
+        if sweep.where == "slurm":
+            from metaopt.launch import slurm
 
-        print(f"{slurm.begin(sweep, workers)}; {watch}")
-    elif detached:
-        local.detach(sweep, workers or 1)
-        print(f"in the background; {watch}")
-    else:
-        local.run(sweep, workers or 1)
+            on_ctrl_c = f"stopped while jobs were being submitted; those that Slurm took go on: {watch}"
+            print(printable(f"{slurm.begin(sweep, workers)}; {watch}"))
+        elif detached:
+            on_ctrl_c = f"the launcher in the background goes on: {watch}"
+            local.detach(sweep, workers or 1)
+            print(printable(f"in the background; {watch}"))
+        else:
+            local.run(sweep, workers or 1)
+    except KeyboardInterrupt:  # `local.run` has its own way once it has begun
+        raise Interrupted(signal.SIGINT, f"{on_ctrl_c}; `metaopt resume {sweep.path}` goes on with the rest") from None
+
+
+def _lengthen(sweep: Sweep, num_meta_steps: int) -> None:
+    """Has every run go on to so many meta-steps, those that have finished too.
+
+    Raises:
+      UserError: one of them cannot; all stay as they are.
+    """
+    from metaopt.experiment.checks import validate
+
+    changed = {}
+    for name in sweep.runs:
+        path, experiment = folder.open_run(sweep.run(name))
+        if folder.is_locked(path):
+            raise UserError(f"{path} is being trained, and cannot be lengthened meanwhile; wait for it or end it.")
+        changed[path] = validate(dataclasses.replace(experiment, num_meta_steps=num_meta_steps))
+        if num_meta_steps < experiment.num_meta_steps:
+            raise UserError(
+                f"--num-meta-steps ({num_meta_steps}) is less than the {experiment.num_meta_steps} of {path}; runs can "
+                "only be lengthened."
+            )
+        schedule = experiment.meta_optimizer.schedule
+        if num_meta_steps > experiment.num_meta_steps and schedule != "constant":
+            raise UserError(
+                f"{path} cannot be lengthened: `meta_optimizer.schedule` ({schedule}) ends at meta-step "
+                f"{experiment.num_meta_steps}; launch a new sweep with --num-meta-steps {num_meta_steps}."
+            )
+    for path, experiment in changed.items():
+        folder.write_config(path, experiment)
 
 
 def resume(options: SweepOptions) -> None:
@@ -74,6 +111,8 @@ def resume(options: SweepOptions) -> None:
     sweep = sweep_folder.read(Path(options.experiment))
     if folder.is_locked(sweep.path):
         raise sweep_folder.being_run(sweep.path)
+    if options.num_meta_steps is not None:
+        _lengthen(sweep, options.num_meta_steps)
     rows = sweep.read_runs()
     to_do = [row for row in rows if row.state in TO_DO]
     for row in to_do:

@@ -62,7 +62,9 @@ def compare_all(paths: Sequence[Path], root: Path) -> Comparison:
         index.read_run(path, str(path.relative_to(root)) if path != root and path.is_relative_to(root) else None)
         for path in paths
     ]
-    every = differing([summary.fields for summary in summaries])
+    whole = index.with_defaults([summary.fields for summary in summaries])
+    summaries = [summary._replace(fields=fields) for summary, fields in zip(summaries, whole, strict=True)]
+    every = differing(whole)
     beside = [name for name in every if name.startswith(BESIDE)]
     axes = [name for name in every if name != "seed" and name not in beside]
     axes += ["seed"] if "seed" in every else []

@@ -9,6 +9,7 @@ import sys
 from statistics import fmean
 from typing import Any
 
+from metaopt.errors import printable
 from metaopt.runs.metrics import Row, number
 
 
@@ -33,9 +34,12 @@ def make_console(columns: int | None = None) -> Any:
 
 
 def say(console: Any, text: str) -> None:
-    """One line as it is. Where nobody reads any more, as after a terminal was closed, the work goes on in silence."""
+    """One line as it is, with a terminal's escapes shown as such.
+
+    Where nobody reads any more, as after a terminal was closed, the work goes on in silence.
+    """
     try:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(text, keep="\n"), highlight=False, markup=False, soft_wrap=True)
     except OSError:
         _to_nowhere(console.file)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,14 +12,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metaopt import files
+from metaopt.choices import Choice
 from metaopt.errors import UserError
-from metaopt.experiment.plain import upgraded
+from metaopt.experiment import FAMILY_OPTIONS, Experiment
+from metaopt.experiment.plain import to_json, upgraded
+from metaopt.registry import REGISTRIES, TASKS
 from metaopt.runs import folder
 from metaopt.runs.metrics import Digest, Progress
 from metaopt.runs.state import read_state, standing
 
 Fields = dict[str, Any]  # dotted name -> value, as `fields_of` gives them
 # Beside a config.json that could be another program's, one of these tells that it is a run's.
+DEEPEST = 10  # folders below the one that is searched
 OWN_FILES = (folder.ENVIRONMENT, folder.STATE, folder.METRICS, folder.OPTIMIZER)
 
 
@@ -93,14 +99,24 @@ def find_all(root: Path) -> tuple[list[Path], list[Path]]:
     if not root.is_dir():
         raise UserError(f"there is no folder {root}.")
     found, broken = [], []
-    for place, below, names in os.walk(root):
-        if folder.CONFIG in names and is_run(Path(place)):
-            found.append(Path(place))
+    for place, below, names in walk(root):
+        if folder.CONFIG in names and is_run(place):
+            found.append(place)
             below.clear()  # what lies within a run belongs to it
-        elif folder.CONFIG in names and is_broken_run(Path(place)):
-            broken.append(Path(place))
-        below[:] = [name for name in below if not name.startswith(".")]
+        elif folder.CONFIG in names and is_broken_run(place):
+            broken.append(place)
     return sorted(found, key=_natural), sorted(broken, key=_natural)
+
+
+def walk(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """(folder, folders in it, files in it) as `os.walk` has them, so far down as anybody keeps runs.
+
+    Hidden folders are left out; links to folders are not followed.
+    """
+    for place, below, names in os.walk(root):
+        deep = len(Path(place).relative_to(root).parts) >= DEEPEST
+        below[:] = [] if deep else [name for name in below if not name.startswith(".")]
+        yield Path(place), below, names
 
 
 def _natural(path: Path) -> list[tuple[int, float, str]]:
@@ -117,8 +133,21 @@ def fields_of(config: Any) -> Fields:
 
     `{"optimizer": {"name": "lstm", "options": {"hidden_size": 20}}}` becomes `optimizer = "lstm"` and
     `optimizer.hidden_size = 20`. A list of one choice counts as the choice; a longer one is a tuple of their texts.
-    What an older version meant stands as the current one would write it.
+    What an older version meant stands as the current one would write it, with the fields that it did not know.
     """
+    found = _walked(config)
+    return {**found, **{name: value for name, value in bare().items() if name not in found}} if found else found
+
+
+@functools.cache
+def bare() -> Fields:
+    """What every field of an experiment is unless it is given; without the three that always are."""
+    given = ("tasks", "optimizer", "estimator")
+    found = _walked(to_json(Experiment(tasks=(), optimizer=Choice(""), estimator=Choice(""))))
+    return {name: value for name, value in found.items() if name not in given}
+
+
+def _walked(config: Any) -> Fields:
     found: Fields = {}
 
     def walk(value: Any, name: str) -> None:
@@ -146,6 +175,34 @@ def _choice_words(value: Mapping[str, Any]) -> str:
     return f"{value.get('name')}:{words}" if words else str(value.get("name"))
 
 
+def with_defaults(configs: Sequence[Fields], names: Sequence[str] | None = None) -> list[Fields]:
+    """The same configurations with the options that they leave out, where their entries take them.
+
+    Imports these entries, and jax with them, where one is left out.
+
+    Args:
+      names: the options; None: all that any of the configurations has.
+    """
+    if names is None:
+        names = list(dict.fromkeys(name for fields in configs for name in fields))
+    return [{**fields, **dict(_left_out(fields, [n for n in names if n not in fields]))} for fields in configs]
+
+
+def _left_out(fields: Fields, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    registries = {registry.kind: registry for registry in REGISTRIES}
+    kinds = {"tasks": "task family", "evaluation.tasks": "task family"}
+    for name in names:
+        field, _, option = name.rpartition(".")
+        registry, entry = registries.get(kinds.get(field, field)), fields.get(field)
+        if registry is None or not isinstance(entry, str) or entry not in registry:
+            continue
+        parameter = inspect.signature(registry[entry]).parameters.get(option)
+        if parameter is not None and parameter.default is not parameter.empty:
+            yield name, parameter.default
+        elif registry is TASKS and option in FAMILY_OPTIONS:
+            yield name, fields.get(option)  # the field of this name stands for all families
+
+
 def differing(configs: Sequence[Fields]) -> list[str]:
     """The fields in which configurations differ, in the order of the first; one that some lack counts as different."""
     names = list(dict.fromkeys(name for fields in configs for name in fields))
@@ -161,9 +218,9 @@ def _same(value: Any) -> Any:
 
 
 def value_words(fields: Fields, name: str) -> str:
-    """A field's value as a person writes it; "default" for an option that the configuration leaves out."""
+    """A field's value as a person writes it; "-" for an option that the configuration does not have."""
     if name not in fields:
-        return "default"
+        return "-"
     value = fields[name]
     if isinstance(value, tuple):
         return " ".join(map(_plain, value)) or "none"
@@ -192,9 +249,12 @@ def read_run(path: Path, name: str | None = None, seen: Seen | None = None) -> R
     digest = ({} if seen is None else seen).setdefault(path, Digest(path / folder.METRICS))
     progress = digest.progress(every if isinstance(every, int) and every > 0 else 50)
     told, readable = read_state(path), _is_experiment(config)
-    steps = told.num_meta_steps or (fields.get("num_meta_steps") if readable else None)
-    steps = steps if isinstance(steps, int) else None
+    asked = fields.get("num_meta_steps") if readable else None
+    asked = asked if isinstance(asked, int) else None
+    steps = told.num_meta_steps or asked
     state, note = standing(path, told, meta_step=progress.meta_step, num_meta_steps=steps)
+    if state == "finished" and asked is not None and asked > (steps or asked):  # lengthened since, and not begun again
+        steps, state, note = asked, "waiting", f"to be lengthened from {steps} meta-steps"
     if not readable and state != "running":
         state, note = "unreadable", f"its {folder.CONFIG} does not hold an experiment"
     saved = state in ("interrupted", "cancelled", "failed", "waiting")  # rows after what is saved go on resuming

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt import files, plugins
-from metaopt.errors import UserError
+from metaopt.errors import UserError, printable
 from metaopt.experiment import Experiment, entries_of
 from metaopt.registry import REGISTRIES, UnknownEntry
 
@@ -75,7 +75,7 @@ def tell_changed(held: Any, where: Path) -> None:
     line = f"metaopt: warning: {where} was made with other code: {', '.join(found)}"
     if found and line not in _told:
         _told.add(line)
-        print(line, file=sys.stderr)
+        print(printable(line), file=sys.stderr)
 
 
 def with_files_to_import(error: UnknownEntry, path: Path, held: Any) -> UnknownEntry:

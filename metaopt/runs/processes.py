@@ -26,6 +26,7 @@ NOT_FOUND = (
     "JAX_COORDINATOR_ADDRESS=HOST:PORT for all of them, with the host of the first and a free port."
 )
 HEARTBEAT_SECONDS = 30  # after as long without a sign of life a process counts as lost
+MOST_PROCESSES = 4096
 PATIENCE_SECONDS = 30 * 24 * 3600  # for the first process's validation; one that dies is noticed by its heartbeat
 
 
@@ -46,13 +47,23 @@ def find_job(environment: Mapping[str, str]) -> Job | None:
     """The job that `srun` or `mpirun` started this process for; None where it trains alone. Needs no jax.
 
     In a batch script or an interactive shell, outside of `srun`, Slurm tells of no step, or of one with a single task.
+
+    Raises:
+      UserError: a variable that is no number, or more processes than any job has.
     """
     for names in STARTERS:
-        count, process, count_here, process_here = (environment.get(name) for name in names)
+        count, process, count_here, process_here = (_number(name, environment.get(name)) for name in names)
         if count is not None and process is not None:
-            here = None if count_here is None else int(count_here)
-            return Job(int(count), int(process), here, int(process_here or 0)) if int(count) > 1 else None
+            if count > MOST_PROCESSES:
+                raise UserError(f"{names[0]} is {count}; one run is trained by at most {MOST_PROCESSES} processes.")
+            return Job(count, process, count_here, process_here or 0) if count > 1 else None
     return None
+
+
+def _number(name: str, text: str | None) -> int | None:
+    if text is not None and not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise UserError(f"{name} is {text[:40]!r}, which is no number; unset it, or start with `srun` or `mpirun`.")
+    return None if text is None else int(text)
 
 
 def devices_each(job: Job, num_devices: int | None) -> int:

@@ -20,7 +20,8 @@ def what_differs(path: Path, experiment: Experiment) -> str:
     """One line: fields, versions, code, data and devices that are not those of a run, or that they are all the same."""
     recorded = files.read_json(path / folder.CONFIG)
     # Through the reader and back, so that a field that an older version did not know has its default.
-    then, now = (index.fields_of(to_json(each)) for each in (from_json(recorded, str(path), unversioned=1), experiment))
+    both = (from_json(recorded, str(path), unversioned=1), experiment)
+    then, now = index.with_defaults([index.fields_of(to_json(each)) for each in both])
     found = [f"{name} {value_words(then, name)} -> {value_words(now, name)}" for name in differing([then, now])]
     before = files.read_json(path / folder.ENVIRONMENT) if (path / folder.ENVIRONMENT).is_file() else {}
     if not _part(before, "versions"):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+from metaopt.errors import printable
 from metaopt.runs.console import clock, say
 from metaopt.runs.index import Run
 from metaopt.runs.metrics import number as to_number
@@ -59,12 +60,14 @@ def size(total: int) -> str:
     return f"{value:.1f} {' kMGT'[power]}B" if power and value < 10 else f"{value:.0f} {' kMGT'[power].strip()}B"
 
 
-def printable(text: str) -> str:
-    """Without what would move a terminal's cursor or break the line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 # ----- tables ---------------------------------------------------------------------------------------------------------
+
+
+def cell(text: str) -> Any:
+    """A cell or a title for rich's tables: no markup, no escape, one line."""
+    from rich.text import Text
+
+    return Text(printable(text))
 
 
 def aligned(rows: Rows, right: Collection[str] = (), gap: str = "  ") -> Iterator[str]:
@@ -73,6 +76,7 @@ def aligned(rows: Rows, right: Collection[str] = (), gap: str = "  ") -> Iterato
     Args:
       right: the headings of columns that are flush right.
     """
+    rows = [[printable(text) for text in row] for row in rows]
     columns = [(max(map(len, column)), column[0] in right) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (text.rjust(w) if flush else text.ljust(w) for text, (w, flush) in zip(row, columns, strict=True))
@@ -91,24 +95,23 @@ def print_table(console: Any, title: str, rows: Rows, bold: Sequence[int] = ()) 
     from rich import box
     from rich.table import Table
 
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table = Table(title=cell(title), box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     for index, heading in enumerate(rows[0]):
         table.add_column(heading, justify="right" if index else "left")
     for index, row in enumerate(rows[1:], 1):
-        table.add_row(*row, style="bold" if index in bold else None)
+        table.add_row(*map(cell, row), style="bold" if index in bold else None)
     console.print(table)
 
 
 def unboxed(title: str | None, header: Sequence[str], rows: Iterable[Sequence[str]]) -> Any:
     """A table as wide as it needs to be."""
     from rich.console import Group
-    from rich.text import Text
 
     table = _table()
     for index, heading in enumerate(header):
         table.add_column(heading, no_wrap=index == 0, overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(cell, row))
     return Group(*_titles(title), table)
 
 
@@ -119,9 +122,11 @@ def _table() -> Any:
 
 
 def _titles(title: str | None) -> list[Any]:
-    from rich.text import Text
-
-    return [] if title is None else [Text(title, style="bold")]  # not the table's own, which breaks to its width
+    if title is None:
+        return []
+    made = cell(title)
+    made.stylize("bold")
+    return [made]  # not the table's own, which breaks to its width
 
 
 # ----- where runs stand -----------------------------------------------------------------------------------------------
@@ -130,10 +135,9 @@ def _titles(title: str | None) -> list[Any]:
 def standings(runs: Sequence[Run], title: str | None = None) -> Any:
     """Runs with state, meta-step, meta-loss, validation at each multiple of the horizon, rate, time left; then why."""
     from rich.console import Group
-    from rich.text import Text
 
     noted = [run for run in runs if run.note and run.state != "running"]
-    return Group(*_titles(title), _Fitting(runs), *(Text(f"{run.name}: {_shortened(run.note)}") for run in noted))
+    return Group(*_titles(title), _Fitting(runs), *(cell(f"{run.name}: {_shortened(run.note)}") for run in noted))
 
 
 class _Fitting:
@@ -175,7 +179,7 @@ class _Fitting:
                 **{f"val {multiple}": number(value) for multiple, value in run.progress.validation.items()},
             }
             cells = (Text(values.get(name, "")) for name in shown)
-            table.add_row(Text(run.name[:name_width]), Text(state, style=COLOURS.get(run.state, "")), *cells)
+            table.add_row(cell(run.name)[:name_width], Text(state, style=COLOURS.get(run.state, "")), *cells)
         return table
 
 

@@ -31,6 +31,7 @@ from metaopt.sinks.contents import pictures, result_rows
 REMEDY = "pip install 'metaopt-jax[dashboard]'"
 EVERY = 2.0  # seconds between two looks at the folders
 ROWS_AT_ONCE = 20_000
+OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")  # of this machine, in a Host header
 # What is looked at first is on top; within a group by name.
 ORDER = ("train/meta_loss", "train/last_loss", "validation/*", "health/*", "train/*", "time/*")
 # Okabe and Ito's, which the colour-blind can tell apart.
@@ -119,6 +120,9 @@ def _served(port: int | None) -> Iterator[tuple[str, Board]]:
         except OSError:
             taken = "no port is free" if port is None else f"port {port} is taken"
             raise UserError(f"{taken}; give another --port.") from None
+        # Before it holds anything: its application has been started, so that this has to come around the whole of it.
+        config = server._uvicorn_server.config
+        config.loaded_app = OwnAddress(config.loaded_app)
         try:
             yield f"{address}?project={project}&x_axis=meta_step&hide_empty_tabs=true", Board(project, place)
         finally:
@@ -126,6 +130,32 @@ def _served(port: int | None) -> Iterator[tuple[str, Board]]:
                 server.close()
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+class OwnAddress:
+    """An ASGI application that answers who asks for this machine by its own names, and nobody else.
+
+    A page elsewhere could let its own name point here, and read what is shown as its own.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        port = scope["server"][1]
+        hosts = [value.decode("latin-1").lower() for name, value in scope["headers"] if name.lower() == b"host"]
+        if len(hosts) == 1 and hosts[0] in {name + end for name in OWN_NAMES for end in ("", f":{port}")}:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            text = f"this dashboard answers at http://127.0.0.1:{port} only\n".encode()
+            headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(text)).encode())]
+            await send({"type": "http.response.start", "status": 403, "headers": headers})
+            await send({"type": "http.response.body", "body": text})
 
 
 def _keep_to_itself(place: Path) -> None:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from metaopt.runs import children
+
 
 class Uploader:
     """A command in a process of its own, started when a server answers; asks again as time goes by."""
@@ -33,7 +35,8 @@ class Uploader:
         reason = unreachable(self._server)
         if reason is None:
             with open(self._log, "ab") as file:
-                self._process = subprocess.Popen(
+                # `wandb sync --live` by itself would wait for ever for the end of a run that was killed.
+                self._process = children.start(
                     self._command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=self._log.parent
                 )
             self._say(f"uploading beside the run, see {self._log}")

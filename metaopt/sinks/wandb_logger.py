@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import threading
@@ -21,7 +22,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metaopt.files import read_object
+from metaopt.experiment import Log
+from metaopt.files import read_object, replacing
 from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, EVALUATION, METRICS, SWEEP
 from metaopt.runs.metrics import HEALTH, Follower, Thinner, numbers
 from metaopt.sinks.contents import artifact_files, card_of, curve_rows, doctor_rows, pictures, result_rows
@@ -33,6 +35,7 @@ LAST = 120.0  # seconds after which a process that hangs at the end of a run end
 UPLOAD_PATIENCE = 600.0  # seconds after the end of a run in which an upload may still finish
 MOST_ROWS = 2000  # of training; of a longer run, means over neighbouring meta-steps
 COUNTED = {*HEALTH} - {"alive", "failed"}
+LONGEST_KEY = 150  # characters of a picture's name, which becomes that of a file
 NICENESS = 5  # training goes first where cores are short
 
 # ----- in the process that trains -------------------------------------------------------------------------------------
@@ -187,8 +190,10 @@ def _log_run(path: Path, options: Mapping[str, Any], uploader: Uploader) -> None
     for step, values in thinner.rest():
         run.log({**values, "meta_step": step})
     run.summary.update({f"health/{name}_total": total for name, total in totals.items()})
-    _log_end(run, path)
-    run.finish()
+    try:
+        _log_end(run, path)
+    finally:  # whatever of it cannot be logged, the run before it is whole
+        run.finish()
     whole.set()
 
 
@@ -199,14 +204,10 @@ def _start(path: Path, pid: int | None) -> Any:
 
     config, environment = read_object(path / CONFIG), read_object(path / ENVIRONMENT)
     experiment = environment.get("experiment") or path.parent.name
-    group, job_type = place_of(path, experiment)
     run = wandb.init(
         mode="offline",
-        project=config.get("log", {}).get("project") or "metaopt",
         id=run_id(path),
-        name=f"{path.parent.name}/{path.name}",
-        group=group,
-        job_type=job_type,
+        **labels(path, experiment, config.get("log") or {}),
         dir=str(path),
         config={**config, "experiment": experiment, "environment": environment},
         settings=wandb.Settings(
@@ -239,16 +240,48 @@ def server_with_key() -> str | None:
     return server if wbauth.authenticate_session(host=server, source="metaopt", prompt=False) else None
 
 
-def place_of(path: Path, experiment: str) -> tuple[str, str]:
-    """(group, job type): a sweep's runs are together under its name, others under that of their experiment."""
+def labels(path: Path, experiment: str, log: Mapping[str, Any]) -> dict[str, Any]:
+    """What wandb calls a run, as `wandb.init` takes it; None: wandb's own variable says it, or there is nothing to say.
+
+    A sweep's runs are together under its name, others under that of their experiment.
+
+    Args:
+      log: the fields of `Log`, where there are any.
+    """
     sweep = (path.parent / SWEEP).is_file()
-    group = os.environ.get("WANDB_RUN_GROUP") or (path.parent.name if sweep else experiment)
-    return group, os.environ.get("WANDB_JOB_TYPE") or ("sweep" if sweep else "train")
+    found: dict[str, Any] = {}
+    for name, (variable, most, default) in {
+        "project": ("WANDB_PROJECT", 128, Log.project),
+        "entity": ("WANDB_ENTITY", None, None),
+        "name": ("WANDB_NAME", 128, f"{path.parent.name}/{path.name}"),
+        "notes": ("WANDB_NOTES", None, None),
+        "job_type": ("WANDB_JOB_TYPE", 64, "sweep" if sweep else "train"),
+        "group": ("WANDB_RUN_GROUP", 128, path.parent.name if sweep else experiment),
+    }.items():
+        given = log.get(name) or default
+        # What was asked for comes first, then the variable, then what is so by itself.
+        said = given == default and os.environ.get(variable)
+        found[name] = None if said or given is None else given if most is None else shortened(given, most)
+    return {**found, "tags": tuple(shortened(tag, 64) for tag in log.get("tags") or ()) or None}
+
+
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many characters; what is too long ends in a hash of the whole, and stays one of its kind."""
+    return name if len(name) <= most else f"{name[: most - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def run_id(path: Path) -> str:
-    """One id for all processes of a run: its folder's."""
-    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    """One id for all processes of a run, and for no other run: drawn once and kept in its folder."""
+    file = path / "wandb" / "run_id"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if re.fullmatch(r"[a-z0-9]{8,64}", held := file.read_text(encoding="utf-8").strip()):
+            return held
+    parts = sorted(file.parent.glob("offline-run-*-*"))  # of a version that kept it nowhere else
+    made = parts[-1].name.rpartition("-")[2] if parts else secrets.token_hex(6)
+    file.parent.mkdir(exist_ok=True)
+    with replacing(file) as part:
+        part.write_text(f"{made}\n", encoding="utf-8")
+    return made
 
 
 def _log_end(run: Any, path: Path) -> None:
@@ -268,7 +301,7 @@ def _log_end(run: Any, path: Path) -> None:
         if rows
     }
     for name, file, caption in pictures(results, doctor, path / "wandb" / "pictures"):
-        logged[name] = wandb.Image(str(file), caption=caption)
+        logged[shortened(name, LONGEST_KEY)] = wandb.Image(str(file), caption=caption)
     if logged:
         run.log(logged)
     for row in result_rows(results):
@@ -279,7 +312,7 @@ def _log_end(run: Any, path: Path) -> None:
     files = artifact_files(path)
     if files:
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{run.group}-{path.name}")
-        artifact = wandb.Artifact(name, type="optimizer", metadata=card_of(path))
+        artifact = wandb.Artifact(shortened(name, 128), type="optimizer", metadata=card_of(path))
         for file in files:
             artifact.add_file(str(file))
         run.log_artifact(artifact)

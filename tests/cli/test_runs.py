@@ -22,10 +22,11 @@ from metaopt.cli import entry as cli
 from metaopt.cli import evaluate as evaluate_command
 from metaopt.cli import runs as runs_command
 from metaopt.cli.arguments import EvaluateArguments
-from metaopt.errors import UserError
+from metaopt.errors import UserError, printable
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import to_json
 from metaopt.runs import folder, index, tables
+from metaopt.runs.experiments import load_experiment
 from metaopt.runs.repeating import what_differs
 
 Make = Callable[..., Path]
@@ -87,7 +88,29 @@ def test_the_list_holds_every_run_and_nothing_else(make: Make, tmp_path: Path, c
     (line,) = [line for line in lines if line.startswith(f"{first} ")]
     size = sum(file.stat().st_size for file in first.rglob("*") if file.is_file())
     words = f"demo 7 unknown 3/10 0.25 at 2 2026-01-02 03:04 {tables.size(size)}"
-    assert " ".join(line.split()[1:]) == words
+    assert " ".join(line.split()[1:]) == f"{words} num_meta_steps=10 tasks.dim=2 optimizer.hidden_size=20"
+
+
+def test_the_list_names_what_is_not_as_the_experiment_has_it(
+    make: Make, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    own = to_json(load_experiment("quadratic_rl")[1])
+    log = {name: value for name, value in own["log"].items() if name in ("every", "wandb", "project")}  # of an old run
+    for name, fields in (("a", {}), ("b", {"seed": 3}), ("c", {"horizon": 7, "tasks": [{"name": "x", "options": {}}]})):
+        run = make(name, experiment="quadratic_rl")
+        files.write_json(run / "config.json", {**own, "log": log, **fields})
+    assert cli.main(["runs", str(tmp_path)]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.endswith("changed") and [line.partition("kB")[2].split() for line in lines] == [
+        [], [], ["tasks=x", "horizon=7"],
+    ]  # fmt: skip
+    for name, hidden in (("p", 8), ("q", 9)):  # of one's own experiment: what it is swept over comes first
+        make(f"own/{name}", experiment="mine", optimizer=choice("lstm", hidden_size=hidden))
+    assert cli.main(["runs", str(tmp_path / "own")]) == 0
+    told = [line.partition("kB")[2].split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert told == [[f"optimizer.hidden_size={n}", "num_meta_steps=10", "tasks.dim=2"] for n in (8, 9)]
+    many = {name: 1 + index for index, name in enumerate(index.bare())}
+    assert len(runs_command.changed(many, index.bare())) == runs_command.LONGEST_CHANGES
 
 
 def test_a_broken_configuration_is_told(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -167,6 +190,16 @@ def test_filters(make: Make, tmp_path: Path, capsys: pytest.CaptureFixture) -> N
     }
     for condition, expected in cases.items():
         assert names(runs_command.list_runs([tmp_path], where=[condition])) == expected, condition
+    make("silent", seed=0, optimizer=choice("lstm"))  # of 20, which it does not say
+    assert names(runs_command.list_runs([tmp_path], where=["optimizer.hidden_size=20"])) == ["silent"]
+    assert names(runs_command.list_runs([tmp_path], where=["optimizer.num_layers=2"])) == ["large", "silent", "small"]
+    assert names(runs_command.list_runs([tmp_path], where=["tasks.rescale=0.0"])) == [
+        "large",
+        "plain",
+        "silent",
+        "small",
+    ]
+    shutil.rmtree(tmp_path / "silent")
     assert names(runs_command.list_runs([tmp_path], where=["seed>1", "optimizer=lstm"])) == ["large"]
     assert names(runs_command.list_runs([tmp_path], experiment="other")) == ["large"]
     assert names(runs_command.list_runs([tmp_path], state="running")) == []
@@ -196,7 +229,31 @@ def test_a_name_cannot_break_the_table(make: Make, tmp_path: Path, capsys: pytes
     make("odd\n\x1b[31m[bold]red")
     runs_command.runs([str(tmp_path)])
     out = capsys.readouterr().out
-    assert len(out.splitlines()) == 2 and "\x1b" not in out and "odd??[31m[bold]red" in out
+    assert len(out.splitlines()) == 2 and "\x1b" not in out and r"odd\n\x1b[31m[bold]red" in out
+
+
+ODD = ("\x1b]0;title\x07\x1b[31mred", "two\nlines", "\u202egnp", os.fsdecode(b"\xff\xfe"), "[bold]x[/bold]")
+
+
+@pytest.mark.parametrize("name", ODD)
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("runs .", "status RUN", "status .", "runs compare RUN RUN", "runs delete RUN --yes", "runs rename RUN NAME"),
+        *("cancel RUN", "train --resume RUN/x", "export RUN --to csv", "report RUN"),
+    ],
+)
+def test_no_command_prints_a_name_raw(
+    words: str, name: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(f"{name}/run", experiment=name)
+    cli.main([word.replace("RUN", f"{name}/run").replace("NAME", "other") for word in words.split()])
+    said = capsys.readouterr()
+    text = said.out + said.err
+    assert text.replace("\n", "").isprintable() and "two\nlines" not in text
+    if "compare" not in words:  # which names nothing of what is equal
+        assert printable(name) in text or (said.err and " ".join(name.split()) in said.err)
 
 
 def test_the_list_needs_no_jax(make: Make, tmp_path: Path) -> None:
@@ -229,15 +286,20 @@ def test_compare(make: Make, capsys: pytest.CaptureFixture) -> None:
     first = make("first", seed=1, optimizer=choice("lstm", hidden_size=4))
     second = make("second", seed=2, optimizer=choice("lstm"), rescale=3.0)
     assert runs_command.compare_runs(first, second) == [
-        ("optimizer.hidden_size", "4", "default"),
+        ("optimizer.hidden_size", "4", "20"),
         ("seed", "1", "2"),
         ("rescale", "0.0", "3.0"),
     ]
     assert cli.main(["runs", "compare", str(first), str(second)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[1:]] == [
-        ["optimizer.hidden_size", "4", "default"], ["seed", "1", "2"], ["rescale", "0.0", "3.0"],
+        ["optimizer.hidden_size", "4", "20"], ["seed", "1", "2"], ["rescale", "0.0", "3.0"],
     ]  # fmt: skip
+    third = make("third", seed=2, optimizer=choice("lstm", hidden_size=20), rescale=3.0)  # which it is anyway
+    assert runs_command.compare_runs(second, third) == []
+    other = make("other", seed=2, optimizer=choice("adam"), rescale=3.0)  # of which nobody hides anything
+    told = {name: (a, b) for name, a, b in runs_command.compare_runs(third, other)}
+    assert told == {"optimizer": ("lstm", "adam"), "optimizer.hidden_size": ("20", "-")}
     assert cli.main(["runs", "compare", str(first), str(first)]) == 0
     assert capsys.readouterr().out == "the two configurations are equal.\n"
     assert cli.main(["runs", "compare", str(first)]) == 2
@@ -251,9 +313,15 @@ def test_rename(make: Make, tmp_path: Path) -> None:
     run, other = make("run"), make("other")
     assert runs_command.rename_run(run, "new name") == tmp_path / "new name"
     assert names(runs_command.list_runs([tmp_path])) == ["new name", "other"]
-    for name in ("a/b", "..", "", "other"):
-        with pytest.raises(UserError):
+    for name in (
+        *("a/b", "..", "", " ", ".hidden", "other", "a\nb", "a\0", "\x1b[2J", "\u202e", "\x7f", os.fsdecode(b"\xff")),
+        *("x" * 256, "é" * 128),
+    ):
+        with pytest.raises(UserError) as error:
             runs_command.rename_run(tmp_path / "new name", name)
+        assert str(error.value).isprintable() and len(str(error.value)) < 300
+    assert runs_command.rename_run(tmp_path / "new name", "é" * 127) == tmp_path / ("é" * 127)
+    (tmp_path / ("é" * 127)).rename(tmp_path / "new name")
     with folder.locked(other), pytest.raises(UserError, match="another process is training"):
         runs_command.rename_run(other, "elsewhere")
     point = make("sweep/point")

@@ -127,7 +127,9 @@ def test_a_rate_that_fails_on_reported_tasks_is_lowered(monkeypatch: pytest.Monk
     )
     monkeypatch.setattr(comparison, "build_family", lambda task: family)
     how = {"horizon": 60, "num_tasks": 12, "num_tuning_tasks": 1, "baselines": ("sgd",)}
-    result = evaluate_run_on({"best": optax.sgd(0.1)}, choice("any"), **how)
+    said: list[str] = []
+    result = evaluate_run_on({"best": optax.sgd(0.1)}, choice("any"), **how, progress=said.append)
+    assert len(said) == len(set(said)) and said[-1] == "parabola, 60 steps: sgd failed; a lower rate"
     assert result["task"] == "parabola"  # the family's own name
     best, sgd = result["optimizers"]["best"], result["optimizers"]["sgd"]
     assert best["final"]["mean"] == "inf" and 0 < best["failed"] < 1

@@ -26,12 +26,14 @@ from metaopt import files
 from metaopt.runs import folder
 
 run = Path(sys.argv[1])
-seed = json.loads((run / "config.json").read_text())["seed"]
+config = json.loads((run / "config.json").read_text())
+seed = config["seed"]
 again = (run / "begun").exists()
 (run / "begun").touch()
 
 def tell(state):
-    held = {"state": state, "pid": os.getpid(), "host": platform.node(), "meta_step": 3, "num_meta_steps": 8}
+    steps = max(8, config["num_meta_steps"])
+    held = {"state": state, "pid": os.getpid(), "host": platform.node(), "meta_step": 3, "num_meta_steps": steps}
     files.write_json(run / "state.json", held)
 
 def stop(signum, frame):

@@ -103,6 +103,13 @@ def test_files_say_the_same(tmp_path: Path, tiny: Experiment) -> None:
         (("seed",), None, "neither FIELD=A,B,C nor a .yaml or .json file"),
         (("nowhere.yaml",), None, "cannot read nowhere.yaml: No such file or directory."),
         (("optimizer=lstm:hidden_size=4,num_layers=1",), None, "where a value holds commas, separate values by `;`"),
+        (
+            ("num_tasks=" + ",".join(map(str, range(1, 102))), "horizon=" + ",".join(map(str, range(1, 101)))),
+            None,
+            "the sweep has 10100 points, and 10000 are the most; sweep fewer values or seeds.",
+        ),
+        (("num_tasks=2,3",), 10_000, "the sweep has 20000 points, and 10000 are the most"),
+        (("seed=" + ",".join(map(str, range(10_001))),), None, "`seed` has 10001 values; a sweep has at most 10000"),
         (("num_tasks=2,x",), None, "point 2 of 2 (num_tasks=x): --num-tasks: invalid literal"),
         (("num_tasks=2,02",), None, "points 1 and 2 are the same experiment (num_tasks=02)."),
         (("num_tasks=2,0",), None, "point 2 of 2 (num_tasks=0): `num_tasks` (0) must be at least 1."),
@@ -149,7 +156,10 @@ def test_a_folder_that_is_taken_is_refused_before_all_else(
         ("seed: [1", "is not valid YAML"),
         ("[1]", "is no sweep; write FIELD: [A, B, C]"),
         ("seed: 1", "`seed` is 1, which is not a list of values; write [1]."),
-        ("seeds: 0", "`seeds` is 0; give a number from 1 on."),
+        ("seeds: 0", "`seeds` is 0; give a number from 1 to 10000."),
+        ("seeds: 1000000000", "`seeds` is 1000000000; give a number from 1 to 10000."),
+        ("seed: &a [*a]", "`seed` has the value [["),
+        ("curriculum: &a {curriculum: *a}", "which is not a list of values"),
         ("seed: [{a: 1}]", "`seed` has the value {'a': 1}; give a number"),
     ],
 )
@@ -202,8 +212,12 @@ def test_without_a_sweep_one_line_names_what_starts_several_processes(
     [
         ("x --seeds 2 --resume y", "a sweep begins new runs"),
         ("--seeds 2", "the experiment comes first"),
-        ("x --seeds two", "argument --seeds: 'two' must be a number from 1 on; see `metaopt launch --help`."),
-        ("x --seeds 0", "argument --seeds: '0' must be a number from 1 on"),
+        ("x --seeds two", "argument --seeds: 'two' must be a number from 1 to 10000; see `metaopt launch --help`."),
+        *(
+            (f"x --{flag} {text}", f"argument --{flag}: '{text[:40]}' must be a number from 1 to 10000;")
+            for flag in ("seeds", "workers")
+            for text in ("0", "10001", "1000000000", "1..10", "0-999999999", "9" * 5000)
+        ),
         ("x --sweep", "argument --sweep: expected at least one argument"),
         ("x --sweep --seeds 2", "argument --sweep: expected at least one argument"),
         ("x --where slrm", "'slrm' is unknown; did you mean 'slurm'?"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from metaopt.cli import entry as cli
-from metaopt.launch import local
+from metaopt.launch import local, slurm
 from metaopt.launch.sweep_folder import Sweep
 from metaopt.runs.folder import is_locked
 
@@ -75,8 +77,12 @@ def test_a_signal_has_what_runs_save_and_stop(
     thread.join()
     assert states(sweep) == ["interrupted", "waiting"]
     out, error = capfd.readouterr()
-    assert f"{signum.name}: 1 running, saving and stopping; Ctrl-C again stops at once\n" in out
-    assert error.endswith(f"metaopt: stopped; go on with `metaopt resume {sweep.path}`\n")
+    told = "1 running, saving and stopping (1-seed-2), 1 waiting will not begin; Ctrl-C again stops at once"
+    assert f"{signum.name}: {told}\n" in out
+    assert error.endswith(
+        "metaopt: stopped: 1 waiting, 1 interrupted; nothing goes on by itself; "
+        f"go on with `metaopt resume {sweep.path}`, 2 to do (1-seed-2, 2-seed-0)\n"
+    )
     assert signal.getsignal(signum) not in (None, signal.SIG_IGN) and not is_locked(sweep.path)
 
 
@@ -121,12 +127,84 @@ def test_cancelling_reaches_runs_whose_launcher_is_gone(pretending: Make, capsys
     assert capsys.readouterr().out.endswith("1-seed-2: cancelled, meta-step 3/8\n")
 
 
+@pytest.mark.parametrize("where", ["local", "detached", "slurm"])
+def test_ctrl_c_before_the_launcher_has_begun_says_what_goes_on(
+    where: str, pretending: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for module, name in ((local, "run"), (local, "detach"), (slurm, "begin")):
+        monkeypatch.setattr(module, name, interrupted)
+    sweep = pretending(0, where="slurm" if where == "slurm" else "local")
+    assert cli.main(["resume", str(sweep.path), *(["--detach"] if where == "detached" else [])]) == 130
+    error = capsys.readouterr().err
+    said = {
+        "local": "metaopt: stopped before any of its runs began; ",
+        "detached": "metaopt: the launcher in the background goes on: watch it with `metaopt status ",
+        "slurm": "metaopt: stopped while jobs were being submitted; those that Slurm took go on: watch it with",
+    }
+    assert error.startswith(said[where]) and error.count("\n") == 1
+    assert error.endswith(f"`metaopt resume {sweep.path}` goes on with the rest\n")
+
+
+def test_a_sweep_is_lengthened_as_a_run_is(pretending: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = pretending(0, 1, 4)
+    resume = ["resume", str(sweep.path)]
+    assert cli.main(resume) == 1 and states(sweep) == ["finished", "failed", "diverged"]
+    assert cli.main([*resume, "--num-meta-steps", "12"]) == 1  # one has diverged
+    assert [(row.state, row.num_meta_steps) for row in sweep.read_runs()][:2] == [("finished", 12)] * 2
+    capsys.readouterr()
+    for words, message in (
+        ("--num-meta-steps 5", "--num-meta-steps (5) is less than the 12 of"),
+        ("--num-meta-steps=0", "`num_meta_steps` (0) must be at least 1."),
+        ("--num_meta_steps many", "argument --num-meta-steps/--num_meta_steps: invalid int value: 'many'"),
+    ):
+        assert cli.main([*resume, *words.split()]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
+    config = json.loads((sweep.path / "3-seed-4" / "config.json").read_text())
+    config["meta_optimizer"]["schedule"] = "cosine"
+    (sweep.path / "3-seed-4" / "config.json").write_text(json.dumps(config))
+    assert cli.main([*resume, "--num-meta-steps", "20"]) == 2
+    assert "cannot be lengthened: `meta_optimizer.schedule` (cosine) ends at meta-step 12" in capsys.readouterr().err
+    assert states(sweep) == ["finished", "finished", "diverged"]  # nothing of it was begun
+
+
+LAUNCHER = """
+import sys
+from metaopt.cli.entry import main
+from metaopt.launch import jobs
+jobs.command_of = lambda run: [sys.executable, sys.argv[1], str(run)]
+sys.exit(main(["resume", sys.argv[2]]))
+"""
+
+
+def test_nothing_outlives_a_launcher_that_is_killed(pretending: Make, tmp_path: Path) -> None:
+    sweep = pretending(2)
+    run = sweep.path / "1-seed-2"
+    pretender = str(tmp_path / "pretending_to_be_metaopt.py")
+    with subprocess.Popen([sys.executable, "-c", LAUNCHER, pretender, str(sweep.path)]) as launcher:
+        until = time.monotonic() + 30
+        while not is_locked(run) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert states(sweep) == ["running"]
+        launcher.kill()
+    while states(sweep) == ["running"] and time.monotonic() < until:
+        time.sleep(0.01)
+    assert states(sweep) == ["lost"]
+    assert cli.main(["resume", str(sweep.path)]) == 0 and states(sweep) == ["finished"]
+
+
 def test_as_many_at_once_as_there_are_cores_for(monkeypatch: pytest.MonkeyPatch) -> None:
     from metaopt.errors import UserError
 
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
     assert [local.choose_workers(*args) for args in ((None, 1), (None, 3), (None, 16), (5, 1))] == [8, 2, 1, 5]
+    assert local.choose_workers(64) == 64
+    with pytest.raises(UserError, match="--workers 65 is too many for the cores of this machine; at most 64 are"):
+        local.choose_workers(65)
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     assert local.choose_workers(None) == 1
     with pytest.raises(UserError, match="accelerators \\(cuda\\) in each of 2 workers; use --workers 1"):

@@ -266,6 +266,20 @@ def test_each_starter_is_understood_and_a_single_process_stays_alone(starter: St
     assert find_job({}) is None
 
 
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"PMI_SIZE": "two"}, "PMI_SIZE is 'two', which is no number; unset it"),
+        ({"PMI_RANK": "-1"}, "PMI_RANK is '-1', which is no number"),
+        ({"MPI_LOCALNRANKS": "9" * 50}, f"MPI_LOCALNRANKS is '{'9' * 40}', which is no number"),
+        ({"PMI_SIZE": "1000000000"}, "PMI_SIZE is 1000000000; one run is trained by at most 4096 processes."),
+    ],
+)
+def test_what_no_starter_says_is_one_line(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        find_job({**hydra(1, 17), **variables})
+
+
 def test_a_shell_or_a_script_in_an_allocation_is_no_job_and_mpirun_within_one_is() -> None:
     variables = srun(0, 17)
     assert find_job({**variables, "SLURM_STEP_NUM_TASKS": "1"}) is None  # a shell: one step of one task

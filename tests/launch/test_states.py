@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from metaopt.runs import folder, tables
 from metaopt.runs.index import Run, Seen, read_run
 from metaopt.runs.metrics import Digest, Progress
 from metaopt.runs.state import ALL_STATES
+from metaopt.runs.train import resume
 
 HERE = platform.node()
 CONFIG = {"tasks": ["quadratic"], "optimizer": "lstm", "estimator": "x", "num_meta_steps": 8, "log": {"every": 2}}
@@ -194,6 +196,43 @@ def test_status_prints_once_where_there_is_no_terminal(
     monkeypatch.chdir(run)
     assert cli.main(["status"]) == 0
     assert "runs/x/sweep-001: 1 waiting, 1 unknown" in capsys.readouterr().out
+
+
+def test_status_finds_runs_however_deep_they_lie(
+    pretending: Callable[..., Sweep],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sweep = pretending(0, 1)
+    deep = tmp_path / "runs" / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    sweep.path.rename(deep / "sweep")
+    (deep / "001").mkdir()
+    make(deep / "001", "finished")
+    (deep / "loop").symlink_to(tmp_path / "runs")
+    (tmp_path / "runs" / "outside").symlink_to(tmp_path)
+    too_deep = tmp_path.joinpath("runs", *map(str, range(20)))
+    too_deep.mkdir(parents=True)
+    make(too_deep, "finished")
+    monkeypatch.chdir(tmp_path)
+    for words in ([], ["runs"], ["runs/a"], ["."]):
+        assert cli.main(["status", *words]) == 0
+        out = capsys.readouterr().out
+        assert out.count("/a/b/c/sweep: 2 waiting") == 1 and out.count("a/b/c/001") == 1, words
+        assert "loop" not in out and "outside" not in out and "0/1/2" not in out
+
+
+def test_a_finished_run_whose_configuration_asks_for_more_goes_on(finished: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(finished, tmp_path / "run"))
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "num_meta_steps": 10}))
+    before = read_run(path)
+    steps = config["num_meta_steps"]
+    assert before[4:8] == ("waiting", f"to be lengthened from {steps} meta-steps", steps, 10)
+    resume(path)
+    after = read_run(path)
+    assert (after.state, after.done) == ("finished", "10/10")
 
 
 def test_status_needs_neither_jax_nor_numpy(pretending: Callable[..., Sweep]) -> None:

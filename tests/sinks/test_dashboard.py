@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -10,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +116,37 @@ def test_it_follows_what_is_added_and_what_is_cut_back(page: Page, finished: Pat
 
 def _runs(page: Page) -> list[dict[str, Any]]:
     return page.ask("get_runs_for_project", project=PROJECT)
+
+
+def test_it_answers_to_its_own_address_only(page: Page) -> None:
+    address = page.address.removeprefix("http://").rstrip("/")
+    port = address.rpartition(":")[2]
+
+    def status(*hosts: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(address, timeout=20)
+        with contextlib.closing(connection):
+            connection.putrequest("GET", "/", skip_host=True)
+            for host in hosts:
+                connection.putheader("Host", host)
+            connection.endheaders()
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    for host in (address, "127.0.0.1", "localhost", f"LOCALHOST:{port}", f"[::1]:{port}"):
+        assert status(host)[0] == 200, host
+    for host in (
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1.evil.example",
+        "127.0.0.1:1",
+        f"0.0.0.0:{port}",
+        "",
+    ):
+        assert status(host) == (403, f"this dashboard answers at http://127.0.0.1:{port} only\n".encode()), host
+    assert status("localhost", "evil.example")[0] in (400, 403) and status()[0] in (400, 403)
+    asked = urllib.request.Request(f"{page.address}api/get_runs_for_project", b"{}", headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(asked, timeout=20)
 
 
 def test_it_speaks_with_this_machine_only_and_ctrl_c_ends_it(page: Page) -> None:

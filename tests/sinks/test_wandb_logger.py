@@ -25,10 +25,12 @@ import pytest
 
 from metaopt.cli.train import resume_with_everything as resume
 from metaopt.cli.train import train_with_everything as train
+from metaopt.errors import UserError
 from metaopt.experiment import Experiment, Log
+from metaopt.experiment.checks import validate
 from metaopt.sinks import wandb_logger
 from metaopt.sinks.uploads import unreachable
-from metaopt.sinks.wandb_logger import logging_beside, place_of, run_id
+from metaopt.sinks.wandb_logger import labels, logging_beside, run_id, shortened
 
 
 @pytest.fixture(autouse=True)
@@ -177,14 +179,101 @@ def test_a_run_and_its_resumption_are_whole_under_one_id(
         assert card["meta_step"] in (4, 8, 12) and card["experiment"]["optimizer"]["name"] == "momentum"
 
 
-def test_the_runs_of_a_sweep_are_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_runs_of_a_sweep_are_a_group(tmp_path: Path) -> None:
     run = tmp_path / "rates" / "seed=1"
-    assert place_of(run, "digits_rl") == ("digits_rl", "train")
+
+    def place() -> tuple[str, str]:
+        found = labels(run, "digits_rl", {})
+        return found["group"], found["job_type"]
+
+    assert place() == ("digits_rl", "train")
     run.mkdir(parents=True)
     (tmp_path / "rates" / "sweep.json").touch()
-    assert place_of(run, "digits_rl") == ("rates", "sweep")
-    monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
-    assert place_of(run, "digits_rl") == ("mine", "sweep")
+    assert place() == ("rates", "sweep")
+
+
+GIVEN = {"project": "p", "entity": "e", "name": "n", "notes": "o", "job_type": "j"}
+
+
+def test_what_is_asked_for_comes_before_wandbs_variables_and_these_before_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "tiny" / "001"
+    plain = labels(run, "tiny", dataclasses.asdict(Log()))
+    assert plain == {
+        "project": "metaopt", "entity": None, "name": "tiny/001", "notes": None, "job_type": "train", "group": "tiny",
+        "tags": None,
+    }  # fmt: skip
+    for name in ("PROJECT", "ENTITY", "NAME", "NOTES", "JOB_TYPE", "RUN_GROUP", "TAGS"):
+        monkeypatch.setenv(f"WANDB_{name}", "mine")
+    assert set(labels(run, "tiny", dataclasses.asdict(Log())).values()) == {None}
+    asked = labels(run, "tiny", {**GIVEN, "tags": ["a", "b"]})
+    assert asked == {**GIVEN, "tags": ("a", "b"), "group": None}
+
+
+def test_names_are_no_longer_than_wandb_takes_and_stay_apart(tmp_path: Path) -> None:
+    run = tmp_path / ("x" * 200) / ("y" * 200)
+    long = {"name": "n" * 200, "job_type": "j" * 200, "tags": ["t" * 64, "t" * 65, "t" * 66]}
+    found = labels(run, "e" * 200, long)
+    assert [len(found[name]) for name in ("name", "job_type", "group")] == [128, 64, 128]
+    assert [len(tag) for tag in found["tags"]] == [64] * 3 and len(set(found["tags"])) == 3
+    assert len(labels(run, "", {})["name"]) == 128
+    assert shortened("a" * 128, 128) == "a" * 128 and shortened("a" * 129, 128) != shortened("a" * 130, 128)
+
+
+def test_an_id_is_a_runs_own_and_stays_with_it(tmp_path: Path) -> None:
+    run = tmp_path / "001"
+    run.mkdir()
+    first = run_id(run)
+    assert run_id(run) == first
+    run.rename(tmp_path / "moved")
+    run.mkdir()  # another one at the same place
+    assert run_id(tmp_path / "moved") == first != run_id(run)
+    (run / "wandb" / "run_id").write_text("")  # cut short
+    (run / "wandb" / "offline-run-20260101_000000-0123456789ab").mkdir()
+    assert run_id(run) == "0123456789ab" == run_id(run)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"project": ""}, "`log.project` is empty, which wandb does not take; give a name, or leave it out."),
+        ({"project": " "}, "`log.project` is empty"),
+        ({"project": "a/b"}, "`log.project` ('a/b') is no project of wandb; give at most 128 characters without"),
+        ({"project": "a" * 129}, "is no project of wandb"),
+        ({"tags": ("a", "")}, "`log.tags` is empty"),
+        ({"entity": ""}, "`log.entity` is empty"),
+    ],
+)
+def test_what_wandb_would_refuse_is_refused_before_anything_is_trained(
+    fields: dict[str, Any], message: str, tiny: Experiment, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        train(dataclasses.replace(tiny, log=Log(wandb="offline", **fields)), tmp_path / "run")
+    assert message in str(error.value) and "\n" not in str(error.value) and not (tmp_path / "run").exists()
+    validate(dataclasses.replace(tiny, log=Log(**fields)))  # without wandb it is nobody's trouble
+
+
+def test_long_names_lose_neither_the_artifact_nor_the_end(finished: Path, tmp_path: Path) -> None:
+    """With all that can be asked for, and a task's name that is longer than a file's may be."""
+    path, said = tmp_path / ("x" * 200) / ("y" * 200), []
+    shutil.copytree(finished, path)
+    config, evaluation = (json.loads((path / name).read_text()) for name in ("config.json", "evaluation.json"))
+    evaluation["results"][0]["task"] = "t" * 300
+    (path / "evaluation.json").write_text(json.dumps(evaluation))
+    log = {**GIVEN, "wandb": "offline", "tags": ["a", "t" * 100]}
+    (path / "config.json").write_text(json.dumps({**config, "log": log}))
+    environment = json.loads((path / "environment.json").read_text())
+    (path / "environment.json").write_text(json.dumps({**environment, "experiment": "e" * 200}))
+    with logging_beside(path, "offline", said.append, stats=False):
+        pass
+    assert len(said) == 1, said
+    (part,) = (path / "wandb").glob("offline-run-*")
+    found = {record.WhichOneof("record_type"): record for record in records(part)}
+    run, artifact = found["run"].run, found["artifact"].artifact
+    assert (run.project, run.entity, run.display_name, run.notes, run.job_type) == tuple(GIVEN.values())
+    assert len(run.run_group) == 128 and list(run.tags) == ["a", shortened("t" * 100, 64)]
+    assert len(artifact.name) == 128 and artifact.name.startswith("eeee") and "exit" in found
 
 
 def test_nothing_of_it_is_loaded_when_disabled(finished: Path) -> None:
@@ -297,6 +386,51 @@ def test_a_killed_wandb_core_is_one_line(tiny: Experiment, tmp_path: Path) -> No
     assert len(killed) == 1 and whole(path)
     said = console.of_wandb()
     assert len(said) == 2 and said[1].startswith("wandb: off from here on (") and "metrics.jsonl goes on" in said[1]
+
+
+FAKE = """
+import os
+
+def fail(where):
+    if os.environ["FAILS"].startswith(where):
+        raise (SystemExit if os.environ["FAILS"].endswith("exit") else RuntimeError)("no\\nluck")
+
+fail("import")
+
+class Run:
+    dir, group, summary = "/x/files", "g", {}
+
+    def log(self, values): fail("log")
+    def finish(self): fail("finish")
+    def define_metric(self, *args, **options): pass
+    def log_artifact(self, artifact): fail("artifact")
+
+class Artifact:
+    def __init__(self, *args, **options): pass
+    def add_file(self, file): pass
+
+Table = Image = Settings = lambda *args, **options: None
+
+def init(**options):
+    fail("init")
+    return Run()
+"""
+
+
+@pytest.mark.parametrize("fails", ["import", "init", "log", "finish", "artifact", "log exit"])
+def test_a_wandb_that_raises_is_one_line_and_no_trouble(
+    fails: str, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fake").mkdir()
+    (tmp_path / "fake" / "wandb.py").write_text(FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    monkeypatch.setenv("FAILS", fails)
+    path, said = Path(shutil.copytree(finished, tmp_path / "run")), []
+    with logging_beside(path, "offline", said.append, stats=False):
+        pass
+    (line,) = [line for line in said if "offline in" not in line]
+    assert line.startswith("wandb: off from here on (") and line.endswith("; metrics.jsonl goes on")
+    assert ("status 1" if "exit" in fails else "RuntimeError: no)") in line
 
 
 def test_a_wandb_that_hangs_is_left_at_the_end(tmp_path: Path) -> None:
