@@ -238,3 +238,11 @@ def test_resuming_takes_workers_and_nothing_that_was_decided() -> None:
     for words in (["x", "--seeds", "2"], ["x", "--num-tasks", "2"]):
         with pytest.raises(UserError, match=f"unrecognized arguments: {words[1]} 2; see `metaopt resume --help`."):
             read_resume_options(words)
+
+
+@pytest.mark.parametrize(
+    "words", ["--seeds 2 --seeds 3", "--workers 1 --seeds 2 --workers=2", "--seeds 2 --horizon 3 --horizon 4"]
+)
+def test_a_flag_given_twice_is_refused(words: str) -> None:
+    with pytest.raises(UserError, match="is given 2 times; give it once"):
+        read_options(["quadratic_rl", *words.split()])
