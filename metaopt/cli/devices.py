@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import subprocess
+import sys
+
+from metaopt import files
+from metaopt.errors import UserError
 
 
 def configure_for_training(num_devices: int | None, before: int | None = None) -> None:
@@ -39,10 +43,34 @@ def configure_jax(num_devices: int | None = None) -> None:
             use_cpu_devices(num_devices or available_cores())
         except RuntimeError:
             pass  # devices are in use already
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metaopt" / "jax"
+    folder = files.cache_home()
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None and folder is not None:
+        cache = folder / "metaopt" / "jax"
         try:
             cache.mkdir(parents=True, exist_ok=True)
+            files.try_writing(cache)
         except OSError:
             return
         jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def check_environment() -> None:
+    """Reads the variables that jax and XLA read, which would end a command with a traceback, or the process itself.
+
+    Raises:
+      UserError: one has a value that cannot be.
+    """
+    try:
+        import jax  # noqa: F401
+    except ValueError as error:  # by a variable JAX_...
+        raise UserError(f"{str(error).rstrip('.')}; unset the variable or mend it.") from None
+    if not os.environ.get("XLA_FLAGS"):
+        return
+    # XLA ends the process at a flag it does not know, and tells of none beforehand: a child reads them first.
+    code = "from jaxlib.xla_client import CompileOptions; CompileOptions().executable_build_options.debug_options"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False, encoding="utf-8", errors="replace"
+    )
+    if done.returncode and "Traceback" not in done.stderr:  # of a jaxlib that is asked in another way
+        said = done.stderr.partition("\n")[0].partition("] ")[2].rstrip(".") or "XLA does not take them"
+        raise UserError(f"XLA_FLAGS={os.environ['XLA_FLAGS']}: {said}; unset the variable or mend it.")

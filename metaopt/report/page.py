@@ -79,7 +79,7 @@ def write_page(template: str, out: Path, **context: Any) -> Path:
     text = TEMPLATES.get_template(template).render(**context)
     try:
         with replacing(out) as part:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}; give another --out.") from None
     return out

@@ -67,6 +67,7 @@ def new_folder(out: Path | None, default_parent: Path) -> NewFolder:
     """
     if out is None:
         return _numbered(default_parent)
+    out = files.place(out)
     check_free(out)
     return _make(out, exist_ok=True)
 
@@ -178,6 +179,7 @@ def open_run(path: Path) -> tuple[Path, Experiment]:
     Raises:
       UserError: the path is not a run folder, or its config.json is broken or of a format that is not read here.
     """
+    path = files.place(path)
     if not os.path.exists(path):
         raise UserError(f"there is no run folder {path}.")
     config = path / CONFIG

@@ -68,6 +68,8 @@ def read_optimizer(path: Path) -> Trained:
     except UserError:
         raise
     except Exception as error:  # a stranger's file may hold anything
+        if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):  # of jax, not of the file
+            raise
         raise UserError(f"{path} is no trained optimizer of metaopt: {_one_line(error)}.") from None
     shapes = jax.eval_shape(optimizer.init, jax.random.key(0))
     wanted = _named(shapes)

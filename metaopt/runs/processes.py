@@ -46,13 +46,27 @@ def find_job(environment: Mapping[str, str]) -> Job | None:
     """The job that `srun` or `mpirun` started this process for; None where it trains alone. Needs no jax.
 
     In a batch script or an interactive shell, outside of `srun`, Slurm tells of no step, or of one with a single task.
+
+    Raises:
+      UserError: one of the variables is no number that it can be.
     """
     for names in STARTERS:
-        count, process, count_here, process_here = (environment.get(name) for name in names)
-        if count is not None and process is not None:
-            here = None if count_here is None else int(count_here)
-            return Job(int(count), int(process), here, int(process_here or 0)) if int(count) > 1 else None
+        if all(name in environment for name in names[:2]):
+            count, process, count_here, process_here = (_number(environment, name) for name in names)
+            assert count is not None and process is not None
+            if count <= 1:
+                return None
+            if process >= count:
+                raise UserError(f"{names[1]}={process} is not below {names[0]}={count}; unset both, or mend them.")
+            return Job(count, process, count_here, process_here or 0)
     return None
+
+
+def _number(environment: Mapping[str, str], name: str) -> int | None:
+    text = environment.get(name)
+    if text is not None and not text.isdecimal():
+        raise UserError(f"{name}={text} is no whole number; unset it, or start the processes by srun or mpirun.")
+    return None if text is None else int(text)
 
 
 def devices_each(job: Job, num_devices: int | None) -> int:

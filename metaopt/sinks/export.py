@@ -82,7 +82,7 @@ def _csv(path: Path, rows: Sequence[Row], out: Path) -> Iterator[str]:
     for name, table in tables(path, rows).items():
         cells = [{key: _cell(value) for key, value in row.items()} for row in table]
         with files.replacing(out / f"{name}.csv") as part:
-            pandas.DataFrame(cells, dtype=object).to_csv(part, index=False)
+            pandas.DataFrame(cells, dtype=object).to_csv(part, index=False, errors="backslashreplace")
         yield str(out / f"{name}.csv")
 
 
