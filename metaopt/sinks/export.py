@@ -141,8 +141,10 @@ def _tensorboard(path: Path, rows: Sequence[Row], out: Path) -> Iterator[str]:
 
 def _wandb(path: Path, rows: Sequence[Row], out: Path) -> Iterator[str]:
     """The whole run offline, with what came after training, such as the doctor's examination."""
+    from metaopt.runs.optimizer_file import refuse_nonfinite_file
     from metaopt.sinks.wandb_logger import logging_beside
 
+    refuse_nonfinite_file(path / folder.OPTIMIZER)  # which goes along
     said: list[str] = []
     with logging_beside(path, "offline", said.append, patience=600.0, stats=False):
         pass
