@@ -78,7 +78,7 @@ def print_entry(name: str) -> None:
 def _print_options(name: str, registry: Registry[Any]) -> None:
     factory = registry[name]
     text = inspect.getdoc(factory) or _first_line(factory)
-    print(f"{registry.kind} {name}: {text}\n\noptions, as {name}:key=value,...")
+    print(f'{registry.kind} {name}: {text}\n\noptions, as {name}:key=value,... (key="a,b": with a comma in it)')
     hints = hints_of(factory)
     for key, parameter in inspect.signature(factory).parameters.items():
         if parameter.default is not parameter.empty and key not in NOT_OPTIONS:

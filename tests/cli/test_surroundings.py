@@ -273,6 +273,34 @@ def test_a_tilde_is_the_home_folder_everywhere(
     assert plugins.full_name("~/mine.py") == str(tmp_path / "mine.py")
 
 
+def test_a_folder_whose_path_is_no_text_is_refused_for_training_and_read(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    odd = os.fsdecode(b"caf\xff")
+    run = shutil.copytree(finished, tmp_path / odd / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(EXPERIMENT, encoding="utf-8")
+    for words in (["train", "mine.py", "--out", odd], ["train", "--resume", f"{odd}/run", "--num-meta-steps", "12"]):
+        assert cli.main(words) == 2
+        error = capfdbinary.readouterr().err
+        assert error.startswith(b"metaopt: error: cannot write to the folder caf\xff"), error
+        assert b"its whole path is not UTF-8; " in error and error.count(b"\n") == 1
+    monkeypatch.chdir(tmp_path / odd)
+    assert cli.main(["train", "../mine.py"]) == 2
+    assert sorted(path.name for path in Path().iterdir()) == ["run"]
+    monkeypatch.chdir(tmp_path)
+    capfdbinary.readouterr()
+    for words in (
+        ["runs", odd],
+        ["report", f"{odd}/run"],
+        ["export", f"{odd}/run", "--to", "csv"],
+        ["status", f"{odd}/run"],
+    ):
+        assert cli.main(words) == 0
+    assert b"caf\xff/run/report.html\n" in capfdbinary.readouterr().out
+    assert (run / "report.html").read_text(encoding="utf-8")
+
+
 def test_json_holds_a_byte_of_a_path_and_gives_it_back(tmp_path: Path) -> None:
     value = {os.fsdecode(b"caf\xff"): os.fsdecode(b'"\xe9\\')}
     files.write_json(tmp_path / "held.json", value)
