@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,21 @@ def cache_home() -> Path | None:
     """Where programs keep what they can make again; None where that is nowhere."""
     named, own = os.environ.get("XDG_CACHE_HOME"), home()
     return place(named) if named else own and own / ".cache"
+
+
+def what_is_wrong(path: Path) -> str:
+    """Why a path holds nothing that can be read, ` (Permission denied)`; empty where it is simply not there."""
+    try:
+        is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return " (a link to nothing)" if os.path.islink(path) else ""
+    except (NotADirectoryError, ValueError):
+        return ""
+    except OSError as error:
+        return f" ({error.strerror})"
+    if not os.access(path, os.R_OK | os.X_OK if is_folder else os.R_OK):
+        return f" ({os.strerror(errno.EACCES)})"
+    return ""
 
 
 # ----- writing and reading --------------------------------------------------------------------------------------------
