@@ -159,7 +159,7 @@ def run_file(path: Path, what: str, *, anew: bool = False) -> types.ModuleType:
       UserError: it fails, with its file and line, or runs itself.
     """
     file = path.resolve()
-    package = types.ModuleType(f"{PRIVATE}{zlib.crc32(str(file.parent).encode()):08x}")
+    package = types.ModuleType(f"{PRIVATE}{zlib.crc32(os.fsencode(file.parent)):08x}")
     name = f"{package.__name__}.{file.stem}"
     if name in _running:
         raise UserError(

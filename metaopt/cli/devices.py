@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ def configure_for_training(num_devices: int | None, before: int | None = None) -
     """Devices as asked for, else as before; in a job of several processes they are shared out, and it is joined.
 
     Raises:
-      UserError: the processes' shares of the devices are not equal.
+      UserError: the processes' shares of the devices are not equal, or the devices that are asked for are not there.
       LostProcess: not all processes of the job came.
     """
     from metaopt.runs import processes
@@ -22,11 +23,13 @@ def configure_for_training(num_devices: int | None, before: int | None = None) -
     job = processes.find_job(os.environ)
     if job is None:
         configure_jax(num_devices or before)
+        see_devices()
         return
     if before is not None and before % job.num_processes:
         before = None  # it was begun by fewer processes
     configure_jax(processes.devices_each(job, num_devices or before))
     processes.join(job)
+    see_devices()
 
 
 def configure_jax(num_devices: int | None = None) -> None:
@@ -46,12 +49,28 @@ def configure_jax(num_devices: int | None = None) -> None:
     folder = files.cache_home()
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None and folder is not None:
         cache = folder / "metaopt" / "jax"
-        try:
+        with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
             files.try_writing(cache)
-        except OSError:
-            return
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+def see_devices() -> None:
+    """Lets jax find its devices.
+
+    Raises:
+      UserError: those that are asked for are not there.
+    """
+    import jax
+
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:  # the latter where jax knows a platform and has no plugin for it
+        named = os.environ.get("JAX_PLATFORMS")
+        asked = f"JAX_PLATFORMS={named}: " if named else ""
+        remedy = "unset it to use what there is" if named else "see that its driver and the jax for it are installed"
+        said = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "there is no such device here"
+        raise UserError(f"{asked}{said}; {remedy}.") from None
 
 
 def check_environment() -> None:

@@ -98,6 +98,10 @@ def _in_job(run: Callable[[], int]) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     try:
+        os.getcwd()
+    except OSError:
+        return _fail("the current folder is gone; change to one that is there.")
+    try:
         # These need jax: imported late, and inside the block, so that Ctrl-C during the import ends quietly too.
         from metaopt import plugins
         from metaopt.errors import UserError
@@ -120,8 +124,6 @@ def _run(command: str, arguments: list[str]) -> int:
                 return _fail(str(error), 1)
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 return _fail(_out_of_memory(error), 1)
-            if str(error).startswith("Unable to initialize backend"):
-                return _fail(_no_backend(error))
             raise
         except OSError as error:
             return _not_written(error)
@@ -146,13 +148,6 @@ def _not_written(error: OSError) -> int:
     named = isinstance(error.filename, str | bytes)
     where = os.fsdecode(error.filename) if named else "cannot write the output"
     return _fail(f"{where}: {trouble}; mend that and give the command again.", 1)
-
-
-def _no_backend(error: Exception) -> str:
-    named = os.environ.get("JAX_PLATFORMS")
-    remedy = "unset it to use what there is" if named else "see that its driver and the jax for it are installed"
-    said = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".")
-    return f"{f'JAX_PLATFORMS={named}: ' if named else ''}{said}; {remedy}."
 
 
 def _fail(message: str, status: int = 2) -> int:

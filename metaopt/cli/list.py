@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from metaopt.choices import Choice, hints_of
+from metaopt.cli import devices
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import FAMILY_OPTIONS
 from metaopt.experiment.plain import to_json
@@ -38,6 +39,8 @@ def show_list(names: list[str]) -> None:
     if any(word in ("-h", "--help") for word in names):
         print(HELP)
         return
+    devices.configure_jax(1)
+    devices.see_devices()
     for name in names:
         print_entry(name)
     if not names:

@@ -223,7 +223,7 @@ def _read_idx(path: Path) -> np.ndarray:
     try:
         with open(path, "rb") as file:
             packed = file.read(2) == b"\x1f\x8b"  # whatever the file is called: browsers unpack, and keep the name
-        with gzip.open(path) if packed else open(path, "rb") as file:
+        with gzip.open(path, "rb") if packed else open(path, "rb") as file:
             parts = iter(lambda: file.read(2**24), b"")
             content = b"".join(itertools.islice(parts, MOST_BYTES // 2**24 + 1))
     except PermissionError as error:

@@ -75,10 +75,13 @@ def new_folder(out: Path | None, default_parent: Path) -> NewFolder:
 
 def refuse_bytes(path: Path, remedy: str) -> None:
     """Raises UserError where a path is no text, which those who write checkpoints and tensors want."""
+    text = str(path.absolute())
     try:
-        str(path.absolute()).encode()
+        same = os.fsencode(text) == text.encode()  # which differ under an older locale
     except UnicodeEncodeError:
-        raise UserError(f"cannot write to the folder {path}: its whole path is not UTF-8; {remedy}.") from None
+        same = False
+    if not same:
+        raise UserError(f"cannot write to the folder {path}: its whole path is not UTF-8; {remedy}.")
 
 
 def check_free(out: Path) -> None:

@@ -250,7 +250,7 @@ def place_of(path: Path, experiment: str) -> tuple[str, str]:
 
 def run_id(path: Path) -> str:
     """One id for all processes of a run: its folder's."""
-    return hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
 
 
 def _log_end(run: Any, path: Path) -> None:

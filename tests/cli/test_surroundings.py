@@ -21,6 +21,10 @@ from metaopt.cli import entry as cli
 from metaopt.errors import UserError
 
 ROOT = Path(cli.__file__).parents[2]
+PARTS = ("metaopt", "experiments", "benchmarks", "examples", "scripts")
+
+
+OLD = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # a locale with ASCII alone
 
 
 def shell(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -178,6 +182,16 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(
     assert page.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [page]
 
 
+def test_a_command_in_a_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert cli.main(["runs"]) == 2
+    assert capsys.readouterr().err == "metaopt: error: the current folder is gone; change to one that is there.\n"
+
+
 def test_an_error_about_something_else_stays_what_it_is(tmp_path: Path) -> None:
     for error in (UserError("Permission denied"), ValueError("no"), FileNotFoundError(2, "No such file", "x")):
         with pytest.raises(type(error)) as caught, files.replacing(tmp_path / "held"):
@@ -236,7 +250,7 @@ def test_a_user_without_a_name_trains() -> None:
         os.chmod(folder, 0o777)
         Path(folder, "mine.py").write_text(EXPERIMENT, encoding="utf-8")
         user = "setpriv --reuid 54321 --regid 54321 --clear-groups"
-        done = shell(f"cd {folder}; {user} $METAOPT train mine.py --out run", LANG="C")
+        done = shell(f"cd {folder}; {user} $METAOPT train mine.py --out run", **OLD)
         assert (done.returncode, done.stderr) == (0, "")
         assert Path(folder, "run", "report.html").stat().st_size and "report: run/report.html" in done.stdout
 
@@ -311,7 +325,7 @@ def test_json_holds_a_byte_of_a_path_and_gives_it_back(tmp_path: Path) -> None:
 def test_every_file_of_text_has_its_encoding_named() -> None:
     """Else it is written in the letters of whoever runs it, and read in those of another."""
     unnamed = []
-    for path in sorted(Path(cli.__file__).parents[1].rglob("*.py")):
+    for path in sorted(path for part in PARTS for path in (ROOT / part).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and _is_text(node) and not {"encoding"} & {k.arg for k in node.keywords}:
                 unnamed.append(f"{path}:{node.lineno}")
@@ -373,6 +387,7 @@ def test_a_variable_with_an_impossible_value_is_one_line(
     ("variables", "said"),
     [
         ({"JAX_PLATFORMS": "quantum"}, "JAX_PLATFORMS=quantum: Unable to initialize backend 'quantum': "),
+        ({"JAX_PLATFORMS": "cuda"}, "JAX_PLATFORMS=cuda: there is no such device here; unset it to use what there is."),
         ({"JAX_ENABLE_X64": "maybe"}, "invalid truth value 'maybe' for environment 'JAX_ENABLE_X64'; unset the "),
     ],
 )

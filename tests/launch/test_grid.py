@@ -224,3 +224,9 @@ def test_resuming_takes_workers_and_nothing_that_was_decided() -> None:
     for words in (["x", "--seeds", "2"], ["x", "--num-tasks", "2"]):
         with pytest.raises(UserError, match=f"unrecognized arguments: {words[1]} 2; see `metaopt resume --help`."):
             read_resume_options(words)
+
+
+def test_values_in_quotes_are_whole() -> None:
+    assert split_values('x:a="b,c",y') == ['x:a="b,c"', "y"]
+    assert split_values('x:a="b;c",z=1;y') == ['x:a="b;c",z=1', "y"]
+    assert split_values('x:a="b;c";') == ['x:a="b;c"']
