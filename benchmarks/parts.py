@@ -309,5 +309,5 @@ class MetaGradient:
 
 def _available_memory() -> float:
     """Bytes that programs can have without swapping."""
-    words = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    words = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
     return 1024.0 * int(words["MemAvailable"].split()[0])

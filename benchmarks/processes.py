@@ -35,7 +35,7 @@ class Load:
 
 def _busy_seconds() -> float:
     """Core-seconds since boot that were not idle, time stolen by the host included."""
-    fields = [int(word) for word in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    fields = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
     idle, waiting = fields[3], fields[4]
     return (sum(fields) - idle - waiting) / os.sysconf("SC_CLK_TCK")
 
@@ -46,7 +46,7 @@ class Worker:
     def __init__(self, program: list[str], environment: Mapping[str, str]) -> None:
         pipe = subprocess.PIPE
         command = [sys.executable, *program]
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, cwd=ROOT, text=True)
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, cwd=ROOT, encoding="utf-8")
         self.first = self._read()  # {"seconds"} of the first call, compilation and all
 
     def _read(self) -> dict[str, float]:

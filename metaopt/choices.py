@@ -18,7 +18,11 @@ from metaopt.numbers import out_of_range
 
 @dataclass(frozen=True)
 class Choice:
-    """One entry of a registry with its settings; as text `classifier:hidden_layers=3,batch_norm=true`."""
+    """One entry of a registry with its settings; as text `classifier:hidden_layers=3,batch_norm=true`.
+
+    In text a value with a comma, or one that is text though it looks like a number, stands in double quotes, with any
+    quote within it doubled: `classifier:data=mnist,data_dir="/data/a,b"`.
+    """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -38,19 +42,38 @@ def choice(name: str, **options: Any) -> Choice:
 
 
 def _to_text(value: Any) -> str:
+    if isinstance(value, str):
+        as_it_is = value == value.strip() and not set(',"') & set(value) and isinstance(_from_text(value), str)
+        return value if as_it_is else '"{}"'.format(value.replace('"', '""'))
     return str(value).lower() if isinstance(value, bool) or value is None else str(value)
 
 
 def _from_text(text: str) -> Any:
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        return text[1:-1].replace('""', '"')
     words = {"true": True, "false": False}
     if text.lower() in words:
         return words[text.lower()]
-    for convert in (int, float):  # "none" stays a word: whether it means None the option's type decides
-        try:
-            return convert(text)
-        except ValueError:
-            pass
-    return text
+    try:
+        return int(text) if str(int(text)) == text else text  # 007 is a name
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text  # so is "none": whether it means None the option's type decides
+
+
+def split_outside_quotes(text: str, at: str) -> list[str]:
+    """The parts of a text between the signs `at`, those within double quotes left alone."""
+    parts, quoted = [""], False
+    for sign in text:
+        quoted ^= sign == '"'
+        if sign in at and not quoted:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
 
 
 def parse_choice(text: str, *, base: Choice | None = None) -> Choice:
@@ -61,11 +84,16 @@ def parse_choice(text: str, *, base: Choice | None = None) -> Choice:
         if base is None:
             raise UserError(f"{text!r} names no entry; write NAME:key=value,...")
         name, options = base.name, dict(base.options)
-    for part in filter(None, tail.split(",")):
-        key, equals, value = part.partition("=")
+    for part in filter(None, split_outside_quotes(tail, ",")):
+        key, equals, value = (word.strip() for word in part.partition("="))
         if not equals or not key:
-            raise UserError(f"{part!r} in {text!r} is not key=value; write NAME:key=value,...")
-        options[key.strip()] = _from_text(value.strip())
+            raise UserError(
+                f"{part!r} in {text!r} is not key=value; write NAME:key=value,... and a value with a comma in double "
+                "quotes, all of it in the shell's: 'NAME:key=\"a,b\"'."
+            )
+        if '"' in value and (value.count('"') % 2 or not value[0] == value[-1] == '"'):
+            raise UserError(f'{part!r} in {text!r} has a stray quote; write key="...", a quote within it doubled.')
+        options[key] = _from_text(value)
     return Choice(name, options)
 
 
@@ -131,6 +159,10 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     for part in value if isinstance(value, (list, tuple)) else (value,):
         if unusable := out_of_range(part):
             raise UserError(f"{where} {unusable}")
+    accepted = {hint, *get_args(hint)}
+    text_alone = str in accepted and not accepted & {int, float, bool}
+    if text_alone and isinstance(value, int) and not isinstance(value, bool):  # a folder called 2024
+        value = str(value)
     if value == "none" and type(None) in get_args(hint):
         return None
     if get_origin(hint) is Literal and value not in get_args(hint):
@@ -138,7 +170,8 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         meant = f"; did you mean {close[0]!r}?" if close else "."
         raise UserError(f"{where} is {_to_text(value)!r}; give one of {', '.join(map(str, get_args(hint)))}{meant}")
     names = str(hint).replace("typing.", "").replace("<class '", "").replace("'>", "")
-    wrong = UserError(f"{where} is {value!r}, which is not of type {names}; give a value of that type.")
+    remedy = "write a text that looks so in double quotes" if text_alone else "give a value of that type"
+    wrong = UserError(f"{where} is {value!r}, which is not of type {names}; {remedy}.")
     if isinstance(value, bool) and "bool" not in names and hint is not Any:
         raise wrong
     if isinstance(value, str) and "str" not in names and "Literal" not in names and hint is not Any:

@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaopt import files
 from metaopt.errors import UserError
 from metaopt.registry import REGISTRIES, Entry, Registry
 
@@ -62,7 +63,7 @@ def full_name(name: str) -> str:
     Raises:
       UserError: there is no such file, or it is no Python file, or the name cannot be a module's.
     """
-    path = os.path.abspath(name)
+    path = os.path.abspath(files.place(name))
     is_module = all(part.isidentifier() for part in name.split(".")) and not name.endswith(".py")
     if is_module and (not os.path.exists(path) or os.path.isfile(os.path.join(path, "__init__.py"))):
         return name
@@ -158,7 +159,7 @@ def run_file(path: Path, what: str, *, anew: bool = False) -> types.ModuleType:
       UserError: it fails, with its file and line, or runs itself.
     """
     file = path.resolve()
-    package = types.ModuleType(f"{PRIVATE}{zlib.crc32(str(file.parent).encode()):08x}")
+    package = types.ModuleType(f"{PRIVATE}{zlib.crc32(os.fsencode(file.parent)):08x}")
     name = f"{package.__name__}.{file.stem}"
     if name in _running:
         raise UserError(

@@ -17,6 +17,7 @@ FLOORS = {
     "errors": -2,
     "numbers": -2,
     "files": 0,
+    "streams": 0,
     "trees": 0,
     "choices": -1,
     "registry": 0,

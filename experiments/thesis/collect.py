@@ -171,7 +171,7 @@ def _arm(
 ) -> dict[str, Any]:
     folder = work_folder(work, study.name, arm.name)
     seeds = len(next(iter(found.values())))
-    trained = [json.loads(path.read_text()) for path in sorted(folder.glob("seed-*/training.json"))]
+    trained = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("seed-*/training.json"))]
     tests = {}
     for test in study.tests:
         task, runs = str(test.task), found[str(test.task)]

@@ -59,4 +59,4 @@ def _there(study: str) -> None:
 @functools.cache
 def _record(study: str) -> dict[str, Any]:
     path = RESULTS / f"{study}.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -35,29 +35,31 @@ def write_all(work: Path) -> list[str]:
         if record is not None:
             RESULTS.mkdir(parents=True, exist_ok=True)
             path = RESULTS / f"{study.name}.json"
-            if path.exists() and runs_in(json.loads(path.read_text())) > runs_in(record):
+            if path.exists() and runs_in(json.loads(path.read_text(encoding="utf-8"))) > runs_in(record):
                 lines.append(f"kept: {path.relative_to(ROOT)}, which holds more; remove it to begin anew")
                 continue
             _write(path, record)
             lines.append(f"results: {path.relative_to(ROOT)}")
     for name in AFTER:
         if (work / f"{name}.json").exists() and not _fewer_rows(work / f"{name}.json", RESULTS / f"{name}.json"):
-            _write(RESULTS / f"{name}.json", json.loads((work / f"{name}.json").read_text()))
+            _write(RESULTS / f"{name}.json", json.loads((work / f"{name}.json").read_text(encoding="utf-8")))
             lines.append(f"results: {(RESULTS / name).relative_to(ROOT)}.json")
     records = read_results()
     if records:
         lines += [f"picture: {path}" for path in _draw(records)]
-        (THESIS / "README.md").write_text(page(records))
+        (THESIS / "README.md").write_text(page(records), encoding="utf-8")
         lines.append("page: experiments/thesis/README.md")
     return lines
 
 
 def _write(path: Path, record: Record) -> None:
-    path.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
+    path.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _fewer_rows(new: Path, old: Path) -> bool:
-    return old.exists() and len(json.loads(new.read_text())["rows"]) < len(json.loads(old.read_text())["rows"])
+    return old.exists() and len(json.loads(new.read_text(encoding="utf-8"))["rows"]) < len(
+        json.loads(old.read_text(encoding="utf-8"))["rows"]
+    )
 
 
 def runs_in(record: Record) -> int:
@@ -67,7 +69,7 @@ def runs_in(record: Record) -> int:
 
 def read_results() -> dict[str, Record]:
     """The committed records by study."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
 
 
 def _draw(records: Mapping[str, Record]) -> Iterator[str]:
@@ -113,7 +115,7 @@ def page(records: Mapping[str, Record]) -> str:
     values = {"multiple": MULTIPLE, "further": FURTHER, "few": f"{100 * FEW:.0f}", "alike": f"{100 * (1 - ALIKE):.0f}"}
     values["defaults"] = ", ".join(f"`{name}={found[name]}`" for name in DEFAULTS)
     filled = {name: "\n".join(lines).strip() for name, lines in blocks.items()} | values
-    return Template((THESIS / "page.md").read_text()).substitute(filled)
+    return Template((THESIS / "page.md").read_text(encoding="utf-8")).substitute(filled)
 
 
 def _table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:

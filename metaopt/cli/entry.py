@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 
-from metaopt import __version__
+from metaopt import __version__, files, streams
 from metaopt.cli import commands
 from metaopt.errors import printable
 
@@ -45,7 +46,24 @@ Every command takes `--plugin FILE_OR_MODULE`, again for several: your own tasks
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command. Returns the exit status: 0: done, 1: a failure, 2: a user's mistake, 128 + signal."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    streams.prepare()
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would tell of a home that it cannot write to
+    try:
+        status = _main(sys.argv[1:] if arguments is None else arguments)
+        try:
+            sys.stdout.flush()  # what cannot be printed is noticed here, not by Python when all is over
+        except OSError as error:
+            streams.to_nowhere(sys.stdout)
+            return status or _not_written(error)
+    except BrokenPipeError:  # the reader of our output has gone
+        streams.to_nowhere(sys.stdout)
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        return _not_written(error)
+    return status
+
+
+def _main(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0 if arguments else 2
@@ -81,6 +99,10 @@ def _in_job(run: Callable[[], int]) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     try:
+        os.getcwd()
+    except OSError:
+        return _fail("the current folder is gone; change to one that is there.")
+    try:
         # These need jax: imported late, and inside the block, so that Ctrl-C during the import ends quietly too.
         from metaopt import plugins
         from metaopt.errors import UserError
@@ -89,7 +111,7 @@ def _run(command: str, arguments: list[str]) -> int:
         from metaopt.runs.interrupts import Interrupted
 
         try:
-            commands.run(command, plugins.take(arguments))
+            commands.run(command, plugins.take([files.written_out(word) for word in arguments]))
         except UnknownEntry as error:
             return _fail(own_entries.explained(error, [command, *arguments]))
         except UserError as error:
@@ -104,14 +126,12 @@ def _run(command: str, arguments: list[str]) -> int:
             if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
                 return _fail(_out_of_memory(error), 1)
             raise
+        except OSError as error:
+            return _not_written(error)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
     except KeyboardInterrupt:
         return _fail("interrupted", 128 + signal.SIGINT)
-    except BrokenPipeError:
-        # The reader of our output has gone; Python must not complain about it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     return 0
 
 
@@ -119,6 +139,16 @@ def _out_of_memory(error: Exception) -> str:
     lines = str(error).removeprefix("RESOURCE_EXHAUSTED: ").splitlines()
     cause = f" ({lines[0].rstrip('.')})" if lines else ""
     return f"out of memory{cause}; lower --num-tasks, in training also --chunk-size, or take a smaller task."
+
+
+def _not_written(error: OSError) -> int:
+    """The line for a disk that takes no more, whatever was written to it; raises what is about something else."""
+    trouble = files.disk_trouble(error)
+    if trouble is None:
+        raise error
+    named = isinstance(error.filename, str | bytes)
+    where = os.fsdecode(error.filename) if named else "cannot write the output"
+    return _fail(f"{where}: {trouble}; mend that and give the command again.", 1)
 
 
 def _fail(message: str, status: int = 2) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from metaopt.choices import Choice, hints_of
+from metaopt.cli import devices
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import FAMILY_OPTIONS
 from metaopt.experiment.plain import to_json
@@ -38,6 +39,8 @@ def show_list(names: list[str]) -> None:
     if any(word in ("-h", "--help") for word in names):
         print(HELP)
         return
+    devices.configure_jax(1)
+    devices.see_devices()
     for name in names:
         print_entry(name)
     if not names:
@@ -78,7 +81,7 @@ def print_entry(name: str) -> None:
 def _print_options(name: str, registry: Registry[Any]) -> None:
     factory = registry[name]
     text = inspect.getdoc(factory) or _first_line(factory)
-    print(f"{registry.kind} {name}: {text}\n\noptions, as {name}:key=value,...")
+    print(f'{registry.kind} {name}: {text}\n\noptions, as {name}:key=value,... (key="a,b": with a comma in it)')
     hints = hints_of(factory)
     for key, parameter in inspect.signature(factory).parameters.items():
         if parameter.default is not parameter.empty and key not in NOT_OPTIONS:

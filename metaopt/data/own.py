@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from metaopt import files
 from metaopt.data.dataset import Dataset, Examples, Targets, split_rows, standardised
 
 FRACTIONS = (0.8, 0.1, 0.1)  # training, validation, test, where a file brings no splits of its own
@@ -40,23 +41,21 @@ def load_file(name: str, data_dir: str | None, targets: Targets, split_seed: int
 
 
 def _find(name: str, data_dir: str | None) -> Path:
-    if "," in name:
-        raise ValueError(f"data set {name!r}: a comma ends an option in NAME:key=value; rename the file or its folder.")
-    given, root = Path(name).expanduser(), os.environ.get("METAOPT_DATA_DIR")
-    places = [Path(data_dir or ".").expanduser() / given]
+    given, root = files.place(name), os.environ.get("METAOPT_DATA_DIR")
+    places = [files.place(data_dir or ".") / given]
     if (name, data_dir) in _found:  # a path that was found once is found again after a change of folder
         places.append(_found[name, data_dir])
     if data_dir is None and root:
-        places.append(Path(root).expanduser() / given)
+        places.append(files.place(root) / given)
     places = list(dict.fromkeys(place.absolute() for place in places))
     for place in places:
-        if place.is_file():
+        if os.path.isfile(place):
             _found[name, data_dir] = place
             return place
-    tried = ", ".join(map(str, places))
+    tried = ", ".join(f"{place}{files.what_is_wrong(place)}" for place in places)
     raise FileNotFoundError(
-        f"data set {name!r} is no file; give the path of an .npz or .csv file, or its folder as `data_dir`. "
-        f"Tried: {tried}."
+        f"data set {name!r} is no file; give the path of an .npz or .csv file, or its folder as `data_dir` or "
+        f"METAOPT_DATA_DIR. Tried: {tried}."
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from metaopt import files
 from metaopt.choices import Choice, build, parse_choice, typed
 from metaopt.errors import UserError
 from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, TASKS, Registry
@@ -166,6 +167,19 @@ def build_family(
 
 # Tracing a deep network takes a while, and a command builds its families several times.
 _CHECKED_FAMILIES: set[tuple[Any, str]] = set()
+
+
+def placed(experiment: Experiment) -> Experiment:
+    """The experiment with whole paths in the options that say where data lie, which hold in any folder."""
+
+    def whole(picked: Choice) -> Choice:
+        named = TASKS.traits(picked.name).places
+        given = {key: value for key, value in picked.options.items() if key in named and value not in (None, "none")}
+        places = {key: str(files.place(str(value)).absolute()) for key, value in given.items()}
+        return Choice(picked.name, {**picked.options, **places})
+
+    held = dataclasses.replace(experiment.evaluation, tasks=tuple(map(whole, experiment.evaluation.tasks)))
+    return dataclasses.replace(experiment, tasks=tuple(map(whole, experiment.tasks)), evaluation=held)
 
 
 def build_families(experiment: Experiment) -> Families:

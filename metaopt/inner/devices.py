@@ -56,7 +56,7 @@ def compiler_options(*, runs_once: bool = False) -> dict[str, bool | int]:
         return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     options: dict[str, bool | int] = {"xla_backend_optimization_level": 2}
     try:
-        if "avx512f" in Path("/proc/cpuinfo").read_text():
+        if "avx512f" in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"):
             options["xla_cpu_prefer_vector_width"] = 512
     except OSError:
         pass
@@ -118,7 +118,7 @@ def total_memory() -> int:
         return statistics["bytes_limit"]
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 2**32]
     with contextlib.suppress(OSError, ValueError):  # ValueError: the limit reads "max"
-        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
     with contextlib.suppress(KeyError, ValueError):
         limits.append(int(os.environ["SLURM_MEM_PER_NODE"]) * 2**20)
     return min(limits)

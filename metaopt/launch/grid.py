@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
-from metaopt.choices import Choice
+from metaopt.choices import Choice, split_outside_quotes
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import Experiment
 from metaopt.experiment.plain import to_json
@@ -70,8 +70,9 @@ def read_grid(sweeps: tuple[str, ...], seeds: int | None) -> tuple[Grid, int | N
 
 def split_values(text: str) -> list[str]:
     """`A,B,C`, or `A;B;C` where there is a `;`; spaces around values go."""
-    values = [value.strip() for value in text.split(";" if ";" in text else ",")]
-    return values[:-1] if ";" in text and not values[-1] else values
+    several = split_outside_quotes(text, ";")
+    values = [value.strip() for value in (several if len(several) > 1 else split_outside_quotes(text, ","))]
+    return values[:-1] if len(several) > 1 and not values[-1] else values
 
 
 def _add(grid: Grid, name: str, values: list[str], where: str) -> None:
@@ -205,7 +206,10 @@ def _apply(base: Experiment, overrides: Mapping[str, str], where: str) -> Experi
     words: list[str] = []
     for name, value in overrides.items():
         several = get_origin(_hints()[name]) is tuple
-        words += [f"--{name.replace('_', '-')}", *(value.split() if several else [value])]
+        words += [
+            f"--{name.replace('_', '-')}",
+            *(filter(None, split_outside_quotes(value, " ")) if several else [value]),
+        ]
     try:
         return parse_experiment(words, prog="metaopt launch", base=base)[0]
     except UserError as error:

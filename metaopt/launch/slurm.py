@@ -241,6 +241,7 @@ def cancel(sweep: Sweep, names: list[str]) -> None:
 def _ask(*command: str) -> str:
     """What one of Slurm's commands prints; nothing where it fails."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=QUERY_SECONDS, check=True).stdout
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=QUERY_SECONDS, check=True)
+        return done.stdout
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sys
 from statistics import fmean
 from typing import Any
 
 from metaopt.errors import printable
 from metaopt.runs.metrics import Row, number
+from metaopt.streams import to_nowhere
 
 
 def make_console(columns: int | None = None) -> Any:
@@ -25,7 +25,7 @@ def make_console(columns: int | None = None) -> Any:
         def on_broken_pipe(self) -> None:
             # rich ends the program here; a run goes on without a reader, as it does without a terminal.
             self.quiet = True
-            _to_nowhere(sys.stdout)
+            to_nowhere(sys.stdout)
 
     if columns is None:
         return Unread(soft_wrap=True)
@@ -41,14 +41,7 @@ def say(console: Any, text: str) -> None:
     try:
         console.print(printable(text, keep="\n"), highlight=False, markup=False, soft_wrap=True)
     except OSError:
-        _to_nowhere(console.file)
-
-
-def _to_nowhere(file: Any) -> None:
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    with contextlib.suppress(OSError, ValueError):  # what is no file has no number
-        os.dup2(nowhere, file.fileno())
-    os.close(nowhere)
+        to_nowhere(console.file)
 
 
 def clock(seconds: float | None) -> str:

@@ -138,7 +138,7 @@ def _git(package: Path) -> dict[str, Any] | None:
 
     def git(*words: str) -> str:
         command = ["git", "-C", str(package.parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}

@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from metaopt.errors import UserError
+from metaopt.files import disk_trouble
 from metaopt.runs import processes
 from metaopt.runs.folder import resume_command
-
-# Full, over its quota, too large a file, gone, read-only, no longer ours.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
 
 
 class NotWritten(RuntimeError):
     """The disk took no more. What was written before stays valid."""
-
-
-def disk_trouble(error: BaseException) -> str | None:
-    """What an error says of a disk that takes no more, in words; None where it is about something else."""
-    if isinstance(error, OSError):
-        return os.strerror(error.errno) if error.errno in _DISK else None
-    # orbax's C++ puts the system's words into a text of its own.
-    return next((os.strerror(code) for code in _DISK if os.strerror(code) in str(error)), None)
 
 
 @contextlib.contextmanager

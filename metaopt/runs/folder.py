@@ -14,7 +14,7 @@ from typing import Any
 import metaopt
 from metaopt import files
 from metaopt.errors import UserError
-from metaopt.experiment import Experiment
+from metaopt.experiment import Experiment, placed
 from metaopt.experiment.plain import from_json, to_json
 
 CONFIG = "config.json"
@@ -65,10 +65,23 @@ def new_folder(out: Path | None, default_parent: Path) -> NewFolder:
     Raises:
       UserError: it exists with something in it, or cannot be written.
     """
+    refuse_bytes(default_parent if out is None else out, "give another --out")
     if out is None:
         return _numbered(default_parent)
+    out = files.place(out)
     check_free(out)
     return _make(out, exist_ok=True)
+
+
+def refuse_bytes(path: Path, remedy: str) -> None:
+    """Raises UserError where a path is no text, which those who write checkpoints and tensors want."""
+    text = str(path.absolute())
+    try:
+        same = os.fsencode(text) == text.encode()  # which differ under an older locale
+    except UnicodeEncodeError:
+        same = False
+    if not same:
+        raise UserError(f"cannot write to the folder {path}: its whole path is not UTF-8; {remedy}.")
 
 
 def check_free(out: Path) -> None:
@@ -150,7 +163,7 @@ def create_run(
 
 def write_config(path: Path, experiment: Experiment) -> None:
     """config.json, with the version of its format."""
-    files.write_json(path / CONFIG, to_json(experiment))
+    files.write_json(path / CONFIG, to_json(placed(experiment)))
 
 
 def safe_name(text: str) -> str:
@@ -178,6 +191,7 @@ def open_run(path: Path) -> tuple[Path, Experiment]:
     Raises:
       UserError: the path is not a run folder, or its config.json is broken or of a format that is not read here.
     """
+    path = files.place(path)
     if not os.path.exists(path):
         raise UserError(f"there is no run folder {path}.")
     config = path / CONFIG

@@ -30,7 +30,7 @@ class JsonLines:
     """Appends rows to metrics.jsonl: one object a line, six digits, infinity as "inf", nan as null."""
 
     def __init__(self, path: Path) -> None:
-        self._file = open(path, "a", encoding="utf-8")
+        self._file = open(path, "a", encoding="utf-8", errors="backslashreplace")  # as in `files.write_json`
 
     def log(self, rows: list[Row]) -> None:
         from metaopt.evaluation.statistics import jsonable

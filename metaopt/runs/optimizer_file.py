@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from safetensors import safe_open
+import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 import metaopt
@@ -47,7 +49,7 @@ def read_optimizer(path: Path) -> Trained:
     """What `save_optimizer` wrote.
 
     Raises:
-      UserError: not such a file, or φ of another architecture than its metadata describes.
+      UserError: not such a file, or φ of another architecture than its metadata describes, or one that is not finite.
     """
     try:
         with safe_open(path, framework="flax") as file:
@@ -68,6 +70,8 @@ def read_optimizer(path: Path) -> Trained:
     except UserError:
         raise
     except Exception as error:  # a stranger's file may hold anything
+        if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):  # of jax, not of the file
+            raise
         raise UserError(f"{path} is no trained optimizer of metaopt: {_one_line(error)}.") from None
     shapes = jax.eval_shape(optimizer.init, jax.random.key(0))
     wanted = _named(shapes)
@@ -78,7 +82,29 @@ def read_optimizer(path: Path) -> Trained:
                 f"{path} is of another architecture: {name} is {held} there and {due} in {experiment.optimizer}."
             )
     meta_params = jax.tree.unflatten(jax.tree.structure(shapes), [tensors[name] for name in wanted])
+    refuse_nonfinite(meta_params, str(path))
     return Trained(optimizer, meta_params, experiment, card)
+
+
+def refuse_nonfinite(meta_params: MetaParams, where: str, remedy: str = "take an older file, or train it anew") -> None:
+    """Refuses a φ that no loss could be computed with.
+
+    Raises:
+      UserError: a number of it is nan or infinite; the line names the leaf.
+    """
+    for name, leaf in _named(meta_params).items():
+        values = np.asarray(leaf)
+        bad = int(np.sum(~np.isfinite(values)))
+        if bad:
+            raise UserError(
+                f"{where}: {bad} of the {values.size} numbers of φ in {name} are nan or infinite; {remedy}."
+            )
+
+
+def refuse_nonfinite_file(path: Path) -> None:
+    """`refuse_nonfinite` of a file that is only passed on, whatever optimizer it is of."""
+    with contextlib.suppress(SafetensorError, OSError), safe_open(path, framework="flax") as file:
+        refuse_nonfinite({name: file.get_tensor(name) for name in file.keys()}, str(path))
 
 
 def _one_line(error: Exception) -> str:

@@ -49,13 +49,15 @@ def find_job(environment: Mapping[str, str]) -> Job | None:
     In a batch script or an interactive shell, outside of `srun`, Slurm tells of no step, or of one with a single task.
 
     Raises:
-      UserError: a variable that is no number, or more processes than any job has.
+      UserError: a variable that is no number that it can be, or more processes than any job has.
     """
     for names in STARTERS:
         count, process, count_here, process_here = (_number(name, environment.get(name)) for name in names)
         if count is not None and process is not None:
             if count > MOST_PROCESSES:
                 raise UserError(f"{names[0]} is {count}; one run is trained by at most {MOST_PROCESSES} processes.")
+            if count > 1 and process >= count:
+                raise UserError(f"{names[1]}={process} is not below {names[0]}={count}; unset both, or mend them.")
             return Job(count, process, count_here, process_here or 0) if count > 1 else None
     return None
 

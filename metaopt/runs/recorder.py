@@ -16,7 +16,7 @@ from metaopt.runs import folder, own_entries
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.metrics import JsonLines, Row, cut_back, read_rows, train_rows
-from metaopt.runs.optimizer_file import read_optimizer, save_optimizer
+from metaopt.runs.optimizer_file import read_optimizer, refuse_nonfinite, save_optimizer
 from metaopt.training.loop import Trainer, TrainState, averaged
 from metaopt.training.validation import Stage, Validator, after_validation
 from metaopt.types import MetaParams
@@ -74,6 +74,10 @@ class Recorder:
             return None, ["no checkpoint was reached; beginning anew"] if rows else []
         state, record, remarks = restored
         step = int(state.meta_step)
+        for meta_params in (state.meta_params, averaged(state)):
+            here = jax.tree.map(lambda leaf: leaf.addressable_data(0), meta_params)
+            where = f"the checkpoint of meta-step {step} in {self.path / folder.CHECKPOINTS}"
+            refuse_nonfinite(here, where, f"delete its folder {step} to go on from one before, or begin a new run")
         if remarks:
             remarks = [*remarks, f"going on from the one before, at meta-step {step}"]
         before, now = record.get("num_devices", 0), state.meta_step.sharding.num_devices

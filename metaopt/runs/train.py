@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 
 from metaopt import files
 from metaopt.errors import UserError
-from metaopt.experiment import Experiment
+from metaopt.experiment import Experiment, placed
 from metaopt.experiment.checks import validate
 from metaopt.registry import OPTIMIZERS
 from metaopt.runs import folder, own_entries, processes
@@ -130,6 +130,7 @@ def resume(
     if not processes.is_first():
         _take_part(trainer, resumed=True)
         return path
+    folder.refuse_bytes(path, "move the run to a folder whose path is, and go on there")
     check_writable(path, "make it writable, or copy it and go on with the copy")
     check_data(path, changed)
     own_entries.refuse_changed(path)
@@ -144,7 +145,7 @@ def prepare(experiment: Experiment) -> Trainer:
     Raises:
       UserError: the experiment's fault, that of its evaluation included.
     """
-    experiment = validate(experiment)
+    experiment = placed(validate(experiment))
     try:
         trainer = Trainer(experiment)
     except UserError:

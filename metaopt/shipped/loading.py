@@ -9,6 +9,7 @@ from typing import Any
 import optax
 
 import metaopt
+from metaopt import files
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import explores
 from metaopt.runs.folder import CONFIG, OPTIMIZER, resume_command
@@ -29,7 +30,7 @@ def find_optimizer(name_or_path: str | Path) -> Trained:
     Raises:
       UserError: there is none.
     """
-    path = Path(name_or_path)
+    path = files.place(name_or_path)
     if str(name_or_path) in pretrained():
         return read_optimizer(SHIPPED / f"{name_or_path}.safetensors")
     if os.path.isdir(path):

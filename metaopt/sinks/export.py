@@ -82,7 +82,7 @@ def _csv(path: Path, rows: Sequence[Row], out: Path) -> Iterator[str]:
     for name, table in tables(path, rows).items():
         cells = [{key: _cell(value) for key, value in row.items()} for row in table]
         with files.replacing(out / f"{name}.csv") as part:
-            pandas.DataFrame(cells, dtype=object).to_csv(part, index=False)
+            pandas.DataFrame(cells, dtype=object).to_csv(part, index=False, errors="backslashreplace")
         yield str(out / f"{name}.csv")
 
 
@@ -141,8 +141,10 @@ def _tensorboard(path: Path, rows: Sequence[Row], out: Path) -> Iterator[str]:
 
 def _wandb(path: Path, rows: Sequence[Row], out: Path) -> Iterator[str]:
     """The whole run offline, with what came after training, such as the doctor's examination."""
+    from metaopt.runs.optimizer_file import refuse_nonfinite_file
     from metaopt.sinks.wandb_logger import logging_beside
 
+    refuse_nonfinite_file(path / folder.OPTIMIZER)  # which goes along
     said: list[str] = []
     with logging_beside(path, "offline", said.append, patience=600.0, stats=False):
         pass

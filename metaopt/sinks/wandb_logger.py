@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.experiment import Log
-from metaopt.files import read_object, replacing
+from metaopt.files import home, read_object, replacing
 from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, EVALUATION, METRICS, SWEEP
 from metaopt.runs.metrics import HEALTH, Follower, Thinner, numbers
 from metaopt.sinks.contents import artifact_files, card_of, curve_rows, doctor_rows, pictures, result_rows
@@ -65,6 +65,8 @@ def logging_beside(
     command = [sys.executable, "-P", "-m", "metaopt.sinks.wandb_logger", str(path.resolve()), json.dumps(options)]
     package = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))}
+    if home() is None:  # wandb does not begin without one
+        environment["HOME"] = str(path.resolve() / "wandb")
     try:
         (path / "wandb").mkdir(exist_ok=True)
         with open(path / "wandb" / "process.log", "ab") as log:

@@ -1,6 +1,8 @@
 """Data sets: real digits, MNIST-format files written here, where they are looked for, and every refusal."""
 
+import dataclasses
 import gzip
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,9 @@ from sklearn.datasets import load_digits
 
 from metaopt.data import images as data
 from metaopt.data import load_dataset
+from metaopt.runs import folder as run_folder
 
-TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = data.IDX_FILES
+TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS = data.FORMATS["mnist"].idx_files
 
 
 DEBIAN = data.DEBIAN_FASHION_MNIST  # before a test takes its place
@@ -214,7 +217,10 @@ def test_a_folder_that_is_none(tmp_path):
 def test_unknown_name(name, suggestion):
     with pytest.raises(ValueError, match=f"did you mean {suggestion}"):
         load_dataset(name)
-    with pytest.raises(ValueError, match="Known: digits, mnist_5k, mnist, fashion_mnist, diabetes, and the path of"):
+    with pytest.raises(
+        ValueError,
+        match="Known: digits, mnist_5k, diabetes, mnist, fashion_mnist, emnist_balanced, .*, and the path of",
+    ):
         load_dataset("imagenet")
 
 
@@ -293,3 +299,176 @@ def test_import_is_light():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(data.__file__).parents[2]
     )
     assert result.stdout.strip() == "[]"
+
+
+# ----- EMNIST ---------------------------------------------------------------------------------------------------------
+
+
+def emnist(split, num_classes, lowest=0, num_train=70):
+    """Images that are dark in their first row only, once they are upright; each label is there."""
+    form = data.FORMATS[f"emnist_{split}"]
+    content = {}
+    for name, count in zip(form.idx_files, (num_train, num_train, 10, 10), strict=True):
+        held = np.zeros((count, 28, 28), np.uint8)
+        held[:, :, 0] = 255  # as the files have it: columns first
+        content[name] = held if "images" in name else (np.arange(count) % num_classes + lowest).astype(np.uint8)
+    return content
+
+
+@pytest.mark.parametrize(
+    ("split", "num_classes", "lowest", "last"),
+    [
+        ("balanced", 47, 0, "t"),
+        ("bymerge", 47, 0, "t"),
+        ("byclass", 62, 0, "z"),
+        ("letters", 26, 1, "z"),
+        ("digits", 10, 0, "9"),
+        ("mnist", 10, 0, "9"),
+    ],
+)
+def test_emnist_is_upright_and_has_its_classes(split, num_classes, lowest, last, tmp_path):
+    content = emnist(split, num_classes, lowest)
+    assert set(content) == {
+        f"emnist-{split}-{part}-{kind}"
+        for part in ("train", "test")
+        for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    }
+    write(tmp_path / "gzip", content, compress=True)
+    dataset = load_dataset(f"emnist_{split}", str(tmp_path))
+    assert (dataset.num_classes, dataset.classes[-1]) == (num_classes, last)
+    assert len(set(dataset.classes)) == num_classes
+    np.testing.assert_array_equal(dataset.train.targets[:30], np.arange(30) % num_classes)
+    image = dataset.train.inputs[0].reshape(28, 28)
+    assert image[0].min() == 1 and image[1:].max() == 0
+    last_label, first = tmp_path / "gzip" / f"emnist-{split}-test-labels-idx1-ubyte.gz", lowest
+    for wrong in {first - 1, first + num_classes} - {-1}:
+        last_label.write_bytes(idx(np.full(10, wrong, np.uint8)))
+        data._load_found.cache_clear()
+        with pytest.raises(ValueError, match=rf"labels outside {first} \.\.\. {first + num_classes - 1}"):
+            load_dataset(f"emnist_{split}", str(tmp_path))
+
+
+# ----- where files lie, and what they are called ----------------------------------------------------------------------
+
+
+def test_what_a_file_is_packed_in_is_read_from_the_file(tmp_path):
+    folder = write(tmp_path / "files")
+    (folder / TRAIN_IMAGES).write_bytes(gzip.compress(idx(GOOD[TRAIN_IMAGES])))
+    (folder / TEST_LABELS).rename(folder / f"{TEST_LABELS}.gz")
+    check_holds(load_dataset("mnist", str(folder)), arrays())
+
+
+def test_a_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MOST_BYTES", 2**24)
+    folder = write(tmp_path / "files")
+    (folder / TRAIN_IMAGES).write_bytes(gzip.compress(bytes(2**25)))
+    with pytest.raises(ValueError, match="holds more than 16,777,216 bytes"):
+        load_dataset("mnist", str(folder))
+
+
+def test_torchvisions_folder_itself_may_be_named(tmp_path):
+    folder = write(tmp_path / "MNIST" / "raw")
+    for named in (folder, folder.parent, tmp_path):
+        assert load_dataset("mnist", str(named)).source == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "a link to nothing"),
+        (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
+        (lambda path: path.write_text("x"), "a file, and no folder"),
+        (lambda path: path.mkdir(), None),
+    ],
+)
+def test_a_place_that_cannot_be_looked_into_is_passed_over_and_told_of(spoil, said, tmp_path, monkeypatch):
+    (tmp_path / "env").mkdir()
+    monkeypatch.setenv("METAOPT_DATA_DIR", str(tmp_path / "env"))
+    spoil(tmp_path / "env" / "mnist")
+    with pytest.raises(FileNotFoundError) as caught:
+        load_dataset("mnist")
+    named = f"{tmp_path / 'env' / 'mnist'}" + (f" ({said});" if said else ";")
+    assert named in str(caught.value)
+    folder = write(tmp_path / "work" / "data" / "MNIST" / "raw")
+    assert load_dataset("mnist").source == str(folder)
+    if said is not None:
+        with pytest.raises(FileNotFoundError, match="is not a folder that can be read"):
+            load_dataset("mnist", str(tmp_path / "env" / "mnist"))
+        with pytest.raises(FileNotFoundError, match="is no file; .*METAOPT_DATA_DIR. Tried: "):
+            load_dataset("x.csv", str(tmp_path / "env" / "mnist"))
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over_and_told_of(tmp_path, monkeypatch):
+    """Root may read everything, so the system is made to say no."""
+    closed = tmp_path / "closed"
+    write(closed)
+    real = os.stat
+
+    def refuse(path, *args, **kwargs):
+        if str(path).startswith(f"{closed}/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr("os.stat", refuse)
+    monkeypatch.setattr("os.access", lambda path, mode: str(path) != str(closed))
+    monkeypatch.setenv("METAOPT_DATA_DIR", str(closed))
+    with pytest.raises(
+        FileNotFoundError, match=rf"{closed} \(Permission denied\); {closed}/mnist \(Permission denied\)"
+    ):
+        load_dataset("mnist")
+    with pytest.raises(FileNotFoundError, match=r"not a folder that can be read \(Permission denied\); give"):
+        load_dataset("mnist", str(closed))
+    folder = write(tmp_path / "home" / "data" / "MNIST" / "raw")
+    assert load_dataset("mnist").source == str(folder)
+
+
+@pytest.mark.parametrize("called", ["2024", "a,b", "a=b", 'a"b', " a ", "caf\udcff", "true", "1e3", "007"])
+def test_a_folder_of_any_name_can_be_an_option(called, tmp_path, monkeypatch):
+    from metaopt.choices import choice, parse_choice
+    from metaopt.experiment import build_family
+
+    folder = write(tmp_path / "work" / called)
+    picked = choice("classifier", data="mnist", data_dir=called, width=2, batch_size=4)
+    assert parse_choice(str(picked)) == picked
+    family = build_family(picked)
+    assert family.sources[0].source == str(folder)
+    assert family.name == "classifier:data=mnist,width=2,batch_size=4"
+
+
+def test_a_number_is_a_folder_too_and_what_is_not_clear_is_asked_for():
+    from metaopt.choices import parse_choice, typed
+    from metaopt.errors import UserError
+
+    picked = parse_choice('classifier:data_dir=2024,width=7,x=007,y=1e-3,z="5"')
+    assert picked.options == {"data_dir": 2024, "width": 7, "x": "007", "y": 1e-3, "z": "5"}
+    assert typed(2024, str | None, "x") == "2024"
+    assert typed("none", str | None, "x") is None
+    with pytest.raises(UserError, match="x is 1000.0, .*; write a text that looks so in double quotes."):
+        typed(1e3, str | None, "x")
+    with pytest.raises(UserError, match="not of type int; give a value of that type."):
+        typed("007", int, "x")
+    with pytest.raises(UserError, match=r"'b' in 'classifier:data_dir=a,b' is not key=value; .*'NAME:key=\"a,b\"'."):
+        parse_choice("classifier:data_dir=a,b")
+    for stray in ('x:a="b', 'x:a=b"c"', 'x:a="b"c'):
+        with pytest.raises(UserError, match="has a stray quote"):
+            parse_choice(stray)
+
+
+def test_a_folder_is_kept_whole_and_a_tilde_written_out(tmp_path, monkeypatch):
+    from metaopt.choices import choice
+    from metaopt.experiment import placed
+    from tests.toys import TINY
+
+    def at(place):
+        picked = (choice("classifier", data="mnist", data_dir=place),)
+        return dataclasses.replace(TINY, tasks=picked, evaluation=dataclasses.replace(TINY.evaluation, tasks=picked))
+
+    for given, whole in (("here", tmp_path / "work" / "here"), ("~/there", tmp_path / "home" / "there")):
+        assert placed(at(given)) == at(str(whole))
+        write(whole)
+        assert load_dataset("mnist", given).source == str(whole)
+        np.savez(whole / "own.npz", x=np.eye(9), y=np.arange(9) // 3)
+        assert load_dataset("own.npz", given).source == str(whole / "own.npz")
+    assert placed(at(None)) == at(None) and placed(TINY) == TINY
+    run_folder.write_config(tmp_path, at("here"))
+    assert f'"data_dir": "{tmp_path}/work/here"' in (tmp_path / "config.json").read_text(encoding="utf-8")

@@ -246,3 +246,9 @@ def test_resuming_takes_workers_and_nothing_that_was_decided() -> None:
 def test_a_flag_given_twice_is_refused(words: str) -> None:
     with pytest.raises(UserError, match="is given 2 times; give it once"):
         read_options(["quadratic_rl", *words.split()])
+
+
+def test_values_in_quotes_are_whole() -> None:
+    assert split_values('x:a="b,c",y') == ['x:a="b,c"', "y"]
+    assert split_values('x:a="b;c",z=1;y') == ['x:a="b;c",z=1', "y"]
+    assert split_values('x:a="b;c";') == ['x:a="b;c"']

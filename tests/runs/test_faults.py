@@ -43,7 +43,7 @@ from metaopt.runs.index import fields_of
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.metrics import JsonLines, read_rows, train_rows
 from metaopt.runs.train import resume, train
-from metaopt.shipped.loading import read_optimizer
+from metaopt.shipped.loading import read_optimizer, save_optimizer
 from metaopt.training.loop import Trainer
 
 Rows = Callable[[Path], list[dict[str, Any]]]
@@ -220,6 +220,55 @@ def test_html_in_names_stays_text(finished: Path, tmp_path: Path) -> None:
     (path / "metrics.jsonl").write_text(lines)
     page = write_report(path).read_text()
     assert "<img src=x" not in page and "&lt;img src=x" in page
+
+
+# ----- φ that is not finite -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "words",
+    [["evaluate", "FILE"], ["evaluate", "RUN"], ["doctor", "RUN"], ["export", "RUN", "--to", "wandb"]],
+    ids=lambda words: " ".join(words),
+)
+def test_an_optimizer_that_is_not_finite_is_refused(
+    words: list[str], value: float, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied(finished, tmp_path)
+    file = path / "optimizer.safetensors"
+    trained = read_optimizer(file)
+    leaves, structure = jax.tree.flatten(trained.meta_params)
+    spoilt = structure.unflatten([*leaves[:-1], jnp.full_like(leaves[-1], value)])
+    save_optimizer(file, spoilt, trained.experiment, trained.card)
+    named = jax.tree_util.keystr(
+        jax.tree_util.tree_flatten_with_path(trained.meta_params)[0][-1][0], simple=True, separator="/"
+    )
+    before = sorted(path.iterdir())
+    assert main([word.replace("FILE", str(file)).replace("RUN", str(path)) for word in words]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f"metaopt: error: {file}: 1 of the 1 numbers of φ in {named} are nan or infinite; take an older file, or train "
+        "it anew.\n"
+    )
+    assert sorted(path.iterdir()) == before
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused_and_the_run_left_as_it_is(
+    finished: Path, tmp_path: Path, tiny: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied(finished, tmp_path)
+    trainer = train_module.prepare(tiny)
+    checkpoints = Checkpoints(path / "checkpoints")
+    state, record = checkpoints.restore(8, trainer.init())
+    spoilt = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.meta_params)
+    checkpoints.save(12, state._replace(meta_params=spoilt, meta_step=state.meta_step + 4), record)
+    checkpoints.close()
+    rows = (path / "metrics.jsonl").read_bytes()
+    assert main(["train", "--resume", str(path), "--num-meta-steps", "16"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"metaopt: error: the checkpoint of meta-step 12 in {path}/checkpoints: 1 of the 1 numbers")
+    assert error.endswith("are nan or infinite; delete its folder 12 to go on from one before, or begin a new run.\n")
+    assert (path / "metrics.jsonl").read_bytes() == rows
 
 
 # ----- files that are broken, old or new ------------------------------------------------------------------------------
