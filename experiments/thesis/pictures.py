@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from metaopt.report.panels import FAINT, INK, frame
+from metaopt.report.panels import FAINT, INK, frame, set_log_ticks
 from metaopt.report.series import numbers
 from metaopt.report.svg import save_png
 
@@ -37,9 +36,9 @@ def one_task(record: Record, task: str, multiple: int, title: str, path: Path) -
     _draw(axes, record, task, multiple)
     axes[0].set_title(f"{title}: mean, the thesis's baselines", loc="left", fontsize=10.5, color=INK)
     axes[1].set_title("median and quartiles, baselines tuned", loc="left", fontsize=10.5, color=INK)
-    axes[0].set_ylabel("f", color=INK)
+    axes[0].set_ylabel("loss f", color=INK)
     for one in axes:
-        one.set_xlabel("iteration", color=INK)
+        one.set_xlabel("inner step", color=INK)
         one.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(figure, path)
@@ -56,10 +55,13 @@ def networks(record: Record, batch_norm: bool, path: Path) -> None:
         for task, axes in zip(line, axes_line, strict=True):
             _draw((axes, None), record, task, 10, tuned=True)
             depth = next(part.split("=")[1] for part in task.split(":")[1].split(",") if "hidden_layers" in part)
-            axes.set_title(f"{kind}, {depth} hidden", loc="left", fontsize=9.5, color=INK)
+            lost = {name: arm["tests"][task]["at"]["10"]["failed"] for name, arm in record["arms"].items()}
+            words = ", ".join(f"{name.upper()} {lost[name]:.0%} failed" for name in MODELS if lost.get(name))
+            title = f"{kind}, {depth} hidden" + (f"\n{words}" if words else "")
+            axes.set_title(title, loc="left", fontsize=9.5, color=INK)
             axes.tick_params(labelsize=8)
     for axes in panels[-1]:
-        axes.set_xlabel("iteration", color=INK, fontsize=9)
+        axes.set_xlabel("inner step", color=INK, fontsize=9)
     for axes in panels[:, 0]:
         axes.set_ylabel("loss", color=INK, fontsize=9)
     handles, labels = panels[0, 0].get_legend_handles_labels()
@@ -86,9 +88,11 @@ def step_lengths(record: Record, path: Path) -> None:
         axes.set_yscale("log")
         axes.set_xlim(1, rows[0]["steps"][-1])
         axes.set_ylim(2e-14, 1e5)
+        set_log_ticks(axes.xaxis, 5)
+        set_log_ticks(axes.yaxis)
         axes.axvline(rows[0]["horizon"], color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         axes.set_title(task, loc="left", fontsize=9.5, color=INK)
-        axes.set_xlabel("iteration", color=INK, fontsize=9)
+        axes.set_xlabel("inner step", color=INK, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.grid(True, color=FAINT, linewidth=0.6, alpha=0.6)
     panels[0].set_ylabel("length of a step", color=INK, fontsize=9)
@@ -118,7 +122,7 @@ def _draw(axes: tuple[Axes, Axes | None], record: Record, task: str, multiple: i
         arm = record["arms"][name]
         test = arm["tests"][task]
         failed = test["at"][str(multiple)]["failed"]
-        words = label + (f" ({failed:.0%} failed)" if failed else "")
+        words = label + (f" ({failed:.0%} failed)" if failed and not tuned else "")
         _line(left, test["curve"], "median" if tuned else "mean", end, colour, dash, 2.2, words)
         if right is not None:
             _line(right, test["curve"], "median", end, colour, dash, 2.2, label)
@@ -164,8 +168,5 @@ def _limit(axes: Axes, record: Record, task: str, end: int) -> None:
     high = max(np.max(values[np.isfinite(values)], initial=start) for values in shown)
     low, high = max(low / 2, start * 1e-7), min(2 * high, 30 * start)
     axes.set_ylim(low, high)
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    if high < 100 * low:  # powers of ten alone would label one line, or none
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    set_log_ticks(axes.yaxis)
     axes.grid(True, color=FAINT, linewidth=0.6, alpha=0.6)

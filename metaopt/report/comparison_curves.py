@@ -8,10 +8,11 @@ import numpy as np
 
 from metaopt.report.comparison import ComparedRun, Comparison, points, short_names, shown_groups
 from metaopt.report.page import drawings
-from metaopt.report.panels import Line, Panel, Style, panels_figure
+from metaopt.report.panels import Line, Panel, Style, panels_figure, plain
 from metaopt.report.series import binned, series, validation_series
 
 MOST_AXES = 6  # panels of the picture of the axes
+_BEST = "best validation: median final loss"
 _MEDIAN = Style("median", "baseline-2", "-")
 
 
@@ -31,7 +32,7 @@ def axes_picture(comparison: Comparison) -> dict[str, Any] | None:
         lines.append(Line(_MEDIAN, np.array(list(places.values())), np.array(middle)))
         step = -(-len(values) // 8)
         ticks = [(place, value) for value, place in places.items()][::step]
-        panels.append(Panel(short[axis], "", "best validation", lines, ticks))
+        panels.append(Panel(short[axis], plain(axis, 46), _BEST, lines, ticks))
     if not panels:
         return None
     label, shown = "Best validation loss against each field; the data stand in the table of runs.", panels[:MOST_AXES]
@@ -56,7 +57,7 @@ def curves_picture(comparison: Comparison) -> dict[str, Any] | None:
             validations.setdefault(multiple, []).append(Line(run.style, at, values))
     if not meta_lines:
         return None
-    panels = [Panel("Meta-loss", "meta-step", "meta-loss", meta_lines)]
+    panels = [Panel("Meta-loss", "meta-step", "median of neighbouring meta-losses", meta_lines)]
     # The shortest and the longest horizon of those at which most runs were validated.
     common = max(len(lines) for lines in validations.values()) if validations else 0
     shown = sorted(multiple for multiple, lines in validations.items() if len(lines) == common)

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote_from_bytes
 
 from metaopt.report.comparison import ComparedRun, Comparison, compare_all, points, runs_among, short_names
 from metaopt.report.comparison_curves import axes_picture, curves_picture
 from metaopt.report.horizons import Evaluated, horizons
 from metaopt.report.page import write_page
-from metaopt.report.words import flatten, wordy
+from metaopt.report.words import defaults_apart, flatten, wordy
 from metaopt.runs import folder
-from metaopt.runs.index import value_words
+from metaopt.runs.index import bare, value_words
 from metaopt.runs.metrics import score_of
 
 
@@ -59,7 +59,10 @@ def write_comparison(places: Sequence[Path], out: Path | None = None) -> Path:
         horizons=horizons(
             [Evaluated(run.summary.name, run.style, run.results, run.label) for run in runs if run.results]
         ),
-        common=[(name, value_words(fields, name)) for name in fields if name not in apart],
+        common=defaults_apart(
+            [(name, value_words(fields, name)) for name in fields if name not in apart],
+            {name: value_words(bare(), name) for name in bare()},
+        ),
         environments=_environments(runs),
     )
 
@@ -82,7 +85,7 @@ def _run(run: ComparedRun, comparison: Comparison, place: Path) -> dict[str, Any
     return {
         "run": run,
         "summary": summary,
-        "href": f"./{quote(report.relative_to(place).as_posix())}" if linked else None,
+        "href": f"./{quote_from_bytes(os.fsencode(report.relative_to(place)))}" if linked else None,
         "cells": [value_words(summary.fields, name) for name in comparison.axes],
         "last": scores[-1] if scores else None,
         "meta_loss": median(losses[-50:]) if losses else None,

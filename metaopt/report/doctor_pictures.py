@@ -8,9 +8,20 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
-from metaopt.report.panels import COLOURS, INK, LEARNED, LEARNED_DASHES, MARKERS, frame, plain, write_title
+from metaopt.report.panels import (
+    COLOURS,
+    INK,
+    LEARNED,
+    LEARNED_DASHES,
+    MARKERS,
+    frame,
+    mark_lone,
+    plain,
+    set_log_ticks,
+    write_title,
+)
 from metaopt.report.series import numbers
 
 TRAINING, OTHER = "learned-1", "learned-0"
@@ -19,7 +30,7 @@ SMALLEST = 1e-10  # magnitudes below count as this on a logarithmic axis
 
 
 def doctor_figures(result: Mapping[str, Any], *, narrow: bool = False) -> dict[str, Figure]:
-    """Name -> figure: estimators, jacobian, inputs, gates, steps; what was not measured is left out."""
+    """Name -> figure: estimators, jacobian, inputs, gates, steps; what would be empty is left out."""
     drawn = {
         "estimators": _estimators(result, narrow),
         "jacobian": _jacobian(result, narrow),
@@ -53,11 +64,6 @@ def _figure(width: float, height: float, columns: int = 1, **options: Any) -> tu
     return figure, panels
 
 
-def _words(axes: Axes, words: str) -> None:
-    """In the middle of a panel that would look empty."""
-    axes.text(0.5, 0.5, words, ha="center", va="center", color=INK, transform=axes.transAxes)
-
-
 def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     entries = [entry for entry in result["estimators"] if "reason" not in entry]
     if not entries:
@@ -68,7 +74,8 @@ def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         name = plain((entry.get("short") or name) + (f":{options}" if options else ""), 22 if narrow else 34)
         labels.append(f"{name}\n{entry['window']:,} of {entry['horizon']:,} steps")
     height = 1.2 + 0.42 * len(entries)
-    figure, (left, right) = _figure(4.6 if narrow else 10.0, height, 2, sharey=True)
+    noisy = any((entry["snr"] or {}).get("value") for entry in entries)
+    figure, (left, *others) = _figure(4.6 if narrow else 10.0, height, 2 if noisy else 1, sharey=True)
     rows = np.arange(len(entries))
     for row, entry in zip(rows, entries, strict=True):
         colour, marker = (COLOURS[OTHER], "D") if entry.get("own") else (COLOURS[TRAINING], "o")
@@ -80,7 +87,7 @@ def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
             value = float(np.clip(cosine["value"], -1, 1))
             left.errorbar(value, row, xerr=2 * cosine["error"], fmt=marker, color=colour, capsize=3, markersize=5)
         if snr:
-            right.plot(snr, row, marker, color=colour, markersize=6)
+            others[0].plot(snr, row, marker, color=colour, markersize=6)
     left.set_yticks(rows, labels, fontsize=8.5)
     for label, entry in zip(left.get_yticklabels(), entries, strict=True):
         label.set_fontweight("bold" if entry.get("own") else "normal")
@@ -88,18 +95,18 @@ def _estimators(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     negative = any((entry["cosine"] or {}).get("value", 0) < 0 for entry in entries)
     left.set_xlim(-1.05 if negative else 0, 1.05)
     left.axvline(1.0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    right.set_xscale("log")
-    right.axvline(1.0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    right.tick_params(labelleft=False)
-    if not any((entry["snr"] or {}).get("value") for entry in entries):
-        _words(right, "not resolved")
     write_title(left, "Cosine")
-    write_title(right, "Signal to noise")
+    for right in others:
+        right.axvline(1.0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+        right.set_xscale("log")
+        set_log_ticks(right.xaxis, 4 if narrow else 7)
+        right.tick_params(labelleft=False)
+        write_title(right, "Signal to noise")
     return figure
 
 
 def _jacobian(result: Mapping[str, Any], narrow: bool) -> Figure | None:
-    if not result["jacobian"]:
+    if not any(np.isfinite(numbers(entry["median"])).any() for entry in result["jacobian"]):
         return None
     figure, (axes,) = _figure(4.6 if narrow else 10.0, 3.2)
     tasks = list(dict.fromkeys(entry["task"] for entry in result["jacobian"]))
@@ -111,9 +118,12 @@ def _jacobian(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         axes.plot(
             entry["start"], numbers(entry["median"]), dash, color=colour, marker=marker, markersize=4, label=label
         )
-        axes.plot(entry["start"], numbers(entry["largest"]), dash, color=colour, linewidth=0.8, alpha=0.7)
+        largest = numbers(entry["largest"])
+        axes.plot(entry["start"], largest, dash, color=colour, linewidth=0.8, alpha=0.7)
+        mark_lone(axes, entry["start"], largest, colour=colour, hollow=True, alpha=0.7)
     axes.axhline(1.0, color=INK, linewidth=1.0)
     axes.set_xlabel("inner step")
+    axes.set_ylabel("spectral radius")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     write_title(axes, "Jacobian's growth a step")
     _legend(figure, axes, narrow)
@@ -147,6 +157,7 @@ def _inputs(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         lowest = min(lowest, float(low.min()))
     axes.set_yscale("log")
     axes.set_ylim(bottom=lowest / 2)
+    set_log_ticks(axes.yaxis)
     axes.set_xticks(columns, names)
     axes.set_ylabel("magnitude")
     write_title(axes, "Range of the inputs")
@@ -157,7 +168,7 @@ def _inputs(result: Mapping[str, Any], narrow: bool) -> Figure | None:
 def _fill(colour: str, hatched: bool) -> dict[str, Any]:
     if not hatched:
         return {"color": colour, "linewidth": 0}
-    return {"facecolor": "white", "edgecolor": colour, "hatch": "////", "linewidth": 1.0}
+    return {"facecolor": "none", "edgecolor": colour, "hatch": "////", "linewidth": 1.0}
 
 
 def _shade(entry: Mapping[str, Any], index: int, trained: int) -> str:
@@ -168,7 +179,7 @@ def _shade(entry: Mapping[str, Any], index: int, trained: int) -> str:
 
 def _gates(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     entries = [entry for entry in result["gates"] or () if entry["training"]]
-    if not entries:
+    if max((share for entry in entries for layer in entry["layers"] for share in layer.values()), default=0) < 0.01:
         return None
     figure, (axes,) = _figure(4.6 if narrow else 10.0, 3.2)
     layers = len(entries[0]["layers"])
@@ -182,15 +193,14 @@ def _gates(result: Mapping[str, Any], narrow: bool) -> Figure | None:
     words = [f"{GATE_NAMES.get(gate, gate)}\nlayer {layer + 1}" for layer, gate in places]
     axes.set_xticks(columns, words, fontsize=7.5 if narrow else 9, rotation=90 if narrow else 0)
     axes.set_ylim(0, 1)
-    if max(shares for entry in entries for layer in entry["layers"] for shares in layer.values()) < 0.01:
-        _words(axes, "all below 1%")
+    axes.set_ylabel("share of activations")
     write_title(axes, "Saturated gates")
     _legend(figure, axes, narrow)
     return figure
 
 
 def _steps(result: Mapping[str, Any], narrow: bool) -> Figure | None:
-    if not result["steps"]:
+    if not any(np.isfinite(numbers(entry["median"])).any() for entry in result["steps"]):
         return None
     figure, (axes,) = _figure(4.6 if narrow else 10.0, 3.4)
     for index, entry in enumerate(result["steps"]):
@@ -199,15 +209,17 @@ def _steps(result: Mapping[str, Any], narrow: bool) -> Figure | None:
         label = plain(entry["task"], 46) + (", training" if entry["training"] else "")
         axes.plot(entry["step"], middle, color=colour, linewidth=1.8, label=label, linestyle=_dash(index))
         axes.fill_between(entry["step"], low, high, color=colour, alpha=0.15, linewidth=0)
+        mark_lone(axes, entry["step"], middle, colour=colour)
     axes.set_xscale("log")
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    if high < 100 * low:  # at least two labelled powers of ten
+    if high < 10 * low:  # a step length that stays is a level line, not a noisy one
         axes.set_ylim(low / 3, high * 3)
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.axvline(result["horizon"], color=INK, linewidth=1.1, linestyle=(0, (4, 3)))
+    set_log_ticks(axes.xaxis)
+    set_log_ticks(axes.yaxis)
     axes.set_xlabel("inner step")
-    axes.set_ylabel("step length")
+    axes.set_ylabel("step length ‖g‖")
     write_title(axes, "Step lengths")
     _legend(figure, axes, narrow)
     return figure

@@ -14,22 +14,29 @@ Row = list[Any]
 
 
 def examination(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the section shows: advice, then a picture of each kind of figure and its numbers; None without a result."""
+    """What the section shows: advice, then a picture of each kind of figure and its numbers; None without a result.
+
+    Where a picture would be empty there are the numbers alone.
+    """
     if not result:
         return None
     forms = {narrow: doctor_figures(result, narrow=narrow) for narrow in (False, True)}
+    tables = {name: list(rows(result)) for name, (_, _, rows) in _TABLES.items()}
     more = {"estimators": " ".join(_references(result)), "inputs": result.get("inputs_in_words") or ""}
     return {
         "result": result,
         "figures": [
             {
-                "drawings": drawings(lambda narrow, name=name: forms[narrow][name], f"d{name}", CAPTIONS[name]),
-                "caption": f"{CAPTIONS[name]} {more.get(name, '')}".strip(),
+                "drawings": drawings(
+                    lambda narrow, name=name: forms[narrow].get(name), f"d{name}", f"{CAPTIONS[name]} {_BELOW}"
+                ),
+                "caption": f"{CAPTIONS[name] if name in forms[False] else _EMPTY[name]} {more.get(name, '')}".strip(),
                 "title": _TABLES[name][0],
                 "columns": _TABLES[name][1].split("|"),
-                "rows": list(_TABLES[name][2](result)),
+                "rows": rows,
             }
-            for name in forms[False]
+            for name, rows in tables.items()
+            if rows
         ],
     }
 
@@ -61,13 +68,13 @@ def _jacobian(result: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def _inputs(result: Mapping[str, Any]) -> Iterator[Row]:
-    for entry in result["inputs"]["tasks"]:
+    for entry in (result["inputs"] or {}).get("tasks", ()):
         for name, magnitudes in zip(result["inputs"]["names"], entry["magnitude"], strict=True):
             yield [entry["task"], entry["steps"], name, *magnitudes[1:4]]
 
 
 def _gates(result: Mapping[str, Any]) -> Iterator[Row]:
-    for entry in result["gates"]:
+    for entry in result["gates"] or ():
         for index, layer in enumerate(entry["layers"], 1):
             for gate, share in layer.items():
                 yield [entry["task"], entry["steps"], index, GATE_NAMES.get(gate, gate), f"{share:.1%}"]
@@ -79,6 +86,14 @@ def _steps(result: Mapping[str, Any]) -> Iterator[Row]:
             yield [entry["task"], entry["step"][i], *(entry[part][i] for part in ("q10", "median", "q90"))]
 
 
+_BELOW = "The data stand in the table below."
+_EMPTY = {
+    "estimators": "No estimator's meta-gradient could be measured.",
+    "jacobian": "No growth of the Jacobian is finite.",
+    "inputs": "No inputs were measured.",
+    "gates": "On training tasks every gate has less than 1% of its activations in the outer 5% of its range.",
+    "steps": "No step length is finite.",
+}
 _TABLES: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], Iterator[Row]]]] = {
     "estimators": (
         "Meta-gradients as numbers",

@@ -96,6 +96,7 @@ def horizons(runs: Sequence[Evaluated]) -> dict[str, Any] | None:
     return {
         "rows": rows,
         "runs": len(runs),
+        "tasks": len({row["task"] for row in rows}),
         "ratios": any(row["point"].ratio for row in rows),
         "differences": any(row["point"].difference for row in rows),
         "picture": _picture(runs, several) if several else None,
@@ -135,4 +136,6 @@ def _panel(task: str, runs: Sequence[Evaluated], points: Sequence[Sequence[Point
         lines.append(Line(BASELINE, numbers(rivals), numbers(np.median(medians) for medians in rivals.values())))
     shown = multiples if len(multiples) <= 5 else [multiple for multiple in multiples if multiple in (1, 10, 100, 1000)]
     what = "median final loss" + (" above its bound" if any(point.above_bound for point in every) else "")
-    return Panel(task, "times the training horizon", what, lines, [(m, f"{m:g}×") for m in shown], log_x=True)
+    return Panel(
+        task, "horizon, in multiples of the training horizon", what, lines, [(m, f"{m:g}×") for m in shown], log_x=True
+    )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import ChainableUndefined, Environment, PackageLoader, UndefinedError
 from jinja2.utils import missing
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from metaopt.errors import UserError
+from metaopt.errors import UserError, printable
 from metaopt.files import replacing
 from metaopt.report import words
 from metaopt.report.panels import COLOURS, LEARNED
@@ -55,23 +56,43 @@ def _optional(show: Callable[..., str]) -> Callable[..., str]:
     return lambda value, *more: show(None if isinstance(value, Absent) else value, *more)
 
 
+def _shown(value: Any) -> Any:
+    """What a template shows of a value: of words no letter that cannot be seen."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _breakable(value: Any) -> Markup:
+    """Words that may go on in the next line after an underscore, a dot and the like; no word breaks."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_/])(?=[^\s_/])|(?<=[.,:=])(?=[^\W\d_])", printable(str(value))))
+
+
+def _prose(value: Any) -> Markup:
+    """Sentences in which flags such as --num-tasks stay in one piece."""
+    parts = re.split(r"(?<!\S)(--[\w.-]*\w)", printable(str(value)))
+    return Markup("").join(
+        Markup("<span class=whole>{}</span>").format(part) if index % 2 else escape(part)
+        for index, part in enumerate(parts)
+    )
+
+
 TEMPLATES = Environment(
     loader=PackageLoader("metaopt.report"),
     autoescape=True,
     undefined=Absent,
+    finalize=_shown,
     trim_blocks=True,
     lstrip_blocks=True,
 )
 TEMPLATES.globals |= {"LIGHT": LIGHT, "DARK": DARK}
 TEMPLATES.filters |= {name: _optional(getattr(words, name)) for name in ("number", "interval", "share", "wordy")}
-TEMPLATES.filters["sha256"] = _digest
+TEMPLATES.filters |= {"sha256": _digest, "breakable": _breakable, "prose": _prose}
 
 
 def write_page(template: str, out: Path, **context: Any) -> Path:
     """Writes a page in one go. Returns its path.
 
     Args:
-      context: what the template shows; strings are escaped, `Markup` is not.
+      context: what the template shows; strings are escaped, `Markup` is not. Control characters are shown as \\x1b.
 
     Raises:
       UserError: it cannot be written.
@@ -85,15 +106,17 @@ def write_page(template: str, out: Path, **context: Any) -> Path:
     return out
 
 
-def drawings(draw: Callable[[bool], Figure], prefix: str, description: str) -> Drawings:
-    """`draw(narrow)` as SVG in both forms.
+def drawings(draw: Callable[[bool], Figure | None], prefix: str, description: str) -> Drawings | None:
+    """`draw(narrow)` as SVG in both forms; None where there is nothing to draw.
 
     Args:
       prefix: keeps the ids of a page's drawings apart.
       description: what a screen reader says.
     """
-    wide, narrow = (
-        Markup(to_svg(draw(narrow), prefix=f"{prefix}{'n' if narrow else 'w'}", description=description))
-        for narrow in (False, True)
-    )
-    return wide, narrow
+    forms = []
+    for narrow in (False, True):
+        figure = draw(narrow)
+        if figure is None or not figure.axes:
+            return None
+        forms.append(Markup(to_svg(figure, prefix=f"{prefix}{'n' if narrow else 'w'}", description=description)))
+    return forms[0], forms[1]

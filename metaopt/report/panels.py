@@ -7,9 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import Formatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
+
+from metaopt.errors import printable
 
 # Roles and their colours on a light ground; on a page each is the CSS variable of its role. Learned optimizers in the
 # palette of Okabe and Ito, which the colour-blind can tell apart; baselines grey.
@@ -37,6 +40,7 @@ class Style(NamedTuple):
     dash: Any  # matplotlib's line style
     marker: str | None = None  # matplotlib's, at some of the points
     width: float = 1.8  # of the line, in points
+    hollow: bool = False  # whether the marker is an outline, beside a filled one of the same colour
 
     @property
     def dasharray(self) -> str:
@@ -73,6 +77,11 @@ class Panel(NamedTuple):
     mark: tuple[int, str] | None = None  # a place along x, and the words above it
     start: float | None = None  # the loss that all lines start from, against which the y axis is limited
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no line has a point that can be drawn."""
+        return not any(np.isfinite(line.y).any() for line in self.lines)
+
 
 def run_style(index: int, label: str) -> Style:
     """The index-th of `MOST_STYLES` ways to draw a run; with the next colour come another dash and another marker."""
@@ -86,9 +95,14 @@ def run_style(index: int, label: str) -> Style:
 def panels_figure(panels: Sequence[Panel], *, narrow: bool = False, legend: bool = False) -> Figure:
     """The panels beside one another, at most three to a row; below one another for a phone.
 
+    Those without a point to draw are left out; a figure without axes has nothing to show.
+
     Args:
       legend: the lines of the last panel are explained below.
     """
+    panels = [panel for panel in panels if not panel.is_empty]
+    if not panels:
+        return Figure()
     columns = 1 if narrow else min(3, len(panels)) if len(panels) != 4 else 2
     rows = -(-len(panels) // columns)
     size = (4.6, 3.4 * rows) if narrow else (6.2, 3.4) if columns == 1 else (10.0, (4.0 if columns < 3 else 3.3) * rows)
@@ -129,10 +143,13 @@ def _draw(axes: Axes, panel: Panel) -> None:
         if not panel.log_x:
             axes.margins(x=0.12)
     elif panel.log_x:
-        axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        set_log_ticks(axes.xaxis)
     else:
+        low, high = axes.get_xlim()
+        if high - low < 2:  # of a single point
+            axes.set_xlim((low + high) / 2 - 1, (low + high) / 2 + 1)
         axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def _line(axes: Axes, line: Line) -> None:
@@ -152,7 +169,11 @@ def _line(axes: Axes, line: Line) -> None:
         look["markevery"] = max(1, len(line.x) // 8)
     else:
         look["linestyle"] = "none"
+    if style.hollow:
+        look["markerfacecolor"] = "none"
     axes.plot(line.x, values, marker=style.marker if style.marker or line.joined else ".", **look)
+    if line.joined:
+        mark_lone(axes, line.x, values, colour=colour, marker=style.marker or "o", hollow=style.hollow, zorder=4)
     lost = np.flatnonzero(np.isposinf(line.y))
     if len(lost) and lost[0] > 0:
         last = lost[0] - 1
@@ -162,6 +183,19 @@ def _line(axes: Axes, line: Line) -> None:
         outside = 1e30 if log else top + 10 * (top - bottom)
         low, high = _plottable(line.band[0], log), _plottable(line.band[1], log, outside)
         axes.fill_between(line.x, low, high, color=colour, alpha=0.13 if grey else 0.2, linewidth=0, zorder=2)
+
+
+def mark_lone(
+    axes: Axes, x: Any, y: np.ndarray, *, colour: str, marker: str = "o", hollow: bool = False, **look: Any
+) -> None:
+    """Markers where a line has no neighbouring point to go to, for it draws nothing there."""
+    known = np.pad(np.isfinite(y), 1)
+    lone = known[1:-1] & ~known[:-2] & ~known[2:]
+    if lone.any():
+        face = "none" if hollow else colour
+        axes.plot(
+            np.asarray(x)[lone], y[lone], marker, color=colour, markersize=5, markerfacecolor=face, **look
+        )  # fmt: skip
 
 
 def frame(axes: Axes) -> None:
@@ -178,6 +212,7 @@ def frame(axes: Axes) -> None:
 
 def plain(text: str, most: int = 40) -> str:
     """Words to draw: cut in the middle, for options at the end tell families apart; a dollar sign begins no formula."""
+    text = printable(text)
     cut = text if len(text) <= most else f"{text[: most // 3]}…{text[-(most - most // 3 - 1) :]}"
     return cut.replace("$", r"\$")
 
@@ -228,17 +263,38 @@ def _log_y(axes: Axes, values: np.ndarray, start: float) -> None:
     low = min(max(low, MOST_BELOW_START * start), high / 1.5)
     axes.set_yscale("log")
     axes.set_ylim(low / 1.3, high * 1.3)
-    if high / low < 30:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    set_log_ticks(axes.yaxis)
+
+
+class LogTicks(Formatter):
+    """Numbers of a logarithmic axis in one notation: 0.01, 0.1, 1, 10 where all are of such sizes, else 10⁻⁴, 10⁰."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return self.format_ticks([x])[0]
+
+    def format_ticks(self, values: Any) -> list[str]:
+        """The words at all places; those outside of the picture do not decide how the others are written."""
+        low, high = sorted(self.axis.get_view_interval())  # pyright: ignore
+        seen = [value for value in values if low <= value <= high]
+        if all(1e-3 <= value < 1e4 for value in seen):
+            return [f"{value:,.4g}" for value in values]
+        return [_power_of_ten(value) for value in values]
+
+
+def set_log_ticks(axis: Axis, most: int = 7) -> None:
+    """At least two labelled places on a logarithmic axis whose limits are set, about `most` where it spans decades."""
+    low, high = sorted(axis.get_view_interval())
+    if high < 6 * low:
+        axis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    elif high < 300 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     else:
-        axes.yaxis.set_major_locator(LogLocator(numticks=7))
-        axes.yaxis.set_major_formatter(FuncFormatter(_power_of_ten))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_major_locator(LogLocator(numticks=most))
+    axis.set_major_formatter(LogTicks())
+    axis.set_minor_locator(NullLocator())
 
 
-def _power_of_ten(value: float, _: Any) -> str:
-    exponent = round(np.log10(value))
-    if 0 <= exponent <= 3:
-        return f"{10**exponent:,}"
-    return "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+def _power_of_ten(value: float) -> str:
+    factor, _, exponent = f"{value:.2e}".partition("e")
+    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return power if float(factor) == 1 else f"{float(factor):g}×{power}"

@@ -61,8 +61,8 @@ def validation_lines(
         dash = ":" if statistic == "mean" else "--" if averaged and prefix == "validation" else "-"
         words = "the training horizon" if multiple == "1x" else f"{multiple.rstrip('x')} times it"
         label = f"{statistic} at {words}" + (", averaged φ" if prefix == "validation_ema" else "")
-        marker = MARKERS[index % len(MARKERS)] if dash == "-" else None
-        style = Style(label, f"learned-{index % len(LEARNED)}", dash, marker, 1.8 if marker else 1.1)
+        marker, role, first = MARKERS[index % len(MARKERS)], f"learned-{index % len(LEARNED)}", dash == "-"
+        style = Style(label, role, dash, marker, 1.8 if first else 1.1, hollow=not first)
         chosen[prefix, multiple, statistic] = style, found[prefix, multiple, statistic]
     return chosen
 
@@ -107,7 +107,7 @@ def evaluation_figure(result: Mapping[str, Any], *, narrow: bool = False, legend
         )
         for title, words, lines in (
             ("Mean over tasks", what, means),
-            ("Median and interquartile band", "", medians),
+            ("Median and interquartile band", what, medians),
         )
     ]
     return panels_figure(panels, narrow=narrow, legend=legend)

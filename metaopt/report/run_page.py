@@ -14,10 +14,10 @@ from metaopt.report.horizons import horizons, one_run
 from metaopt.report.page import drawings, write_page
 from metaopt.report.pictures import evaluation_figure, meta_training_figure, styles, validation_styles
 from metaopt.report.series import is_above_bound, is_without_bound, some, validation_series
-from metaopt.report.words import flatten
+from metaopt.report.words import defaults_apart, flatten
 from metaopt.runs.evaluations import check_writable, read_results
 from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, METRICS, REPORT, open_run
-from metaopt.runs.index import read_run
+from metaopt.runs.index import bare, read_run
 from metaopt.runs.metrics import read_rows
 
 
@@ -66,9 +66,13 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         evaluations=[_evaluation(result, index) for index, result in enumerate(results)],
         examination=examination(_optional(run_dir / DOCTOR)),
         training=_meta_training(rows, train_rows) if train_rows else None,
-        configuration=flatten(upgraded(config)),
+        configuration=defaults_apart(flatten(upgraded(config)), _defaults()),
         environment=_environment(environment),
     )
+
+
+def _defaults() -> dict[str, str]:
+    return dict(flatten({name: list(value) if isinstance(value, tuple) else value for name, value in bare().items()}))
 
 
 def _optional(path: Path) -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib
 from matplotlib.figure import Figure
 
+from metaopt.errors import printable
 from metaopt.report.panels import COLOURS
 
 
@@ -34,21 +35,27 @@ def to_svg(figure: Figure, *, prefix: str, description: str) -> str:
     box = re.search(r'viewBox="[^"]*"', head)
     assert box is not None
     # A tenth of a point is finer than a screen shows; that, and no blanks, halves the page.
-    body = re.sub(
+    body = re.sub(r">\s+<", "><", body)
+    body = re.sub(r"<[^>]*>", lambda tag: _for_page(tag[0], prefix), body)  # what stands between is a name, as it is
+    label = escape(printable(description), quote=True)
+    return f'<svg {box[0]} role="img" aria-label="{label}">{body}'
+
+
+def _for_page(tag: str, prefix: str) -> str:
+    tag = re.sub(
         r' (d|x|y|transform)="[^"]*"',
         lambda found: re.sub(r"\d+\.\d+", lambda n: f"{float(n[0]):.1f}".removesuffix(".0"), found[0]),
-        body,
+        tag,
     )
-    body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\s*([MLQCzZ])\s*", r"\1", path[0]).replace('="', '="', 1), body)
-    body = re.sub(r' transform="rotate\(-?0 [^"]*"', "", re.sub(r">\s+<", "><", body))
-    body = re.sub(r"(?<=[:;]) (?=[^\"<>]*\")", "", body)
-    body = re.sub(r'id="([^"]*)"', rf'id="{prefix}-\1"', body)
-    body = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", body)
-    body = re.sub(r'xlink:href="#([^"]*)"', rf'href="#{prefix}-\1"', body)
+    tag = re.sub(r' d="[^"]*"', lambda path: re.sub(r"\s*([MLQCzZ])\s*", r"\1", path[0]), tag)
+    tag = re.sub(r' transform="rotate\(-?0 [^"]*"', "", tag)
+    tag = re.sub(r"(?<=[:;]) (?=[^\"<>]*\")", "", tag)
+    tag = re.sub(r'id="([^"]*)"', rf'id="{prefix}-\1"', tag)
+    tag = re.sub(r"url\(#([^)]*)\)", rf"url(#{prefix}-\1)", tag)
+    tag = re.sub(r'xlink:href="#([^"]*)"', rf'href="#{prefix}-\1"', tag)
     # The page's own font; matplotlib laid the text out with one that is a little wider.
-    body = re.sub(r"font-family:[^;\"]*;?", "", body)
-    body = re.sub(r"font: ?([^;\"]*?)'[^;\"]*", r"font:\1system-ui, sans-serif", body)
+    tag = re.sub(r"font-family:[^;\"]*;?", "", tag)
+    tag = re.sub(r"font: ?([^;\"]*?)'[^;\"]*", r"font:\1system-ui, sans-serif", tag)
     for role, colour in COLOURS.items():
-        body = body.replace(colour, f"var(--{role}, {colour})")
-    label = escape(description, quote=True)
-    return f'<svg {box[0]} role="img" aria-label="{label}">{body}'
+        tag = tag.replace(colour, f"var(--{role}, {colour})")
+    return tag

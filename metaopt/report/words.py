@@ -54,6 +54,21 @@ def wordy(text: str) -> bool:
     return False
 
 
+def defaults_apart(
+    rows: Sequence[tuple[str, str]], defaults: Mapping[str, str]
+) -> tuple[list[tuple[str, str, str | None]], list[tuple[str, str]]]:
+    """([(name, value, default)] of what differs, [(name, value)] of what does not); what has no default differs."""
+
+    def same(value: str, default: str | None) -> bool:
+        if default is None or value == default:
+            return default is not None
+        return not wordy(value) and not wordy(default) and float(value) == float(default)  # 0 and 0.0
+
+    found = [(name, value, defaults.get(name)) for name, value in rows]
+    differing = [entry for entry in found if not same(*entry[1:])]
+    return differing, [(name, value) for name, value, default in found if same(value, default)]
+
+
 def flatten(value: Any, name: str = "") -> list[tuple[str, str]]:
     """(dotted name, text) of every leaf of nested JSON; a registry's choice stays on one line."""
     if isinstance(value, Mapping):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import shutil
 import signal
@@ -21,11 +22,11 @@ from typing import Annotated, Any
 import tyro
 
 from metaopt import files
-from metaopt.errors import UserError
+from metaopt.errors import UserError, printable
 from metaopt.report.words import number
 from metaopt.runs import folder, index
 from metaopt.runs.interrupts import handling
-from metaopt.runs.metrics import Follower, begun, grouped, time_of
+from metaopt.runs.metrics import Follower, begun, grouped, time_of, validation_name
 from metaopt.sinks.contents import pictures, result_rows
 
 REMEDY = "pip install 'metaopt-jax[dashboard]'"
@@ -33,7 +34,9 @@ EVERY = 2.0  # seconds between two looks at the folders
 ROWS_AT_ONCE = 20_000
 OWN_NAMES = ("127.0.0.1", "localhost", "[::1]")  # of this machine, in a Host header
 # What is looked at first is on top; within a group by name.
-ORDER = ("train/meta_loss", "train/last_loss", "validation/*", "health/*", "train/*", "time/*")
+ORDER = ("losses/log10 of validation*", "losses/*", "validation/*", "train/meta_loss", "train/*", "health/*", "time/*")
+MOST_AT_FIRST = 8  # runs that are drawn before others are chosen, for more curves cannot be told apart
+LOSSES = ("train/meta_loss", "train/last_loss")
 # Okabe and Ito's, which the colour-blind can tell apart.
 PALETTE = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#57606a", "#e69f00")
 
@@ -80,7 +83,10 @@ def show(arguments: DashboardArguments, say: Callable[[str], None] = print) -> N
         index.find_runs(root)
     with _served(arguments.port) as (address, board):
         known = board.update(roots)
-        say(f"dashboard: {address} ({known} runs below {', '.join(map(str, roots))}); Ctrl-C ends it")
+        chosen = f"&run_ids={','.join(board.newest(MOST_AT_FIRST))}" if known > MOST_AT_FIRST else ""
+        drawn = f", the {MOST_AT_FIRST} newest drawn at first" if chosen else ""
+        where = f"{known} runs below {', '.join(map(str, roots))}{drawn}"
+        say(f"dashboard: {address}{chosen} ({where}); Ctrl-C ends it")
         # SIGTERM too, so that the database's folder goes.
         with contextlib.suppress(KeyboardInterrupt), handling(_end, [signal.SIGTERM]):
             while True:
@@ -187,20 +193,26 @@ class Board:
 
     def update(self, roots: list[Path]) -> int:
         """Looks for new runs, new rows and new evaluations. Returns the number of runs."""
+        found: dict[Path, Path] = {}
         for root in roots:
             with contextlib.suppress(UserError):  # it was there at first
-                for path in index.find_runs(root):
-                    self._names.setdefault(path, _unique(run_name(path, root), self._names.values()))
-        for path, name in self._names.items():
-            self._follow(path, name)
-            self._show_evaluation(path, name)
+                found |= {path: root for path in index.find_runs(root) if path not in found}
+        for path in sorted(found.keys() - self._names.keys(), key=lambda path: (begun(path), path)):
+            self._names[path] = _unique(run_name(path, found[path]), self._names.values())
+        for place, (path, name) in enumerate(self._names.items()):
+            self._follow(path, name, _id(place))
+            self._show_evaluation(path, name, _id(place))
         return len(self._names)
 
-    def _follow(self, path: Path, name: str) -> None:
+    def newest(self, most: int) -> list[str]:
+        """Ids of the runs on the page that began last; neighbours in trackio's list, each has a colour of its own."""
+        return [_id(place) for place, path in enumerate(self._names) if path in self._last][-most:]
+
+    def _follow(self, path: Path, name: str, run_id: str) -> None:
         follower = self._followers.setdefault(path, Follower(path / folder.METRICS))
         rows = follower.new_rows()
         if follower.restarted:  # resumed from a checkpoint before its last rows
-            self._storage.delete_run(self._project, name)
+            self._storage.delete_run(self._project, name, run_id)
             self._evaluated.pop(path, None)
         begin = begun(path)
         for first in range(0, len(rows), ROWS_AT_ONCE):
@@ -208,14 +220,15 @@ class Board:
             self._storage.bulk_log(
                 project=self._project,
                 run=name,
-                metrics_list=[{**grouped(row), "meta_step": row["meta_step"]} for row in part],
+                run_id=run_id,
+                metrics_list=[{**_with_logarithms(grouped(row)), "meta_step": row["meta_step"]} for row in part],
                 steps=[row["meta_step"] for row in part],
                 timestamps=[time_of(row, begin).isoformat() for row in part],
                 config=_config(path) if first == 0 else None,
             )
             self._last[path] = max(row["meta_step"] for row in part)
 
-    def _show_evaluation(self, path: Path, name: str) -> None:
+    def _show_evaluation(self, path: Path, name: str, run_id: str) -> None:
         """Tables and curves of evaluation.json beside the metrics, at the last meta-step."""
         try:
             written = (path / folder.EVALUATION).stat().st_mtime_ns
@@ -239,14 +252,28 @@ class Board:
             image._save(self._project, name, step)
             media[title] = image._to_dict()
         if media:
-            self._storage.bulk_log(project=self._project, run=name, metrics_list=[media], steps=[step])
+            self._storage.bulk_log(project=self._project, run=name, run_id=run_id, metrics_list=[media], steps=[step])
+
+
+def _id(place: int) -> str:
+    return str(place + 1)  # addresses list them between commas, which names may hold
+
+
+def _with_logarithms(values: dict[str, float]) -> dict[str, float]:
+    """Beside the losses their decimal logarithms: trackio's own are of all plots at once, and take 0 for 1."""
+    found = {
+        f"losses/log10 of {name.replace('/', ' ')}": math.log10(value)
+        for name, value in values.items()
+        if 0 < value < math.inf and (name in LOSSES or getattr(validation_name(name), "what", "") in ("mean", "median"))
+    }
+    return found | values
 
 
 def run_name(path: Path, root: Path) -> str:
     """`quadratic_rl/001` for a run below `runs`; below another folder its name comes first."""
     path, root = path.resolve(), root.resolve()
     base = path.parent.parent if path == root else root if root.name == "runs" else root.parent
-    return str(path.relative_to(base))
+    return printable(str(path.relative_to(base)))
 
 
 def _unique(name: str, taken: Any) -> str:
@@ -259,4 +286,4 @@ def _unique(name: str, taken: Any) -> str:
 
 def _config(path: Path) -> dict[str, Any]:
     fields = index.fields_of(files.read_object(path / folder.CONFIG))
-    return {name: index.value_words(fields, name) for name in fields}
+    return {printable(name): printable(index.value_words(fields, name)) for name in fields}

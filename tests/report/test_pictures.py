@@ -119,7 +119,44 @@ def test_meta_training_figure_with_and_without_validation() -> None:
     assert right.get_yscale() == "log"
     labels = [line.get_label() for line in right.get_lines() if not line.get_label().startswith("_")]
     assert labels == ["median at the training horizon", "mean at the training horizon", "median at 10 times it"]
-    assert pictures.meta_training_figure([]).axes  # nothing yet
+    assert not pictures.meta_training_figure([]).axes  # nothing yet
+
+
+def test_a_single_point_is_seen(result: dict) -> None:
+    values = {f"validation/{m}x/{part}": 0.5 for m in (1, 10) for part in ("median", "mean")}
+    rows = [{"meta_step": 4, "meta_loss": 0.5}, {"meta_step": 4, **values}]
+    figure = pictures.meta_training_figure(rows)
+    marked = [
+        [line for line in axes.get_lines() if line.get_marker() not in (None, "None", "")] for axes in figure.axes
+    ]
+    assert len(marked[0]) == 1 and {line.get_label() for line in marked[1]} >= {
+        "median at the training horizon", "mean at the training horizon", "median at 10 times it", "mean at 10 times it"
+    }  # fmt: skip
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["3", "4", "5"]
+    style = panels.Style("a", "learned-0", "-")
+    line = panels.Line(style, np.arange(5.0), np.array([1.0, np.nan, 2.0, 3.0, np.nan]))
+    (axes,) = panels.panels_figure([panels.Panel("", "", "", [line])]).axes
+    assert [marks.get_xdata().tolist() for marks in axes.get_lines() if marks.get_marker() == "o"] == [[0.0]]
+    result["optimizers"] = {"mine": record("learned", [2.0])}
+    for axes in pictures.evaluation_figure(result).axes:
+        assert any(marks.get_marker() == "o" for marks in axes.get_lines())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.9, 1.1, ["0.75", "1", "1.25"]),
+        (0.01, 0.1, ["0.01", "0.02", "0.05", "0.1"]),
+        (0.02, 30, ["0.1", "1", "10"]),
+        (1e-5, 1, ["10⁻⁵", "10⁻⁴", "10⁻³", "10⁻²", "10⁻¹", "10⁰"]),
+        (2e-5, 2e-4, ["2×10⁻⁵", "5×10⁻⁵", "10⁻⁴", "2×10⁻⁴"]),
+    ],
+)
+def test_a_logarithmic_axis_has_one_notation(low: float, high: float, words: list[str]) -> None:
+    line = panels.Line(panels.OTHERS, np.arange(2.0), np.array([low, high]))
+    (axes,) = panels.panels_figure([panels.Panel("", "", "", [line])]).axes
+    bottom, top = axes.get_ylim()
+    assert [t.get_text() for t in axes.get_yticklabels() if bottom <= t.get_position()[1] <= top] == words
 
 
 def test_series_leave_out_what_is_missing() -> None:

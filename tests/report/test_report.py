@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
 from jinja2 import UndefinedError
 
 from metaopt.choices import choice
+from metaopt.cli.entry import main
 from metaopt.errors import UserError
 from metaopt.evaluation.curves import Curves
 from metaopt.evaluation.record import describe_curves
@@ -28,7 +32,7 @@ from metaopt.report.pictures import evaluation_figure
 from metaopt.report.run_page import write_report
 from metaopt.runs.state import write_state
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
 BAD = "<script>alert('x')</script>"
 
 
@@ -40,6 +44,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.words: list[str] = []
+        self.broken = False  # by <wbr>, which is no space
         self.attributes: list[tuple[str, str | None]] = []
         self.feed(text)
         self.close()
@@ -48,6 +53,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
         self.attributes += attrs
+        self.broken = tag == "wbr"
         if tag not in VOID:
             self.open.append(tag)
 
@@ -59,8 +65,11 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        if not {"style", "script"} & set(self.open):
+        if self.broken:
+            self.words[-1] += data
+        elif not {"style", "script"} & set(self.open):
             self.words.append(data)
+        self.broken = False
 
     @property
     def text(self) -> str:
@@ -146,7 +155,7 @@ def test_the_page_holds_everything(full: Path) -> None:
     page = Page(path.read_text(encoding="utf-8"))
     for words in (
         "Meta-training is done: 2,000 meta-steps.",
-        "∞ 0.1 to ∞",  # the mean and its interval
+        "∞ 0.5 to ∞ ∞ 0.1 to ∞",  # the ratio and the mean with their intervals
         "4 of 16",  # failed
         "none of 16",
         "all 16",  # keeps improving
@@ -171,13 +180,64 @@ def test_the_page_holds_everything(full: Path) -> None:
         "the loss of a step between two recorded ones is its minibatch's",
     ):
         assert words in page.text, words
-    assert page.tags.count("figure") == 2 and page.tags.count("details") == 3
+    assert page.tags.count("figure") == 2 and page.tags.count("details") == 4
 
 
 def test_nothing_from_a_file_becomes_markup(full: Path) -> None:
     page = Page(write_report(full).read_text(encoding="utf-8"))
     assert page.tags.count("script") == 1  # the page's own
     assert page.text.count("alert('x')") >= 4
+
+
+# What a folder, a plugin's entry or a file of data may be called.
+ODD = "a\x1b[31m\"'&<script>\u202e$x$ font-family: d='1.234567' id=\"1\" #d55e00 --q\udcff"
+ODD_SHOWN = r"""a\x1b[31m"'&<script>\u202e$x$ font-family: d='1.234567' id="1" #d55e00 --q\udcff"""
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_odd_names_stand_as_they_are_and_cannot_move_a_cursor(
+    runs: int, full: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture
+) -> None:
+    root = tmp_path_factory.mktemp("odd") / os.fsdecode(b"a\x1b[31m\xff")
+    held = json.loads((full / "evaluation.json").read_text())
+    (result,) = held["results"]
+    result |= {"task": ODD, "optimizers": {ODD: result["optimizers"]["adam"] | {"kind": "learned"}}}
+    near = {**result, "horizon": 5}
+    for index in range(runs):
+        run = Path(shutil.copytree(full, root / f"{index}{ODD.replace('/', '')}"))
+        (run / "evaluation.json").write_text(json.dumps({"results": [near, result]}))
+        (run / "environment.json").write_text(json.dumps({"experiment": ODD, "data": ODD}))
+        config = json.loads((run / "config.json").read_text())
+        config["tasks"][0]["options"] = {"data": ODD, ODD: index}
+        (run / "config.json").write_text(json.dumps(config))
+        assert main(["report", str(run)]) == 0
+    assert main(["report", *([str(root)] if runs > 1 else [str(run)])]) == 0
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed and r"a\x1b[31m\udcff" in printed
+    out = (root if runs > 1 else run) / "report.html"
+    text = out.read_text(encoding="utf-8")
+    page = Page(text)  # every element closes where it should
+    assert page.tags.count("script") == 1 and not re.search("[\x00-\x09\x0b-\x1f\x7f\u202e\ud800-\udfff]", text)
+    assert page.text.count(ODD_SHOWN) >= 5
+    if runs > 1:
+        linked = re.findall(r'href="\./([^"]*)"', text)
+        assert len(linked) == runs and all((root / os.fsdecode(unquote_to_bytes(link))).is_file() for link in linked)
+    assert main(["report", str(root / "nothing\x1b[2J")]) == 2
+    assert "\x1b" not in capsys.readouterr().err
+
+
+def test_the_configuration_marks_what_differs_from_the_defaults(run: Path) -> None:
+    config = json.loads((run / "config.json").read_text())
+    config |= {"rescale": 0, "horizon": 50}  # a whole number is no other value
+    (run / "config.json").write_text(json.dumps(config))
+    text = write_report(run).read_text(encoding="utf-8")
+    section = text[text.index("<h2>Configuration</h2>") :]
+    marked, _, folded = section.partition("<details>")
+    marked = Page(marked.replace("<section>", "").partition("</h2>")[2]).text
+    assert marked.startswith("tasks quadratic: dim = 7 optimizer lstm: features = all estimator reparameterised")
+    assert marked.endswith("horizon 50 default: 100")
+    folded = Page("<details>" + folded.partition("</details>")[0] + "</details>").text
+    assert "fields as they are by default" in folded and "rescale 0 " in folded and "horizon" not in folded.split()
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(full: Path) -> None:
@@ -233,7 +293,7 @@ def test_horizons_stand_beside_one_another(full: Path) -> None:
     held["results"] = [near, far]
     (full / "evaluation.json").write_text(json.dumps(held))
     page = Page(write_report(full).read_text(encoding="utf-8"))
-    assert "1× 5 16 0.75" in page.text and "10× 50 16 0.25" in page.text
+    assert "1× ∞ 0.5 to ∞ 0.75 ∞ 4 of 16 5 16" in page.text and "10× ∞ 0.5 to ∞ 0.25 ∞ 4 of 16 50 16" in page.text
 
 
 def test_runs_evaluated_at_one_horizon_have_a_table(full: Path) -> None:
@@ -274,6 +334,26 @@ def test_the_doctors_advice_is_on_the_page(run: Path) -> None:
     assert "of a fresh φ" in text and "Nothing to complain about." in text and sentences[0] not in text
 
 
+def test_a_chart_that_would_be_empty_is_left_out(run: Path) -> None:
+    shares = {gate: 0.004 for gate in "ifgo"}
+    gates = [{"task": "quadratic", "steps": "within", "training": True, "layers": [shares]}]
+    result = {
+        "meta_step": 1, "num_tasks": 4, "horizon": 10, "jacobian": [], "inputs": None, "gates": gates, "steps": [],
+        "estimators": [{"estimator": "other", "horizon": 10, "window": 10, "reason": "no noise"}], "references": [],
+        "advice": [],
+    }  # fmt: skip
+    (run / "doctor.json").write_text(json.dumps(result))
+    rows = [{"kind": "train", "meta_step": 1, "meta_loss": None}, {"kind": "train", "meta_step": 2, "meta_loss": "inf"}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    assert "figure" not in page.tags
+    for words in ("every gate has less than 1%", "0.4%", "No estimator's meta-gradient", "there is nothing to draw"):
+        assert words in page.text, words
+    gates[0]["layers"][0]["f"] = 0.5
+    (run / "doctor.json").write_text(json.dumps(result))
+    assert Page(write_report(run).read_text(encoding="utf-8")).tags.count("figure") == 1
+
+
 def losses_from(shift: float, bound: float | None, horizon: int = 40) -> dict:
     """An entry of evaluation.json: losses that fall from shift + 1 or 2 towards the shift; adam half as fast."""
     steps, start = np.arange(0, horizon + 1, 2), np.array([1.0, 2.0, 1.5, 1.0])
@@ -292,11 +372,11 @@ def test_losses_with_a_bound_are_shown_above_it(run: Path) -> None:
     for words in (
         "mine ends at a mean loss 0.0252 above its bound, 0.135 times that of the best baseline (adam, rate 0.1)",
         "Curves show the loss above its bound",
-        "Mean final loss Mean above its bound Median above its bound Ratio to best baseline",
+        "Ratio to best baseline Mean final loss Mean above its bound Median above its bound",
         "−50 0.0252 ",
         "(of means of the loss above its bound, on the same tasks)",
         "both less the bound, at any step",
-        "2× 40 4 0.0229 above its bound 0.0252 above its bound 0.135 ",  # beyond the training horizon
+        "0.0229 above its bound 0.0252 above its bound none of 4 40 4",  # beyond the training horizon
     ):
         assert words in page.text, words
     assert "Difference" not in page.text
@@ -309,11 +389,11 @@ def test_losses_without_a_bound_are_compared_by_differences(run: Path) -> None:
     page = Page(write_report(run).read_text(encoding="utf-8"))
     for words in (
         "mine ends at a mean loss of −2.97482; its difference to the best baseline (adam, rate 0.1) is −0.119 of the",
-        "Mean final loss Median Difference to best baseline Failed",
+        "Difference to best baseline Mean final loss Median Failed",
         "in units of the largest fall below the first loss",
         "above the first loss by 9 times the largest fall, at any step",
         "the loss at the training horizon by a tenth of the largest fall",
-        "2× 40 4 −2.97711 −2.97482 −0.119 ",
+        "−2.97711 −2.97482 none of 4 40 4",
         "A difference stands where losses have no bound",
     ):
         assert words in page.text, words

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ import pytest
 
 from metaopt.cli.entry import main
 from metaopt.errors import UserError
-from metaopt.sinks.dashboard import DashboardArguments, run_name, show
+from metaopt.sinks.dashboard import Board, DashboardArguments, run_name, show
 
 PROJECT = "metaopt"
 
@@ -91,6 +92,7 @@ def test_it_holds_the_runs_under_grouped_names(page: Page, finished: Path) -> No
             shown = train[row["meta_step"]]
             assert (shown["train/meta_loss"], shown["health/diverged"]) == (row["meta_loss"], row["diverged"])
             assert shown["meta_step"] == row["meta_step"]
+            assert shown["losses/log10 of train meta_loss"] == pytest.approx(math.log10(row["meta_loss"]))
         else:
             (shown,) = [log for log in logs if log["step"] == row["meta_step"] and "validation/best" in log]
             assert shown["validation/2x/median"] == row["validation/2x/median"]
@@ -112,6 +114,30 @@ def test_it_follows_what_is_added_and_what_is_cut_back(page: Page, finished: Pat
     part.write_text("".join(kept))
     part.replace(metrics)
     assert page.until(lambda: sorted(row["step"] for row in page.logs("sweep/a")) == [1, 2, 3, 4, 4])
+
+
+def test_the_newest_runs_are_drawn_at_first_and_losses_on_a_logarithmic_axis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = pytest.importorskip("trackio.sqlite_storage").SQLiteStorage
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(storage, "bulk_log", lambda **values: logged.update({values["run"]: values}))
+    for index in range(10):
+        run = tmp_path / "runs" / f"{index}" / os.fsdecode(b"a,b\x1b\xff")
+        run.mkdir(parents=True)
+        config = {name: {"name": "x", "options": {}} for name in ("tasks", "optimizer", "estimator")}
+        (run / "config.json").write_text(json.dumps(config))
+        (run / "environment.json").write_text(json.dumps({"started": f"2026-01-{30 - index}T00:00:00+00:00"}))
+        losses = {"validation/1x/median": 0.01, "validation/1x/failed": 0.5, "validation/2x/mean": -1.0}
+        rows = [{"kind": "train", "meta_step": 1, "meta_loss": 0.1}, {"kind": "validation", "meta_step": 1, **losses}]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    board = Board(PROJECT, tmp_path)
+    assert board.update([tmp_path / "runs"]) == 10
+    newest = {name for name, values in logged.items() if values["run_id"] in board.newest(8)}
+    assert newest == {rf"{index}/a,b\x1b\udcff" for index in range(8)} and "," not in "".join(board.newest(8))
+    train, validation = logged[r"0/a,b\x1b\udcff"]["metrics_list"]
+    assert train["losses/log10 of train meta_loss"] == -1 and train["train/meta_loss"] == 0.1
+    assert {name for name in validation if name.startswith("losses/")} == {"losses/log10 of validation 1x median"}
 
 
 def _runs(page: Page) -> list[dict[str, Any]]:
