@@ -78,8 +78,9 @@ def split_outside_quotes(text: str, at: str) -> list[str]:
 
 def parse_choice(text: str, *, base: Choice | None = None) -> Choice:
     """Reads `NAME`, `NAME:key=value,...` or, on top of `base`, `:key=value,...` (keeps its name and other options)."""
-    name, _, tail = text.partition(":")
+    name, _, tail = text.strip().partition(":")
     options: dict[str, Any] = {}
+    given: set[str] = set()
     if not name:
         if base is None:
             raise UserError(f"{text!r} names no entry; write NAME:key=value,...")
@@ -93,7 +94,12 @@ def parse_choice(text: str, *, base: Choice | None = None) -> Choice:
             )
         if '"' in value and (value.count('"') % 2 or not value[0] == value[-1] == '"'):
             raise UserError(f'{part!r} in {text!r} has a stray quote; write key="...", a quote within it doubled.')
+        if key in given:
+            raise UserError(f"{text!r} gives the option {key} twice; give it once.")
+        given.add(key)
         options[key] = _from_text(value)
+    if not given and not text.strip(" :"):
+        raise UserError(f"{text!r} names no entry and no option; write NAME, NAME:key=value,... or :key=value,...")
     return Choice(name, options)
 
 

@@ -47,6 +47,6 @@ def run(name: str, words: list[str]) -> None:
         given = parse(getattr(arguments, command.arguments), given, prog=f"metaopt {name}")
         if command.takes_devices:
             devices.configure_jax(getattr(given, "num_devices", 1))
-            devices.see_devices()
+            devices.see_devices(getattr(given, "num_devices", None))
     module, function = command.place.split(":")
     getattr(importlib.import_module(f"metaopt.cli.{module}"), function)(given)

@@ -23,7 +23,7 @@ def configure_for_training(num_devices: int | None, before: int | None = None) -
     job = processes.find_job(os.environ)
     if job is None:
         configure_jax(num_devices or before)
-        see_devices()
+        see_devices(num_devices)
         return
     if before is not None and before % job.num_processes:
         before = None  # it was begun by fewer processes
@@ -41,7 +41,7 @@ def configure_jax(num_devices: int | None = None) -> None:
 
     from metaopt.inner.devices import available_cores, use_cpu_devices
 
-    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    if not _forced():
         try:
             use_cpu_devices(num_devices or available_cores())
         except RuntimeError:
@@ -55,13 +55,18 @@ def configure_jax(num_devices: int | None = None) -> None:
             jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
-def see_devices() -> None:
+def see_devices(number: int | None = None) -> None:
     """Lets jax find its devices.
+
+    Args:
+      number: devices of this process, by who starts it now; a run that goes on may have begun with more.
 
     Raises:
       UserError: those that are asked for are not there.
     """
     import jax
+
+    from metaopt.inner.devices import available_cores
 
     try:
         jax.local_devices()
@@ -71,6 +76,17 @@ def see_devices() -> None:
         remedy = "unset it to use what there is" if named else "see that its driver and the jax for it are installed"
         said = str(error).partition(" (set JAX_PLATFORMS")[0].rstrip(".") or "there is no such device here"
         raise UserError(f"{asked}{said}; {remedy}.") from None
+    cores = available_cores()
+    if number is not None and number > cores and jax.default_backend() == "cpu" and not _forced():
+        raise UserError(
+            f"`num_devices` ({number}) is more than the {cores} core{'s' * (cores > 1)} that there are, one device each, "
+            f"and would only be slower; give at most {cores}, or leave it out."
+        )
+
+
+def _forced() -> bool:
+    """Whether XLA is told how many devices a CPU is to be; who does that knows."""
+    return "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
 
 
 def check_environment() -> None:

@@ -80,7 +80,8 @@ def _repeat(words: list[str]) -> None:
     name, _ = load_experiment(run)
     experiment, out = parse_experiment(rest, prog=f"metaopt train --from {run}", base=base)
     # As many as the run was begun on, whatever the cores of this host: so φ comes out bitwise the same.
-    devices.configure_for_training(experiment.num_devices, devices_begun_with(path))
+    asked = None if experiment.num_devices == base.num_devices else experiment.num_devices
+    devices.configure_for_training(asked, experiment.num_devices or devices_begun_with(path))
     from metaopt.runs import processes
     from metaopt.runs.repeating import what_differs
 

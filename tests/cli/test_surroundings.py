@@ -396,3 +396,44 @@ def test_a_device_that_is_not_there_is_one_line(variables: dict[str, str], said:
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith(f"metaopt: error: {said}") and done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# ----- accepted in silence before -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--optimizer", ""], "'' names no entry and no option"),
+        (["--optimizer", ":"], "':' names no entry and no option"),
+        (["--optimizer", " "], "' ' names no entry and no option"),
+        (["--estimator="], "'' names no entry and no option"),
+        (["--optimizer", "lstm:hidden_size=3,hidden_size=4"], "gives the option hidden_size twice"),
+        (["--optimizer", ":hidden_size=3,hidden_size=3"], "gives the option hidden_size twice"),
+        (["--objective", ""], "'' names no entry"),
+        (["--seed", "1", "--seed=2"], "--seed is given 2 times"),
+        (["--num-devices", "1024"], "`num_devices` (1024) is more than the "),
+    ],
+)
+def test_what_says_nothing_or_the_same_thing_twice_is_refused(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert cli.main(["train", "quadratic_rl", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", [["evaluate", "networks_rl"], ["doctor", "networks_rl"]])
+def test_no_command_makes_more_devices_than_cores(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command, "--num-devices", "1000"]) == 2
+    assert "`num_devices` (1000) is more than the" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_as_many_devices_as_it_began_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "configure_jax", lambda number: None)
+    devices.configure_for_training(None, 1000)
+    with pytest.raises(UserError, match="more than the"):
+        devices.configure_for_training(1000, None)
