@@ -79,8 +79,8 @@ def see_devices(number: int | None = None) -> None:
     cores = available_cores()
     if number is not None and number > cores and jax.default_backend() == "cpu" and not _forced():
         raise UserError(
-            f"`num_devices` ({number}) is more than the {cores} core{'s' * (cores > 1)} that there are, one device each, "
-            f"and would only be slower; give at most {cores}, or leave it out."
+            f"`num_devices` ({number}) is more than the {cores} core{'s' * (cores > 1)} that there are, one device "
+            f"each, and would only be slower; give at most {cores}, or leave it out."
         )
 
 
