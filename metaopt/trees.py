@@ -27,11 +27,15 @@ def save_residuals(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: checkpoint_name(leaf, SAVED), tree)
 
 
+def _flat(leaf: jax.Array) -> jax.Array:
+    """[tasks, coordinates], also where there are none of these."""
+    return leaf.reshape(leaf.shape[0], math.prod(leaf.shape[1:]))
+
+
 def ravel_tasks(tree: PyTree, dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
     """The leaves side by side, [tasks, D] in `dtype`, and the function that takes such an array back to the tree."""
     leaves, treedef = jax.tree.flatten(tree)
-    tasks = leaves[0].shape[0]
-    flat = [leaf.reshape(tasks, -1).astype(dtype) for leaf in leaves]
+    flat = [_flat(leaf).astype(dtype) for leaf in leaves]
 
     def unravel(matrix: jax.Array) -> PyTree:
         parts, start = [], 0
@@ -53,7 +57,7 @@ def leaf_sizes(tree: PyTree) -> tuple[int, ...]:
 def usable_tasks(tree: PyTree) -> jax.Array:
     """[tasks] bool: every entry of a task is finite and at most `LARGEST` in magnitude."""
     checks = [
-        jnp.all(jnp.abs(leaf.reshape(leaf.shape[0], -1)) <= LARGEST, axis=1)
+        jnp.all(jnp.abs(_flat(leaf)) <= LARGEST, axis=1)
         for leaf in jax.tree.leaves(tree)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
@@ -71,14 +75,11 @@ def select_tasks(mask: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
 
 def task_norm(tree: PyTree) -> jax.Array:
     """[tasks] Euclidean norm over all leaves of each task."""
-    squares = [jnp.sum(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(tree)]
+    squares = [jnp.sum(jnp.square(_flat(leaf)), axis=1) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares))
 
 
 def inner_product(a: PyTree, b: PyTree) -> jax.Array:
     """[tasks] the inner product over all leaves of each task."""
-    products = [
-        jnp.sum((x * y).reshape(x.shape[0], -1), axis=1)
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    ]
+    products = [jnp.sum(_flat(x * y), axis=1) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
     return sum(products[1:], products[0])

@@ -25,7 +25,14 @@ def _from_optax(make: Callable[[Any], optax.GradientTransformation], learning_ra
         raise ValueError(f"`learning_rate` ({learning_rate}) must be above 0.")
 
     def bind(meta_params: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.with_extra_args_support(make(LOG.forward(meta_params["learning_rate"])))
+        tx = optax.with_extra_args_support(make(LOG.forward(meta_params["learning_rate"])))
+
+        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+            # optax's own arithmetic mixes counts with numbers.
+            with jax.numpy_dtype_promotion("standard"):
+                return tx.update(updates, state, params, **extra)
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
 
     def init(key: Any) -> Any:
         return {"learning_rate": LOG.inverse(jnp.asarray(learning_rate, jnp.float32))}
