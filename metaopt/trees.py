@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,6 +21,13 @@ FAILURE_FACTOR = 10.0
 
 # The checkpoint name of what the reverse pass of an inner step reads instead of computing it anew.
 SAVED = "saved"
+
+
+@contextlib.contextmanager
+def usual_promotion() -> Iterator[None]:
+    """numpy's rules inside, whatever is set: optax's arithmetic, and that of people's tasks, goes by them."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def save_residuals(tree: PyTree) -> PyTree:

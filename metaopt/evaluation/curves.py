@@ -18,6 +18,7 @@ from metaopt.evaluation.statistics import Scale, scale
 from metaopt.inner.devices import compiler_options, map_chunks, matmul_precision
 from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
+from metaopt.trees import usual_promotion
 from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollState
 
 # Parameters and optimizer state that one chunk of tasks may hold on a device: what lies above falls out of the cache.
@@ -121,6 +122,7 @@ def as_optimizer(entry: Entry, family: TaskFamily, name: str = "optimizer") -> t
         return entry
     optimizer = _wrapped(entry)
 
+    @usual_promotion()
     def one_update(key: Key) -> Any:
         params = family.init(key, family.sample(key, family.data))
         tx = optimizer.bind(())
@@ -246,6 +248,7 @@ def _jitted_run() -> Callable[..., Outcome]:
     return jax.jit(_run, static_argnames=static, compiler_options=compiler_options())
 
 
+@usual_promotion()
 def _run(
     optimizer: Optimizer,
     meta_params: MetaParams,

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.registry import OPTIMIZERS
+from metaopt.trees import usual_promotion
 from metaopt.types import Bijection, Optimizer
 
 LOG = Bijection(forward=jnp.exp, inverse=jnp.log)  # of settings above 0
@@ -28,8 +29,7 @@ def _from_optax(make: Callable[[Any], optax.GradientTransformation], learning_ra
         tx = optax.with_extra_args_support(make(LOG.forward(meta_params["learning_rate"])))
 
         def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-            # optax's own arithmetic mixes counts with numbers.
-            with jax.numpy_dtype_promotion("standard"):
+            with usual_promotion():
                 return tx.update(updates, state, params, **extra)
 
         return optax.GradientTransformationExtraArgs(tx.init, update)

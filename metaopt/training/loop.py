@@ -23,6 +23,7 @@ from metaopt.experiment import Experiment, build_families, build_optimizer
 from metaopt.inner.devices import compiler_options, matmul_precision, task_mesh
 from metaopt.registry import ESTIMATORS, OBJECTIVES
 from metaopt.training.meta_optimizer import make_clips, make_meta_optimizer, moving_average
+from metaopt.trees import usual_promotion
 from metaopt.types import Families, InnerBatch, Key, MetaGradient, MetaParams, Metrics, Optimizer, PyTree
 
 # Meta-steps looked back on, at least, when a run is judged to have diverged.
@@ -90,6 +91,7 @@ class Trainer:
     def init(self) -> TrainState:
         """The state before the first meta-step, decided by the experiment's seed."""
 
+        @usual_promotion()
         def make(key_data: jax.Array, families: Families) -> TrainState:
             init_key, estimator_key, run_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
             meta_params = self.optimizer.init(init_key)
@@ -151,6 +153,7 @@ class Trainer:
         names = {f"meta_loss/{i}": f"meta_loss/{choice}" for i, choice in enumerate(self.experiment.tasks)}
         return {names.get(name, name): values for name, values in metrics.items()}
 
+    @usual_promotion()
     def _run(
         self, state: TrainState, families: Families, stop: jax.Array, level: jax.Array | None, *, length: int
     ) -> tuple[TrainState, Metrics]:
@@ -178,6 +181,7 @@ class Trainer:
         # As one vector: the meta-optimizer's arithmetic on each of a score of small leaves takes longer to compile.
         gradient, _ = ravel_pytree(gradient)
         before, unravel = ravel_pytree(state.meta_params)
+        gradient = gradient.astype(before.dtype)  # an estimator of someone's own may sum in wider types
         finite = jnp.all(jnp.isfinite(gradient))
         usable = finite & (metrics["alive"] > 0)
         gradient = jnp.where(usable, gradient, 0.0)
@@ -246,6 +250,7 @@ def build_estimator(
 
 def _check_fits(estimator: MetaGradient, name: str, optimizer: Optimizer, families: Families, *, bounded: bool) -> None:
     # On shapes alone, before a run has a folder; a budget for memory shows only in the meta-gradient itself.
+    @usual_promotion()
     def fits(key: Key) -> None:
         meta_params = optimizer.init(key)
         state = estimator.init(key, meta_params, families)
