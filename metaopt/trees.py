@@ -24,9 +24,13 @@ SAVED = "saved"
 
 
 @contextlib.contextmanager
-def usual_promotion() -> Iterator[None]:
-    """numpy's rules inside, whatever is set: optax's arithmetic, and that of people's tasks, goes by them."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+def usual_rules() -> Iterator[None]:
+    """jax as it is without settings of strictness: optax, and people's tasks, are written for that.
+
+    Promotion is numpy's, numbers go to the device unasked, and a key may serve twice, as for the two sides of a pair.
+    """
+    promotion = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with promotion[0], promotion[1], jax.transfer_guard("allow"), jax.debug_key_reuse(False):
         yield
 
 

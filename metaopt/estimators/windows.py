@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh
 from metaopt.experiment.checks import check_windows
 from metaopt.inner.devices import pick_chunk_size, sum_over_chunks, task_mesh
 from metaopt.inner.step import ObjectiveBatch, bind_tasks, check_objective_batch, reset
-from metaopt.trees import leaf_sizes, usual_promotion
+from metaopt.trees import leaf_sizes, usual_rules
 from metaopt.types import (
     Families,
     InnerBatch,
@@ -171,7 +171,7 @@ def windowed(method: Method, schedule: Schedule) -> MetaGradient:
 
     chunking, tasks_each = partial(_chunking, method, schedule), partial(_tasks_each, schedule)
 
-    @usual_promotion()
+    @usual_rules()
     def init(key: Key, meta_params: MetaParams, families: Families) -> tuple[Carried, ...]:
         carried = []
         for index, family in enumerate(families):
@@ -210,7 +210,7 @@ def windowed(method: Method, schedule: Schedule) -> MetaGradient:
             memory = jax.tree.map(lambda new, old: new.astype(old.dtype), memory, carried.memory)
         return means._replace(gradient=gradient, alive=sums.alive), Carried(run, memory)
 
-    @usual_promotion()
+    @usual_rules()
     def estimate(
         key: Key, meta_params: MetaParams, state: tuple[Carried, ...], families: Families
     ) -> tuple[MetaParams, tuple[Carried, ...], Metrics]:

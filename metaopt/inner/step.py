@@ -11,7 +11,7 @@ import optax
 
 from metaopt.oracles.gradient import minibatch
 from metaopt.tasks.checks import check_family
-from metaopt.trees import LARGEST, inner_product, save_residuals, select_tasks, task_norm, usable_tasks, usual_promotion
+from metaopt.trees import LARGEST, inner_product, save_residuals, select_tasks, task_norm, usable_tasks, usual_rules
 from metaopt.types import (
     Estimate,
     Explore,
@@ -131,7 +131,7 @@ def lower_bounds(family: TaskFamily, task: Task, num_tasks: int, dtype: Any) -> 
     return jnp.full(num_tasks, bound, dtype)
 
 
-@usual_promotion()
+@usual_rules()
 def reset(tx: optax.GradientTransformationExtraArgs, family: TaskFamily, keys: Key) -> tuple[Task, UnrollState]:
     """Draws tasks and their starting points, and the estimate there.
 
@@ -197,7 +197,7 @@ class Record(NamedTuple):
     observed: PyTree
 
 
-@usual_promotion()
+@usual_rules()
 def step(
     tx: optax.GradientTransformationExtraArgs,
     family: TaskFamily,

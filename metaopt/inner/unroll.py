@@ -18,11 +18,11 @@ from metaopt.inner.step import (
     step,
     step_keys,
 )
-from metaopt.trees import SAVED, usual_promotion
+from metaopt.trees import SAVED, usual_rules
 from metaopt.types import Explore, PyTree, Task, TaskFamily, Trace, UnrollState
 
 
-@usual_promotion()
+@usual_rules()
 def unroll(
     tx: optax.GradientTransformationExtraArgs,
     family: TaskFamily,

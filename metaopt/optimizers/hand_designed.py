@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.registry import OPTIMIZERS
-from metaopt.trees import usual_promotion
+from metaopt.trees import usual_rules
 from metaopt.types import Bijection, Optimizer
 
 LOG = Bijection(forward=jnp.exp, inverse=jnp.log)  # of settings above 0
@@ -29,7 +29,7 @@ def _from_optax(make: Callable[[Any], optax.GradientTransformation], learning_ra
         tx = optax.with_extra_args_support(make(LOG.forward(meta_params["learning_rate"])))
 
         def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-            with usual_promotion():
+            with usual_rules():
                 return tx.update(updates, state, params, **extra)
 
         return optax.GradientTransformationExtraArgs(tx.init, update)

@@ -23,7 +23,7 @@ from metaopt.experiment import Experiment, build_families, build_optimizer
 from metaopt.inner.devices import compiler_options, matmul_precision, task_mesh
 from metaopt.registry import ESTIMATORS, OBJECTIVES
 from metaopt.training.meta_optimizer import make_clips, make_meta_optimizer, moving_average
-from metaopt.trees import usual_promotion
+from metaopt.trees import usual_rules
 from metaopt.types import Families, InnerBatch, Key, MetaGradient, MetaParams, Metrics, Optimizer, PyTree
 
 # Meta-steps looked back on, at least, when a run is judged to have diverged.
@@ -53,6 +53,7 @@ def averaged(state: TrainState) -> MetaParams:
 class Trainer:
     """An experiment's objects, ready to run: families, optimizer, estimator, and the jitted chunk."""
 
+    @usual_rules()
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.families: Families = build_families(experiment)
@@ -88,10 +89,10 @@ class Trainer:
             compiler_options=compiler_options(),
         )
 
+    @usual_rules()
     def init(self) -> TrainState:
         """The state before the first meta-step, decided by the experiment's seed."""
 
-        @usual_promotion()
         def make(key_data: jax.Array, families: Families) -> TrainState:
             init_key, estimator_key, run_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
             meta_params = self.optimizer.init(init_key)
@@ -118,6 +119,7 @@ class Trainer:
         alone.families = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.families)
         return alone
 
+    @usual_rules()
     def run_chunk(self, state: TrainState) -> tuple[TrainState, dict[str, np.ndarray]]:
         """`log.every` meta-steps, fewer at the end. Returns the next state and metrics, each [steps].
 
@@ -133,6 +135,7 @@ class Trainer:
         fetched = self._name_families(fetched)
         return state, {"meta_step": np.arange(first + 1, last + 1)} | fetched
 
+    @usual_rules()
     def state_before(self, state: TrainState, meta_step: int, level: int) -> TrainState:
         """The state before a later meta-step of the chunk that begins with `state`, by the chunk's own program.
 
@@ -153,7 +156,7 @@ class Trainer:
         names = {f"meta_loss/{i}": f"meta_loss/{choice}" for i, choice in enumerate(self.experiment.tasks)}
         return {names.get(name, name): values for name, values in metrics.items()}
 
-    @usual_promotion()
+    @usual_rules()
     def _run(
         self, state: TrainState, families: Families, stop: jax.Array, level: jax.Array | None, *, length: int
     ) -> tuple[TrainState, Metrics]:
@@ -250,7 +253,6 @@ def build_estimator(
 
 def _check_fits(estimator: MetaGradient, name: str, optimizer: Optimizer, families: Families, *, bounded: bool) -> None:
     # On shapes alone, before a run has a folder; a budget for memory shows only in the meta-gradient itself.
-    @usual_promotion()
     def fits(key: Key) -> None:
         meta_params = optimizer.init(key)
         state = estimator.init(key, meta_params, families)
@@ -300,6 +302,7 @@ def _replicate(tree: PyTree, sharding: NamedSharding) -> PyTree:
 Callback = Callable[[Trainer, TrainState, dict[str, np.ndarray]], bool | None]
 
 
+@usual_rules()
 def meta_train(
     experiment: Experiment | Trainer,
     *,
