@@ -306,7 +306,9 @@ def _combine(meta_params: MetaParams, means: Sequence[Sums], scaled: bool) -> Me
         scale = jnp.where(mean.initial_gap > 0, mean.initial_gap, 1.0) if scaled else 1.0
         gradients.append(jax.tree.map(lambda leaf, scale=scale: leaf / scale, mean.gradient))
     # In φ's types: sums over tasks come in those of their losses, which may be wider.
-    return jax.tree.map(lambda like, *leaves: (sum(leaves) / len(leaves)).astype(like.dtype), meta_params, *gradients)
+    return jax.tree.map(
+        lambda like, *leaves: jnp.asarray(sum(leaves) / len(leaves), like.dtype), meta_params, *gradients
+    )
 
 
 def _metrics(means: Sequence[Sums], tasks_each: int) -> Metrics:
