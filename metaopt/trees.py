@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,16 +23,31 @@ FAILURE_FACTOR = 10.0
 SAVED = "saved"
 
 
+@contextlib.contextmanager
+def usual_rules() -> Iterator[None]:
+    """jax as it is without settings of strictness: optax, and people's tasks, are written for that.
+
+    Promotion is numpy's, numbers go to the device unasked, and a key may serve twice, as for the two sides of a pair.
+    """
+    promotion = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with promotion[0], promotion[1], jax.transfer_guard("allow"), jax.debug_key_reuse(False):
+        yield
+
+
 def save_residuals(tree: PyTree) -> PyTree:
     """Marks the leaves as `SAVED`."""
     return jax.tree.map(lambda leaf: checkpoint_name(leaf, SAVED), tree)
 
 
+def _flat(leaf: jax.Array) -> jax.Array:
+    """[tasks, coordinates], also where there are none of these."""
+    return leaf.reshape(leaf.shape[0], math.prod(leaf.shape[1:]))
+
+
 def ravel_tasks(tree: PyTree, dtype: Any) -> tuple[jax.Array, Callable[[jax.Array], PyTree]]:
     """The leaves side by side, [tasks, D] in `dtype`, and the function that takes such an array back to the tree."""
     leaves, treedef = jax.tree.flatten(tree)
-    tasks = leaves[0].shape[0]
-    flat = [leaf.reshape(tasks, -1).astype(dtype) for leaf in leaves]
+    flat = [_flat(leaf).astype(dtype) for leaf in leaves]
 
     def unravel(matrix: jax.Array) -> PyTree:
         parts, start = [], 0
@@ -53,7 +69,7 @@ def leaf_sizes(tree: PyTree) -> tuple[int, ...]:
 def usable_tasks(tree: PyTree) -> jax.Array:
     """[tasks] bool: every entry of a task is finite and at most `LARGEST` in magnitude."""
     checks = [
-        jnp.all(jnp.abs(leaf.reshape(leaf.shape[0], -1)) <= LARGEST, axis=1)
+        jnp.all(jnp.abs(_flat(leaf)) <= LARGEST, axis=1)
         for leaf in jax.tree.leaves(tree)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]
@@ -71,14 +87,11 @@ def select_tasks(mask: jax.Array, yes: PyTree, no: PyTree) -> PyTree:
 
 def task_norm(tree: PyTree) -> jax.Array:
     """[tasks] Euclidean norm over all leaves of each task."""
-    squares = [jnp.sum(jnp.square(leaf.reshape(leaf.shape[0], -1)), axis=1) for leaf in jax.tree.leaves(tree)]
+    squares = [jnp.sum(jnp.square(_flat(leaf)), axis=1) for leaf in jax.tree.leaves(tree)]
     return jnp.sqrt(sum(squares))
 
 
 def inner_product(a: PyTree, b: PyTree) -> jax.Array:
     """[tasks] the inner product over all leaves of each task."""
-    products = [
-        jnp.sum((x * y).reshape(x.shape[0], -1), axis=1)
-        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    ]
+    products = [jnp.sum(_flat(x * y), axis=1) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
     return sum(products[1:], products[0])

@@ -16,7 +16,7 @@ from metaopt.experiment.checks import check_windows
 from metaopt.inner.devices import pick_chunk_size, sum_over_chunks, task_mesh
 from metaopt.inner.step import ObjectiveBatch, bind_tasks, check_objective_batch, reset
 from metaopt.numbers import divisors
-from metaopt.trees import leaf_sizes
+from metaopt.trees import leaf_sizes, usual_rules
 from metaopt.types import (
     Families,
     InnerBatch,
@@ -172,6 +172,7 @@ def windowed(method: Method, schedule: Schedule) -> MetaGradient:
 
     chunking, tasks_each = partial(_chunking, method, schedule), partial(_tasks_each, schedule)
 
+    @usual_rules()
     def init(key: Key, meta_params: MetaParams, families: Families) -> tuple[Carried, ...]:
         carried = []
         for index, family in enumerate(families):
@@ -207,8 +208,10 @@ def windowed(method: Method, schedule: Schedule) -> MetaGradient:
         gradient, memory = means.gradient, carried.memory
         if method.finish is not None:
             gradient, memory = method.finish(sums, memory)
+            memory = jax.tree.map(lambda new, old: new.astype(old.dtype), memory, carried.memory)
         return means._replace(gradient=gradient, alive=sums.alive), Carried(run, memory)
 
+    @usual_rules()
     def estimate(
         key: Key, meta_params: MetaParams, state: tuple[Carried, ...], families: Families
     ) -> tuple[MetaParams, tuple[Carried, ...], Metrics]:
@@ -227,9 +230,9 @@ def windowed(method: Method, schedule: Schedule) -> MetaGradient:
             picked = jax.random.randint(jax.random.fold_in(key, len(families)), (), 0, len(families))
             branches = [lambda index=index: branch(index) for index in range(len(families))]
             means, state = jax.lax.switch(picked, branches)
-            return _combine([means], schedule.balanced), state, _metrics([means], tasks)
+            return _combine(meta_params, [means], schedule.balanced), state, _metrics([means], tasks)
         means, carried = zip(*(one(index) for index in range(len(families))), strict=True)
-        gradient = _combine(means, schedule.balanced and len(families) > 1)
+        gradient = _combine(meta_params, means, schedule.balanced and len(families) > 1)
         return gradient, carried if state else (), _metrics(means, tasks)
 
     def batches(
@@ -297,13 +300,16 @@ def _aged(step: jax.Array, schedule: Schedule) -> jax.Array:
     return step + ages.reshape(-1, *(1,) * (step.ndim - 1))
 
 
-def _combine(means: Sequence[Sums], scaled: bool) -> MetaParams:
+def _combine(meta_params: MetaParams, means: Sequence[Sums], scaled: bool) -> MetaParams:
     """Mean of the families' gradients, each over its mean f(θ_0) - bound where there are several to balance."""
     gradients = []
     for mean in means:
         scale = jnp.where(mean.initial_gap > 0, mean.initial_gap, 1.0) if scaled else 1.0
         gradients.append(jax.tree.map(lambda leaf, scale=scale: leaf / scale, mean.gradient))
-    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *gradients)
+    # In φ's types: sums over tasks come in those of their losses, which may be wider.
+    return jax.tree.map(
+        lambda like, *leaves: jnp.asarray(sum(leaves) / len(leaves), like.dtype), meta_params, *gradients
+    )
 
 
 def _metrics(means: Sequence[Sums], tasks_each: int) -> Metrics:

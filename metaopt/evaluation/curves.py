@@ -18,6 +18,7 @@ from metaopt.evaluation.statistics import Scale, scale
 from metaopt.inner.devices import compiler_options, map_chunks, matmul_precision
 from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
+from metaopt.trees import usual_rules
 from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollState
 
 # Parameters and optimizer state that one chunk of tasks may hold on a device: what lies above falls out of the cache.
@@ -46,6 +47,7 @@ class Curves(NamedTuple):
         return scale(self.lower_bound, next(iter(self.loss.values()))[:, 0], self.loss.values())
 
 
+@usual_rules()
 def evaluate(
     optimizers: Mapping[str, Entry],
     family: TaskFamily,
@@ -109,6 +111,7 @@ def _wrapped(transformation: optax.GradientTransformation) -> Optimizer:
     return Optimizer(init=lambda key: (), bind=lambda meta_params: extended)
 
 
+@usual_rules()
 def as_optimizer(entry: Entry, family: TaskFamily, name: str = "optimizer") -> tuple[Optimizer, MetaParams]:
     """(optimizer, φ) as it is, or an optax transformation as an optimizer with φ = ().
 
@@ -152,6 +155,7 @@ class Outcome(NamedTuple):
     lower_bound: Any  # [tasks], without the grid's axis
 
 
+@usual_rules()
 def run(
     optimizer: Optimizer,
     meta_params: MetaParams,

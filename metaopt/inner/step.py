@@ -11,7 +11,7 @@ import optax
 
 from metaopt.oracles.gradient import minibatch
 from metaopt.tasks.checks import check_family
-from metaopt.trees import LARGEST, inner_product, save_residuals, select_tasks, task_norm, usable_tasks
+from metaopt.trees import LARGEST, inner_product, save_residuals, select_tasks, task_norm, usable_tasks, usual_rules
 from metaopt.types import (
     Estimate,
     Explore,
@@ -109,7 +109,7 @@ class StepKeys(NamedTuple):
 def step_keys(key: Key, first: jax.Array, length: int) -> StepKeys:
     """[length, tasks] the keys of the steps from `first` [tasks] on; those of two windows equal those of one."""
     # Drawn in one go: a hash inside the scan costs as much as a layer of the network.
-    steps = first + jnp.arange(length + 1, dtype=jnp.int32)[:, None]
+    steps = first[None] + jnp.arange(length + 1, dtype=jnp.int32)[:, None]
     keys = jax.vmap(jax.vmap(jax.random.fold_in), in_axes=(None, 0))(key, steps)
 
     def stream(keys: Key, index: int) -> Key:
@@ -131,6 +131,7 @@ def lower_bounds(family: TaskFamily, task: Task, num_tasks: int, dtype: Any) -> 
     return jnp.full(num_tasks, bound, dtype)
 
 
+@usual_rules()
 def reset(tx: optax.GradientTransformationExtraArgs, family: TaskFamily, keys: Key) -> tuple[Task, UnrollState]:
     """Draws tasks and their starting points, and the estimate there.
 
@@ -196,6 +197,7 @@ class Record(NamedTuple):
     observed: PyTree
 
 
+@usual_rules()
 def step(
     tx: optax.GradientTransformationExtraArgs,
     family: TaskFamily,

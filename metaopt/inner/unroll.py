@@ -18,10 +18,11 @@ from metaopt.inner.step import (
     step,
     step_keys,
 )
-from metaopt.trees import SAVED
+from metaopt.trees import SAVED, usual_rules
 from metaopt.types import Explore, PyTree, Task, TaskFamily, Trace, UnrollState
 
 
+@usual_rules()
 def unroll(
     tx: optax.GradientTransformationExtraArgs,
     family: TaskFamily,

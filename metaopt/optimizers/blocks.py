@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metaopt.optimizers.placement import vary_with
 from metaopt.types import PyTree
 
 # Columns that go through the network at once, where there are more than twice as many. On CPUs: what their activations
@@ -19,11 +20,12 @@ BLOCK, ACCELERATOR_BLOCK = 640, 2**18
 BlockFn = Callable[[PyTree, PyTree, PyTree], tuple[jax.Array, PyTree]]
 
 
-def count_blocks(num_columns: int) -> tuple[int, int]:
-    """How many blocks, of how many columns; a single one up to twice a block."""
+def count_blocks(num_columns: int, devices: int = 1) -> tuple[int, int]:
+    """How many blocks, of how many columns; a single one up to twice a block. Of several, devices share each evenly."""
     block = BLOCK if jax.default_backend() == "cpu" else ACCELERATOR_BLOCK
     num_blocks = 1 if num_columns <= 2 * block else -(-num_columns // block)
-    return num_blocks, -(-num_columns // num_blocks)
+    columns = -(-num_columns // num_blocks)
+    return num_blocks, columns if num_blocks == 1 else -(-columns // devices) * devices
 
 
 def to_blocks(x: jax.Array, num_blocks: int, block: int) -> jax.Array:
@@ -59,7 +61,7 @@ def _map_blocks(fn: BlockFn, shared: PyTree, inputs: PyTree, memory: PyTree) -> 
         return put(outputs, output, index), put(memory, new, index)
 
     output = jax.eval_shape(fn, shared, at(inputs, jnp.asarray(0)), at(memory, jnp.asarray(0)))[0]
-    outputs = jnp.zeros((num_blocks, *output.shape), output.dtype)
+    outputs = vary_with(jnp.zeros((num_blocks, *output.shape), output.dtype), shared, inputs, memory)
     return jax.lax.fori_loop(0, num_blocks, body, (outputs, memory))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,6 +13,7 @@ import optax
 from metaopt.optimizers.blocks import count_blocks, map_blocks, to_blocks
 from metaopt.optimizers.features import Features, normalise
 from metaopt.optimizers.network import GATES, LSTM, CellState, forward, fuse, gate_values, init_cells, init_params
+from metaopt.optimizers.placement import explicit_mesh, laid_out_by_xla, last_axis_over, shardings, spread, vary_with
 from metaopt.optimizers.step_rules import Step, StepRule
 from metaopt.trees import leaf_sizes, ravel_tasks, save_residuals
 from metaopt.types import Explore, MetaParams, Observe, Optimizer, PyTree
@@ -57,21 +60,22 @@ def coordinatewise(
         outputs, cells = forward(weights, x, cells)
         return outputs, (statistics, cells)
 
+    def new_state(tasks: int, dim: int, dtype: Any, devices: int = 1) -> CoordinatewiseState:
+        num_blocks, block = count_blocks(tasks * dim, devices)
+        if num_blocks == 1:
+            memory = features.init((tasks, dim), dtype), init_cells(network, block, dtype)
+        else:
+            one = features.init((block,), dtype), init_cells(network, block, dtype)
+            memory = jax.tree.map(lambda leaf: jnp.zeros((num_blocks, *leaf.shape), leaf.dtype), one)
+        statistics, cells = memory
+        return CoordinatewiseState(jnp.zeros((), jnp.int32), statistics, cells, rule.init((tasks, dim), dtype))
+
     def bind_tasks(meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
-        weights = fuse(network, meta_params)
-        dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(meta_params))
+        weights, dtype = fuse(network, meta_params), _dtype(meta_params)
 
         def init_state(params: PyTree) -> CoordinatewiseState:
             leaves = jax.tree.leaves(params)
-            shape = (leaves[0].shape[0] if leaves else 1, sum(leaf_sizes(params)))
-            num_blocks, block = count_blocks(shape[0] * shape[1])
-            if num_blocks == 1:
-                memory = features.init(shape, dtype), init_cells(network, block, dtype)
-            else:
-                one = features.init((block,), dtype), init_cells(network, block, dtype)
-                memory = jax.tree.map(lambda leaf: jnp.zeros((num_blocks, *leaf.shape), leaf.dtype), one)
-            statistics, cells = memory
-            return CoordinatewiseState(jnp.zeros((), jnp.int32), statistics, cells, rule.init(shape, dtype))
+            return new_state(leaves[0].shape[0] if leaves else 1, sum(leaf_sizes(params)), dtype)
 
         def update(
             updates: PyTree,
@@ -82,13 +86,13 @@ def coordinatewise(
             explore: Explore = False,
             **extra_args: Any,
         ) -> tuple[PyTree, Any]:
-            if not jax.tree.leaves(updates):
+            if not sum(leaf_sizes(updates)):
                 return updates, state
             gradient, unravel = ravel_tasks(updates, dtype)
             tasks, dim = gradient.shape
             shared = (weights, state.count + 1)
             memory = (state.features, state.cells)
-            num_blocks, block = count_blocks(tasks * dim)
+            num_blocks, block = _layout(state)
             if num_blocks == 1:
                 outputs, memory = network_step(shared, (gradient, None), memory)
             else:
@@ -106,7 +110,17 @@ def coordinatewise(
         tx = bind_tasks(meta_params)
 
         def init_state(params: PyTree) -> Any:
-            return tx.init(_add_axis(params))
+            dim = _coordinates(params)
+            mesh = explicit_mesh(params)
+            if mesh is None:
+                state = new_state(1, dim, _dtype(meta_params))
+                return vary_with(state, meta_params, params)._replace(count=state.count)
+            axes, devices = spread(mesh, params)
+            make = functools.partial(new_state, 1, dim, _dtype(meta_params), devices)
+            out = jax.tree.map(lambda leaf: last_axis_over(mesh, axes, leaf), jax.eval_shape(make))
+            # Jitted, so that no device ever holds the whole of it.
+            build = jax.jit(lambda params: laid_out_by_xla(lambda params: make(), out, params), keep_unused=True)
+            return build(params)
 
         def update(
             updates: PyTree,
@@ -116,17 +130,69 @@ def coordinatewise(
             key: jax.Array | None = None,
             **extra_args: Any,
         ) -> tuple[PyTree, Any]:
-            keys = None if key is None else key[None]
-            steps, state = tx.update(_add_axis(updates), state, key=keys, **extra_args)
-            return jax.tree.map(lambda leaf: leaf[0], steps), state
+            def one(tx: Any, updates: PyTree, state: Any, key: jax.Array | None) -> tuple[PyTree, Any]:
+                keys = None if key is None else key[None]
+                steps, state = tx.update(_rows(updates), state, key=keys, **extra_args)
+                return _from_rows(steps, updates), state
+
+            mesh = explicit_mesh(updates)
+            if mesh is None:
+                varying = vary_with(state, meta_params, updates, state)._replace(count=state.count)
+                return one(tx, updates, varying, key)
+            out = shardings(mesh, (updates, state))
+            # φ goes in as an argument: what was computed from it outside has types of the other kind.
+            return laid_out_by_xla(
+                lambda phi, *args: one(bind_tasks(phi), *args), out, meta_params, updates, state, key
+            )
 
         return optax.GradientTransformationExtraArgs(init_state, update)
 
     return Optimizer(init, bind, bind_tasks, noise, observe=_observe(features, network))
 
 
-def _add_axis(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], tree)
+def _dtype(meta_params: MetaParams) -> Any:
+    return jnp.result_type(jnp.float32, *jax.tree.leaves(meta_params))
+
+
+def _layout(state: CoordinatewiseState) -> tuple[int, int]:
+    """(blocks, columns of each)."""
+    *blocks, _, columns = state.cells[0].c.shape
+    return (blocks[0] if blocks else 1), columns
+
+
+def _coordinates(tree: PyTree) -> int:
+    return sum(math.prod(jnp.shape(leaf)) * (1 + jnp.iscomplexobj(leaf)) for leaf in jax.tree.leaves(tree))
+
+
+def _rows(tree: PyTree) -> list[jax.Array]:
+    """The leaves as those of a single task, [1, ...]; the two parts of a complex one are two leaves.
+
+    Raises:
+      ValueError: a leaf of whole numbers, in which a step would be rounded away.
+    """
+    rows = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise ValueError(
+                f"the gradient at {jax.tree_util.keystr(path) or 'its only leaf'} is of type {dtype}, in which a step "
+                "would be rounded away; leave such leaves out with optax.masked, or make them floating."
+            )
+        leaf = jnp.asarray(leaf)
+        parts = (leaf.real, leaf.imag) if jnp.issubdtype(dtype, jnp.complexfloating) else (leaf,)
+        rows += [part[None] for part in parts]
+    return rows
+
+
+def _from_rows(rows: list[jax.Array], like: PyTree) -> PyTree:
+    """The leaves that `_rows` made of a tree `like` this one, as such a tree again."""
+    parts = (row[0] for row in rows)
+
+    def one(leaf: Any) -> jax.Array:
+        part = next(parts)
+        return jax.lax.complex(part, next(parts)) if jnp.iscomplexobj(leaf) else part
+
+    return jax.tree.map(one, like)
 
 
 def _observe(features: Features, network: LSTM) -> Observe:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.registry import OPTIMIZERS
+from metaopt.trees import usual_rules
 from metaopt.types import Bijection, Optimizer
 
 LOG = Bijection(forward=jnp.exp, inverse=jnp.log)  # of settings above 0
@@ -25,7 +26,13 @@ def _from_optax(make: Callable[[Any], optax.GradientTransformation], learning_ra
         raise ValueError(f"`learning_rate` ({learning_rate}) must be above 0.")
 
     def bind(meta_params: Any) -> optax.GradientTransformationExtraArgs:
-        return optax.with_extra_args_support(make(LOG.forward(meta_params["learning_rate"])))
+        tx = optax.with_extra_args_support(make(LOG.forward(meta_params["learning_rate"])))
+
+        def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+            with usual_rules():
+                return tx.update(updates, state, params, **extra)
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
 
     def init(key: Any) -> Any:
         return {"learning_rate": LOG.inverse(jnp.asarray(learning_rate, jnp.float32))}

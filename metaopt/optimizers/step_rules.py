@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from metaopt.optimizers.features import normalise
 from metaopt.optimizers.network import Head
 from metaopt.optimizers.noise import Noise, NoiseInUse, gamma_log_prob, gamma_noise
+from metaopt.optimizers.placement import vary_with
 from metaopt.trees import save_residuals
 from metaopt.types import Explore, Scored
 
@@ -101,7 +102,8 @@ def normalised_step(
             start = state
             if initial_alpha == "drawn" and step.keys is not None:
                 keys = step.keys
-                drawn = jax.lax.cond(step.count == 1, lambda: draw(keys, state) - state, lambda: jnp.zeros_like(state))
+                nothing = vary_with(jnp.zeros_like(state), state, jax.random.key_data(keys))
+                drawn = jax.lax.cond(step.count == 1, lambda: draw(keys, state) - state, lambda: nothing)
                 start = state + save_residuals(jax.lax.stop_gradient(drawn))
             log_alpha = state = jnp.clip(start + log_scale, *LOG_ALPHA_RANGE)
         else:

@@ -167,6 +167,12 @@ class Checkpoints(Generic[State]):
     def _check(self, step: int, held: dict[str, str], target: State) -> None:
         wanted = _describe(target)
         differ = {name for name in {*held, *wanted} if held.get(name) != wanted.get(name)}
+        wider = [any("float64" in kind for kind in kinds.values()) for kinds in (held, wanted)]
+        if wider[0] != wider[1]:
+            raise UserError(
+                f"the checkpoint of meta-step {step} in {self._folder} was written {'with' if wider[0] else 'without'} "
+                f"double precision; resume with JAX_ENABLE_X64={int(wider[0])}."
+            )
         for name in sorted(differ - in_other_chunks(held, wanted, differ)):
             raise UserError(
                 f"the checkpoint of meta-step {step} in {self._folder} is of another architecture: {name} is "

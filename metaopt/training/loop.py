@@ -25,6 +25,7 @@ from metaopt.inner.devices import compiler_options, matmul_precision, task_mesh
 from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, Registry
 from metaopt.training.meta_optimizer import make_clips, make_meta_optimizer, moving_average
 from metaopt.training.size import check_size
+from metaopt.trees import usual_rules
 from metaopt.types import Families, InnerBatch, Key, MetaGradient, MetaParams, Metrics, Optimizer, PyTree
 
 # Meta-steps looked back on, at least, when a run is judged to have diverged.
@@ -54,6 +55,7 @@ def averaged(state: TrainState) -> MetaParams:
 class Trainer:
     """An experiment's objects, ready to run: families, optimizer, estimator, and the jitted chunk."""
 
+    @usual_rules()
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         self.families: Families = build_families(experiment)
@@ -94,6 +96,7 @@ class Trainer:
             compiler_options=compiler_options(),
         )
 
+    @usual_rules()
     def init(self) -> TrainState:
         """The state before the first meta-step, decided by the experiment's seed."""
 
@@ -123,6 +126,7 @@ class Trainer:
         alone.families = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.families)
         return alone
 
+    @usual_rules()
     def run_chunk(self, state: TrainState) -> tuple[TrainState, dict[str, np.ndarray]]:
         """`log.every` meta-steps, fewer at the end. Returns the next state and metrics, each [steps].
 
@@ -138,6 +142,7 @@ class Trainer:
         fetched = self._name_families(fetched)
         return state, {"meta_step": np.arange(first + 1, last + 1)} | fetched
 
+    @usual_rules()
     def state_before(self, state: TrainState, meta_step: int, level: int) -> TrainState:
         """The state before a later meta-step of the chunk that begins with `state`, by the chunk's own program.
 
@@ -158,6 +163,7 @@ class Trainer:
         names = {f"meta_loss/{i}": f"meta_loss/{choice}" for i, choice in enumerate(self.experiment.tasks)}
         return {names.get(name, name): values for name, values in metrics.items()}
 
+    @usual_rules()
     def _run(
         self, state: TrainState, families: Families, stop: jax.Array, level: jax.Array | None, *, length: int
     ) -> tuple[TrainState, Metrics]:
@@ -185,6 +191,7 @@ class Trainer:
         # As one vector: the meta-optimizer's arithmetic on each of a score of small leaves takes longer to compile.
         gradient, _ = ravel_pytree(gradient)
         before, unravel = ravel_pytree(state.meta_params)
+        gradient = gradient.astype(before.dtype)  # an estimator of someone's own may sum in wider types
         finite = jnp.all(jnp.isfinite(gradient))
         usable = finite & (metrics["alive"] > 0)
         gradient = jnp.where(usable, gradient, 0.0)
@@ -321,6 +328,7 @@ def _replicate(tree: PyTree, sharding: NamedSharding) -> PyTree:
 Callback = Callable[[Trainer, TrainState, dict[str, np.ndarray]], bool | None]
 
 
+@usual_rules()
 def meta_train(
     experiment: Experiment | Trainer,
     *,
