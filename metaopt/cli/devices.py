@@ -10,6 +10,8 @@ import sys
 from metaopt import files
 from metaopt.errors import UserError
 
+GUARDED = ("host_to_device", "device_to_device", "device_to_host")
+
 
 def configure_for_training(num_devices: int | None, before: int | None = None) -> None:
     """Devices as asked for, else as before; in a job of several processes they are shared out, and it is joined.
@@ -46,6 +48,8 @@ def configure_jax(num_devices: int | None = None) -> None:
             use_cpu_devices(num_devices or available_cores())
         except RuntimeError:
             pass  # devices are in use already
+    for name in ("jax_transfer_guard", *(f"jax_transfer_guard_{way}" for way in GUARDED)):
+        jax.config.update(name, "allow")  # of a shell that watches another program: a command reads and shows arrays
     folder = files.cache_home()
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None and folder is not None:
         cache = folder / "metaopt" / "jax"

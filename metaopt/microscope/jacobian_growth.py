@@ -58,7 +58,7 @@ def growth_along(
                 v = jax.jvp(product, (leaves,), (v,))[1]
                 size = jnp.sqrt(sum(jnp.sum(jnp.square(part)) for part in v))
                 scale = jnp.where(size > 0, 1 / jnp.where(size > 0, size, 1.0), 0.0)
-                return [part * scale for part in v], jnp.log(size)
+                return [part * scale.astype(part.dtype) for part in v], jnp.log(size)
 
             v = [jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(leaves)]
             _, logs = jax.lax.scan(iterate, v, length=iterations)

@@ -199,7 +199,7 @@ def _observe(features: Features, network: LSTM) -> Observe:
     """The network followed from the gradients alone: nothing hangs on how the optimizer lays out its state."""
 
     def init(meta_params: MetaParams, shape: tuple[int, int]) -> Any:
-        zeros = jnp.zeros((*shape, network.hidden_size))
+        zeros = jnp.zeros((*shape, network.hidden_size), jnp.float32)
         return features.init(shape, jnp.float32), [(zeros, zeros)] * network.num_layers
 
     def apply(meta_params: MetaParams, gradient: jax.Array, sample: jax.Array, count: jax.Array, state: Any) -> Any:

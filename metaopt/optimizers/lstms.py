@@ -16,6 +16,7 @@ from metaopt.optimizers.features import (
 )
 from metaopt.optimizers.noise import Noise, NoiseInUse
 from metaopt.optimizers.step_rules import (
+    LOG_ALPHA_RANGE,
     Alpha,
     InitialAlpha,
     Normalisation,
@@ -81,6 +82,9 @@ def lstm(
     """
     if alpha_bias is None:
         alpha_bias = -3.0 if step_rule == "direct" else 0.0
+    least, most = LOG_ALPHA_RANGE
+    if not least <= alpha_bias <= most:
+        raise ValueError(f"`alpha_bias` ({alpha_bias:g}) must lie between {least:g} and {most:g}, where log α is kept.")
     if not (0 <= beta1 < 1 and 0 <= beta2 < 1 and eps > 0):
         raise ValueError(f"`beta1` ({beta1}) and `beta2` ({beta2}) must be in [0, 1) and `eps` ({eps}) above 0.")
     rule = normalised_step(

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 
 from metaopt.choices import choice
+from metaopt.cli import devices
 from metaopt.errors import UserError
-from metaopt.experiment import Experiment
+from metaopt.experiment import Experiment, build_family, build_optimizer
+from metaopt.microscope.inner_runs import watch
+from metaopt.microscope.jacobian_growth import growth_along
 from metaopt.registry import ESTIMATORS
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.training import loop
@@ -80,3 +83,30 @@ def test_a_checkpoint_in_another_precision_names_the_setting() -> None:
         check(two, one)
     with jax.enable_x64(True), pytest.raises(UserError, match="written without .* resume with JAX_ENABLE_X64=0"):
         check({"a": "float32[2]"}, {"a": jnp.zeros(2, jnp.float64)})
+
+
+def test_the_doctor_follows_runs_in_double_precision() -> None:
+    picked = choice("lstm", hidden_size=2, num_layers=1)
+    with jax.enable_x64(True):
+        optimizer, family = build_optimizer(picked), build_family(TINY.tasks[0])
+
+        def measured(key: jax.Array) -> tuple:
+            phi, keys = optimizer.init(key), jax.random.split(key, 2)
+            growth = growth_along(optimizer, phi, family, keys, num_starts=1, spacing=2, length=2)
+            return growth, watch(optimizer, phi, family, keys, horizon=2, explore=False, num_coordinates=2)
+
+        (growth, _), seen = jax.eval_shape(measured, jax.random.key(0))
+    assert growth.shape == (2, 1) and seen.inputs is not None and seen.inputs.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("variable", ["jax_transfer_guard", "jax_transfer_guard_host_to_device"])
+def test_commands_lift_a_transfer_guard_of_the_shell(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = jax.config.values[variable]
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
+    jax.config.update(variable, "disallow")
+    try:
+        devices.configure_jax(1)
+        assert jax.config.values[variable] == "allow"
+        assert float(jnp.zeros(()) + 1) == 1.0
+    finally:
+        jax.config.update(variable, before)
