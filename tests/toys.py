@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 from metaopt.choices import choice
 from metaopt.estimators import Schedule
 from metaopt.experiment import Evaluation, Experiment, Log, Validation
+from metaopt.files import read_json, write_json
 from metaopt.registry import OBJECTIVES
 from metaopt.types import MetaGradient, Optimizer, TaskFamily
 
@@ -28,6 +31,13 @@ TINY = Experiment(
     evaluation=Evaluation(num_tasks=2, horizons=(4,), baselines=()),
     log=Log(every=2),
 )
+
+
+def begun_with(path: Path, config: dict[str, Any]) -> None:
+    """Writes a run folder as if it had been begun with another configuration."""
+    write_json(path / "config.json", config)
+    environment = read_json(path / "environment.json")
+    write_json(path / "environment.json", {**environment, "config": config})
 
 
 def made(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from metaopt.errors import UserError, suggest
-from metaopt.experiment.flags import refuse_repeated
 
 PLACES = ("local", "slurm")
 MOST_POINTS = 10_000  # of a sweep: a folder each
@@ -95,6 +94,8 @@ def read_options(arguments: Sequence[str]) -> SweepOptions:
       UserError: no sweep is asked for, a value is missing or wrong, or options do not go together.
       SystemExit: help was asked for.
     """
+    from metaopt.experiment.flags import refuse_repeated
+
     refuse_repeated(arguments, but=("--sweep", "--slurm"))
     given, rest = _parser().parse_known_args(arguments)
     flags = {word.partition("=")[0] for word in rest}
@@ -144,6 +145,8 @@ def read_resume_options(arguments: Sequence[str]) -> SweepOptions:
     Raises:
       UserError: another option, or a value that is wrong.
     """
+    from metaopt.experiment.flags import refuse_repeated
+
     refuse_repeated(arguments)
     parser = _Parser("metaopt resume", allow_abbrev=False)
     parser.add_argument("sweep")

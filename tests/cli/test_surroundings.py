@@ -297,7 +297,7 @@ def test_a_folder_whose_path_is_no_text_is_refused_for_training_and_read(
     for words in (["train", "mine.py", "--out", odd], ["train", "--resume", f"{odd}/run", "--num-meta-steps", "12"]):
         assert cli.main(words) == 2
         error = capfdbinary.readouterr().err
-        assert error.startswith(b"metaopt: error: cannot write to the folder caf\xff"), error
+        assert error.startswith(b"metaopt: error: cannot write to the folder caf\\udcff"), error
         assert b"its whole path is not UTF-8; " in error and error.count(b"\n") == 1
     monkeypatch.chdir(tmp_path / odd)
     assert cli.main(["train", "../mine.py"]) == 2
@@ -311,7 +311,7 @@ def test_a_folder_whose_path_is_no_text_is_refused_for_training_and_read(
         ["status", f"{odd}/run"],
     ):
         assert cli.main(words) == 0
-    assert b"caf\xff/run/report.html\n" in capfdbinary.readouterr().out
+    assert b"caf\\udcff/run/report.html\n" in capfdbinary.readouterr().out
     assert (run / "report.html").read_text(encoding="utf-8")
 
 

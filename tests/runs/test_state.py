@@ -13,6 +13,7 @@ from metaopt.runs.interrupts import Interrupted
 from metaopt.runs.state import read_state, told, write_state
 from metaopt.runs.train import ENDS
 from metaopt.training.loop import Diverged
+from tests.toys import begun_with
 
 
 def test_a_finished_run_says_so(finished: Path) -> None:
@@ -89,7 +90,7 @@ def test_a_refused_resumption_leaves_the_state_as_it_was(finished: Path, tmp_pat
 
     path = Path(shutil.copytree(finished, tmp_path / "run"))
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "optimizer": "lstm:hidden_size=3"}))
+    begun_with(path, {**config, "optimizer": "lstm:hidden_size=3"})
     before = (path / "state.json").read_bytes()
     with pytest.raises(UserError, match="another architecture"):
         resume(path)

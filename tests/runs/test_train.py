@@ -31,6 +31,7 @@ from metaopt.runs.train import resume, train
 from metaopt.shipped.loading import read_optimizer
 from metaopt.training.loop import Trainer
 from metaopt.training.validation import Validator
+from tests.toys import begun_with
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 
@@ -240,7 +241,7 @@ def test_a_schedule_that_ends_cannot_be_lengthened(schedule: str, finished: Path
     path = copied(finished, tmp_path)
     config = json.loads((path / "config.json").read_text())
     config["meta_optimizer"]["schedule"] = schedule
-    (path / "config.json").write_text(json.dumps(config))
+    begun_with(path, config)
     with pytest.raises(UserError, match=rf"\({schedule}\) ends at meta-step 8, .* new run with --num-meta-steps 16"):
         resume(path, num_meta_steps=16)
     assert json.loads((path / "config.json").read_text()) == config
@@ -286,7 +287,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(finished: Path, tmp_pat
     path = copied(finished, tmp_path)
     config = json.loads((path / "config.json").read_text())
     config["optimizer"] = "lstm:hidden_size=3"
-    (path / "config.json").write_text(json.dumps(config))
+    begun_with(path, config)
     before = {entry: entry.read_bytes() for entry in path.rglob("*") if entry.is_file()}
     with pytest.raises(UserError, match="of another architecture"):
         resume(path)
@@ -360,7 +361,7 @@ def test_an_average_that_the_checkpoint_has_not_is_refused(finished: Path, tmp_p
     path = copied(finished, tmp_path)
     config = json.loads((path / "config.json").read_text())
     config["meta_optimizer"]["ema"] = 0.5
-    (path / "config.json").write_text(json.dumps(config))
+    begun_with(path, config)
     with pytest.raises(
         UserError, match="of another architecture: ema/.* is missing there and float32.* by config.json"
     ):
