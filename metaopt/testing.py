@@ -122,6 +122,8 @@ def check_optimizer(optimizer: Optimizer) -> None:
     Raises:
       AssertionError: in one sentence, what is wrong.
     """
+    if optimizer.at_horizon is not None:
+        optimizer = optimizer.at_horizon(STEPS)
     meta_params = optimizer.init(jax.random.key(1))
     _require(bool(jax.tree.leaves(meta_params)), "the optimizer's φ is empty; give `init` something to meta-train.")
     _require_strong(meta_params, "the optimizer's `init` gives φ")
@@ -129,7 +131,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
         real = jnp.issubdtype(leaf.dtype, jnp.floating)
         _require(real, f"the optimizer's φ holds {leaf.dtype}, which has no gradient; keep that out of φ.")
     for dtype in (jnp.float32, jnp.bfloat16):
-        _check_in_a_loop(optimizer.bind(meta_params), _tree(jax.random.key(0), dtype))
+        _check_in_a_loop(optimizer.bind(meta_params), _tree(jax.random.key(0), dtype), optimizer.needs_value)
     _check_tasks_alike(optimizer, meta_params)
     family = _quadratic()
     gradient, loss = _once(functools.partial(_meta_gradient, optimizer))(family, meta_params)
@@ -153,10 +155,13 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
-def _check_in_a_loop(tx: optax.GradientTransformation, params: Params) -> None:
+def _check_in_a_loop(tx: optax.GradientTransformationExtraArgs, params: Params, needs_value: bool) -> None:
+    def loss(params: Params) -> jax.Array:
+        return jnp.sum(jnp.stack([jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(params)]))
+
     def update(params: Params, state: PyTree) -> tuple[Params, PyTree, Params]:
-        gradients = jax.grad(lambda p: sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(p)))(params)
-        updates, state = tx.update(gradients, state, params)
+        value, gradients = jax.value_and_grad(loss)(params)
+        updates, state = tx.update(gradients, state, params, **({"value": value} if needs_value else {}))
         return optax.apply_updates(params, updates), state, updates
 
     step, traces = _counted(update)

@@ -114,7 +114,7 @@ class Observe(NamedTuple):
 class Optimizer(NamedTuple):
     """An optimizer with parameters φ, learned and hand-designed alike."""
 
-    init: Callable[[Key], MetaParams]  # LSTM weights, or {"log_learning_rate": ...}
+    init: Callable[[Key], MetaParams]  # LSTM weights, or {"learning_rate": ...}, each as `tunable` says
     bind: Callable[[MetaParams], optax.GradientTransformationExtraArgs]
     # The same update on leaves with a leading task axis, `key` and `value` of shape [tasks]; its state is opaque.
     # None: vmap of bind's.
@@ -124,6 +124,12 @@ class Optimizer(NamedTuple):
     # Entries of a dict φ that a search or a meta-gradient may move: name of the setting -> where φ keeps it, and how.
     tunable: Mapping[str, Bijection] = {}
     observe: Observe | None = None
+    # (state of `bind`, params) -> the parameters to be judged, of one task: averages, say, while gradients are taken
+    # elsewhere. With a `bind_tasks` of its own, of all tasks. None: params themselves.
+    eval_params: Callable[[PyTree, Params], Params] | None = None
+    needs_value: bool = False  # `update` has to be given `value=`, the loss that the gradient is of
+    # The same optimizer, told how many inner steps a run has; None: it does not go by that. Whoever knows says it.
+    at_horizon: Callable[[int], Optimizer] | None = None
 
     def __hash__(self) -> int:
         return hash((self.init, self.bind, self.bind_tasks, self.noise))  # compiled code hangs on it; a dict has none
@@ -132,6 +138,11 @@ class Optimizer(NamedTuple):
     def explores(self) -> bool:
         """Whether `update(..., explore=True)` differs from `explore=False`."""
         return self.noise == "exploring"
+
+    @property
+    def knows_horizon(self) -> bool:
+        """Whether its steps hang on how long the run is, which others are not told."""
+        return self.at_horizon is not None
 
 
 # Whether a step is drawn with noise; `scored`: with noise, as a constant, its log-probability left in a `Scored`.

@@ -2,7 +2,52 @@
 
 from __future__ import annotations
 
-from metaopt.optimizers.hand_designed import adam, momentum, rmsprop, sgd
+from metaopt.optimizers.hand_designed import (
+    adagrad,
+    adam,
+    adamw,
+    adan,
+    lion,
+    momentum,
+    muon,
+    nadamw,
+    nesterov,
+    rmsprop,
+    sgd,
+)
 from metaopt.optimizers.lstms import lstm, lstm_log_sign, rnnprop
+from metaopt.optimizers.untuned import (
+    cocob,
+    dadapt_adamw,
+    dowg,
+    mechanize_adam,
+    momo_adam,
+    nadamw_calibrated,
+    prodigy,
+    schedule_free_adamw,
+)
 
-__all__ = ["adam", "lstm", "lstm_log_sign", "momentum", "rmsprop", "rnnprop", "sgd"]
+__all__ = [
+    "adagrad",
+    "adam",
+    "adamw",
+    "adan",
+    "cocob",
+    "dadapt_adamw",
+    "dowg",
+    "lion",
+    "lstm",
+    "lstm_log_sign",
+    "mechanize_adam",
+    "momentum",
+    "momo_adam",
+    "muon",
+    "nadamw",
+    "nadamw_calibrated",
+    "nesterov",
+    "prodigy",
+    "rmsprop",
+    "rnnprop",
+    "schedule_free_adamw",
+    "sgd",
+]

@@ -34,7 +34,10 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @functools.cache
 def bound(name: str) -> optax.GradientTransformationExtraArgs:
     optimizer = make(name)
-    return optimizer.bind(optimizer.init(jax.random.key(1)))
+    tx = optimizer.bind(optimizer.init(jax.random.key(1)))
+    if optimizer.needs_value:
+        return tx._replace(update=functools.partial(tx.update, value=np.float32(1.0)))
+    return tx
 
 
 def tree(dtype: Any = jnp.float32) -> Any:
@@ -158,9 +161,9 @@ WAYS = {"loop": looped, "scan": scanned, "nnx": with_nnx, "without jit": lambda 
 
 
 def sharded(name: str, way: str, *, context: bool = True) -> None:
-    mesh, params = explicit(tree())
+    (mesh, params), tx = explicit(tree()), bound(name)  # whose φ lies on no mesh
     with jax.set_mesh(mesh) if context else contextlib.nullcontext():
-        found = WAYS[way](bound(name), params)
+        found = WAYS[way](tx, params)
     same(found, plain(name))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(params), strict=True):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
