@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from metaopt.evaluation.recording import Segments, plan, recorded_steps
 from metaopt.evaluation.statistics import Scale, scale
 from metaopt.inner.devices import compiler_options, map_chunks, matmul_precision
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.step import bind_tasks, judged_params, reset
 from metaopt.inner.unroll import unroll
 from metaopt.trees import usual_rules
 from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollState
@@ -66,7 +66,8 @@ def evaluate(
 
     Args:
       optimizers: name -> (optimizer, φ), or any optax transformation that needs no more than gradients, parameters and
-        the loss's value.
+        the loss's value; one whose parameters to be judged are others, as `schedule_free`, goes as an `Optimizer` with
+        `eval_params`.
       key: decides tasks, starts and minibatches.
       horizon: inner steps.
       train_horizon: the horizon an optimizer was meta-trained on; it and its tenfold are among the recorded steps.
@@ -170,8 +171,12 @@ def run(
 ) -> Outcome:
     """Runs one optimizer; with `grid`, every leaf of `meta_params` has a leading axis and all run on the same tasks.
 
+    An optimizer that goes by the length of the run is told it. Losses and metrics are taken where the optimizer is to
+    be judged; deaths, and the largest loss, also where it takes gradients.
     `splits`: where the final loss and metrics are taken; default: every split of the family.
     """
+    if optimizer.at_horizon is not None:
+        optimizer = optimizer.at_horizon(int(recorded_steps(segments)[-1]))
     splits = family.splits if splits is None else splits
     keys = task_batches(optimizer, meta_params, family, key, num_tasks, num_devices, grid=grid)
     mesh = _mesh(_num_devices(num_tasks, num_devices))
@@ -310,16 +315,19 @@ def _run_chunk(
     def full_loss(params: Any, task: Any) -> jax.Array:
         return family.loss(params, task, family.eval_batch(task, family.data, "train"))
 
-    known = _estimates_are_full(family)
+    known = _estimates_are_full(family) and optimizer.eval_params is None
+
+    def judged_loss(state: UnrollState) -> jax.Array:
+        return full_loss(judged_params(optimizer, state), task)
 
     def advance(length: int, carry: tuple[UnrollState, jax.Array], _: None) -> Any:
         state, peak = carry
         state, trace = unroll(tx, family, task, state, length=length)
-        loss = trace.loss[-1] if known else full_loss(state.params, task)
+        loss = trace.loss[-1] if known else judged_loss(state)
         peak = jnp.maximum(peak, jnp.maximum(trace.loss.max(axis=0), loss))
         return (state, peak), (loss, peak, state.alive)
 
-    peak = full_loss(state.params, task)
+    peak = judged_loss(state)
     records = [(peak[None], peak[None], state.alive[None])]
     for length, count in segments:
         (state, peak), record = jax.lax.scan(functools.partial(advance, length), (state, peak), length=count)
@@ -332,6 +340,6 @@ def _run_chunk(
             metrics = {} if family.metrics is None else family.metrics(params, task, batch)
             return {"loss": family.loss(params, task, batch), **metrics}
 
-        return jax.vmap(one)(state.params, task)
+        return jax.vmap(one)(judged_params(optimizer, state), task)
 
     return Outcome(loss, peak, alive, {split: at_end(split) for split in splits}, state.lower_bound)

@@ -145,7 +145,8 @@ def evaluation_keys(seed: int) -> tuple[Key, Key]:
 def describe_curves(curves: Curves, *, tuned: Mapping[str, dict[str, Any]], seed: int = 0) -> dict[str, Any]:
     """{"best_baseline", "keeps_improving_at", "optimizers": name -> record}; `tuned` names the baselines."""
     horizon, train_horizon = int(curves.steps[-1]), curves.train_horizon
-    finals = {name: curves.loss[name][:, -1] for name in tuned}
+    # Those that nobody tuned are scored apart.
+    finals = {name: curves.loss[name][:, -1] for name, record in tuned.items() if not record.get("untuned")}
     # By the mean on the reported tasks, so that the learned optimizer meets the hardest opponent; by the median among
     # baselines whose mean is infinite.
     best = min(finals, key=lambda name: (finals[name].mean(), np.median(finals[name])), default=None)
@@ -161,7 +162,7 @@ def describe_curves(curves: Curves, *, tuned: Mapping[str, dict[str, Any]], seed
             seed=seed,
         )
         optimizers[name] = {
-            "kind": "baseline" if name in tuned else "learned",
+            "kind": ("baseline" if name in finals else "untuned") if name in tuned else "learned",
             "tuned": tuned.get(name),
             **described,
             "test": _on_split(curves, name, "test"),

@@ -16,6 +16,7 @@ from metaopt.evaluation import statistics
 from metaopt.evaluation.curves import run
 from metaopt.evaluation.recording import plan
 from metaopt.experiment import build_optimizer
+from metaopt.registry import OPTIMIZERS
 from metaopt.types import Key, MetaParams, Optimizer, TaskFamily
 
 GRID = tuple(range(-6, 2))  # in half-decades: rates 10^(k/2) from 1e-3 to 3
@@ -39,7 +40,8 @@ def tune_baselines(
 ) -> dict[str, Tuned]:
     """name -> (optimizer, φ with the best learning rate, record of the search).
 
-    A name may carry options as a choice does: `sgd:power=0.5`.
+    A name may carry options as a choice does: `sgd:power=0.5`. What is registered as untuned is taken as it comes, its
+    record {"untuned": True}; the record of one that is told the horizon says so, {"knows_horizon": True, ...}.
     The rate is chosen by the mean final loss over `num_tasks` tasks with a failed one counted as infinite; by the
     median where every rate of the grid has a failure. The grid is extended by half-decades until the best is inside it
     or the bounds are reached. `key` must not be the one whose curves are reported.
@@ -64,6 +66,9 @@ def _baseline(name: str) -> Optimizer:
 def _tune(name: str, family: TaskFamily, key: Key, horizon: int, num_tasks: int, num_devices: int | None) -> Tuned:
     optimizer = _baseline(name)
     meta_params = optimizer.init(jax.random.key(0))
+    told = {"knows_horizon": True} if optimizer.knows_horizon else {}
+    if OPTIMIZERS.traits(parse_choice(name).name).untuned:
+        return optimizer, meta_params, {"untuned": True, **told}
     if TUNED not in optimizer.tunable:
         raise UserError(f"baseline {name!r} has no learning rate to tune; choose from {', '.join(BASELINES)}.")
     segments = plan(family, horizon, every=max(1, horizon // RECORDS))
@@ -104,6 +109,7 @@ def _tune(name: str, family: TaskFamily, key: Key, horizon: int, num_tasks: int,
         "inside": step == 0,  # False: the best lies at the bound of the search
         "num_tasks": num_tasks,
         "horizon": horizon,
+        **told,
     }
     return optimizer, {**meta_params, TUNED: _free(optimizer, exponents[best])}, record
 
@@ -111,6 +117,8 @@ def _tune(name: str, family: TaskFamily, key: Key, horizon: int, num_tasks: int,
 def lowered(tuned: Tuned) -> Tuned | None:
     """The same baseline at the next lower rate of its grid; None where there is no lower one."""
     optimizer, meta_params, record = tuned
+    if record.get("untuned"):
+        return None
     rate = record["learning_rate"]
     lower = max((point["learning_rate"] for point in record["grid"] if point["learning_rate"] < rate), default=None)
     if lower is None:

@@ -219,6 +219,12 @@ def build_optimizer(picked: Choice) -> Optimizer:
     return _BUILT_OPTIMIZERS[key]
 
 
+def optimizer_of(experiment: Experiment) -> Optimizer:
+    """The optimizer that an experiment meta-trains, told its horizon if it goes by that."""
+    optimizer = build_optimizer(experiment.optimizer)
+    return optimizer if optimizer.at_horizon is None else optimizer.at_horizon(experiment.horizon)
+
+
 # The same settings give the same object, so that another φ of theirs runs through code that is already compiled.
 _BUILT_OPTIMIZERS: dict[tuple[Any, str], Optimizer] = {}
 

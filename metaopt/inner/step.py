@@ -74,6 +74,14 @@ def bind_tasks(optimizer: Optimizer, meta_params: MetaParams) -> optax.GradientT
     return optax.GradientTransformationExtraArgs(jax.vmap(tx.init), update)
 
 
+def judged_params(optimizer: Optimizer, state: UnrollState) -> Params:
+    """[tasks, ...] what losses are to be taken at: the parameters, or what the optimizer makes of them."""
+    if optimizer.eval_params is None:
+        return state.params
+    judged = optimizer.eval_params if optimizer.bind_tasks is not None else jax.vmap(optimizer.eval_params)
+    return judged(state.opt_state, state.params)
+
+
 # ----- estimates ------------------------------------------------------------------------------------------------------
 
 

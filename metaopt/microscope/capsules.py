@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from metaopt.choices import Choice
 from metaopt.errors import UserError
-from metaopt.experiment import Experiment, build_families, build_family, build_optimizer
+from metaopt.experiment import Experiment, build_families, build_family, optimizer_of
 from metaopt.experiment.plain import from_json, to_json
 from metaopt.files import replacing
 from metaopt.inner.devices import compiler_options
@@ -93,7 +93,7 @@ def run_again(
     family = build_family_of(setting) if family is None else family
     return jax.device_get(
         _compiled()(
-            build_optimizer(setting.experiment.optimizer),
+            optimizer_of(setting.experiment),
             *jax.tree.map(jnp.asarray, (batch.meta_params, family, batch.keys, batch.start)),
             **setting.how,
             observe=observe,
@@ -229,7 +229,7 @@ def read_capsule(path: Path) -> Capsule:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is no divergence capsule of metaopt: {_why(path, error)}.") from None
-    optimizer, family = build_optimizer(experiment.optimizer), build_family_of(setting)
+    optimizer, family = optimizer_of(experiment), build_family_of(setting)
     own_entries.tell_changed(own_entries.recorded(path), path)
     wrapped = jax.random.wrap_key_data(jnp.asarray(keys))
     shapes = jax.eval_shape(optimizer.init, jax.random.key(0))

@@ -13,7 +13,7 @@ import numpy as np
 from metaopt.choices import Choice
 from metaopt.errors import UserError
 from metaopt.evaluation.statistics import jsonable
-from metaopt.experiment import Experiment, build_families, build_family, build_optimizer, explores
+from metaopt.experiment import Experiment, build_families, build_family, explores, optimizer_of
 from metaopt.microscope.advice import advise
 from metaopt.microscope.doctor_plan import (
     FAR,
@@ -182,7 +182,7 @@ class _Examination:
         self.experiment = experiment
         self.meta_params = jax.tree.map(jax.numpy.asarray, meta_params)
         self.num_tasks = num_tasks
-        self.optimizer = build_optimizer(experiment.optimizer)
+        self.optimizer = optimizer_of(experiment)
         self.families: Families = build_families(experiment)
         check_size(dataclasses.replace(experiment, num_tasks=num_tasks), self.optimizer, self.families)
         self.explores = explores(experiment, self.optimizer)

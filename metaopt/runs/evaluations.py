@@ -63,6 +63,9 @@ def check(
             error = UnknownEntry(OPTIMIZERS.kind, picked.name, _known_baselines())
             error.args = (f"baseline {error}",)
             raise error
+        if OPTIMIZERS.traits(picked.name).untuned:
+            build_optimizer(picked)
+            continue
         if TUNED in picked.options:
             raise UserError(f"baseline {text!r}: its learning rate is what is tuned; leave {TUNED} out.")
         if TUNED not in build_optimizer(picked).tunable:

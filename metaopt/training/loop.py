@@ -19,7 +19,7 @@ from metaopt.choices import Choice, build, parse_choice
 from metaopt.errors import UserError
 from metaopt.estimators.curriculum import check_curriculum, log_uniform, stages, with_curriculum
 from metaopt.estimators.windows import Schedule
-from metaopt.experiment import Experiment, build_families, build_optimizer
+from metaopt.experiment import Experiment, build_families, optimizer_of
 from metaopt.inner.checks import check_estimator, check_objective, check_optimizer, check_oracle
 from metaopt.inner.devices import compiler_options, matmul_precision, task_mesh
 from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, Registry
@@ -61,7 +61,7 @@ class Trainer:
         self.families: Families = build_families(experiment)
         if experiment.min_batch_size is not None and all(family.batch_size is None for family in self.families):
             raise UserError("`min_batch_size` is set, but none of the task families has minibatches; leave it out.")
-        self.optimizer = build_optimizer(experiment.optimizer)
+        self.optimizer = optimizer_of(experiment)
         _check_own_parts(experiment, self.optimizer, self.families)
         check_size(experiment, self.optimizer, self.families)
         self.estimator = build_estimator(experiment, experiment.estimator, self.optimizer, self.families)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from metaopt.choices import Choice
-from metaopt.experiment import Experiment, build_families, build_optimizer
+from metaopt.experiment import Experiment, build_families, optimizer_of
 from metaopt.inner import limits
 from metaopt.types import Families, Optimizer
 
@@ -47,7 +47,7 @@ def _settings(experiment: Experiment) -> Iterator[limits.Setting]:
     def fits(change: Callable[[int], Experiment]) -> Callable[[int], bool]:
         def would(value: int) -> bool:
             changed = change(value)
-            needed, steps = _needs(changed, build_optimizer(changed.optimizer), build_families(changed))
+            needed, steps = _needs(changed, optimizer_of(changed), build_families(changed))
             return limits.fits(needed, steps, room=limits.ROOM)
 
         return would
