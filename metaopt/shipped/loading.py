@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from metaopt.experiment import explores
 from metaopt.runs.folder import CONFIG, OPTIMIZER, resume_command
 from metaopt.runs.optimizer_file import Trained, read_optimizer
 from metaopt.runs.optimizer_file import save_optimizer as save_optimizer
+from metaopt.types import PyTree
 
 SHIPPED = Path(metaopt.__file__).resolve().parent / "shipped"
 
@@ -52,6 +54,8 @@ def find_optimizer(name_or_path: str | Path) -> Trained:
 def load(name_or_path: str | Path, *, noise: bool = False) -> optax.GradientTransformationExtraArgs:
     """A trained optimizer as an optax transformation for any pytree.
 
+    An optimizer that averages has its parameters judged elsewhere than where it takes gradients: see `eval_params`.
+
     Args:
       name_or_path: one of `pretrained()`, a run folder (its best by validation), or a .safetensors file.
       noise: draw the step noise of meta-training too; `update` then needs `key=`, a fresh one every step.
@@ -72,3 +76,15 @@ def load(name_or_path: str | Path, *, noise: bool = False) -> optax.GradientTran
         return tx.update(updates, state, params, key=key, explore=True, **extra)
 
     return optax.GradientTransformationExtraArgs(tx.init, update)
+
+
+def eval_params(name_or_path: str | Path) -> Callable[[PyTree, PyTree], PyTree]:
+    """(state, params) of `load`'s transformation -> the parameters to be judged.
+
+    Raises:
+      UserError: as `load`, or the optimizer's parameters are themselves what is to be judged.
+    """
+    trained = find_optimizer(name_or_path)
+    if trained.optimizer.eval_params is None:
+        raise UserError(f"{trained.experiment.optimizer} has no parameters for evaluation apart; judge its parameters.")
+    return trained.optimizer.eval_params

@@ -144,7 +144,7 @@ def test_what_has_no_learning_rate_is_no_baseline() -> None:
     with pytest.raises(UserError, match="'lstm' has no learning rate"):
         tune_baselines(parabola(1.0), KEY, horizon=5, num_tasks=2, names=["lstm"])
     with pytest.raises(UserError, match="did you mean 'adam'"):
-        tune_baselines(parabola(1.0), KEY, horizon=5, num_tasks=2, names=["adma"])
+        tune_baselines(parabola(1.0), KEY, horizon=5, num_tasks=2, names=["adamm"])
 
 
 def test_one_evaluation_is_one_json_record() -> None:

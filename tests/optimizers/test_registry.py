@@ -26,9 +26,8 @@ VARIANTS = {
 }
 
 
-# Meta-training is compiled for the learned ones and for each kind of hand-designed one; `metaopt.testing` asks all for
-# their gradient in φ.
-UNLIKE = ("sgd", "adam free", "momentum scheduled", "nadamw_calibrated", "schedule_free_adamw")
+# Hand-designed ones are made in one place: each kind stands for the others. `metaopt.testing` asks the same of all.
+KINDS = ("sgd", "adam free", "momentum scheduled", "sgd on a plateau", "prodigy")
 
 
 def make(name):
@@ -44,7 +43,10 @@ def params_tree(dtype=jnp.float32):
     }
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+SOME = [name for name in VARIANTS if name in KINDS or make(name).observe is not None]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_one_task_and_batched_forms_agree_in_a_loop_and_under_vmap(name):
     optimizer = make(name)
     tx = optimizer.bind(optimizer.init(jax.random.key(1)))
@@ -94,7 +96,7 @@ def test_any_pytree_and_bfloat16_in_an_ordinary_optax_loop(name):
         assert np.isfinite(leaf.astype(np.float32)).all()
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name in UNLIKE or make(name).observe is not None])
+@pytest.mark.parametrize("name", [name for name in SOME if name not in KINDS[3:]])
 def test_meta_training_lowers_the_loss(name):
     optimizer = make(name)
     horizon, families = 20, (quadratic(dim=3),)

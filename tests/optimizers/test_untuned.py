@@ -14,6 +14,7 @@ from metaopt.evaluation import evaluate, evaluate_run_on
 from metaopt.inner.step import bind_tasks, judged_params, reset
 from metaopt.optimizers import momo_adam, schedule_free_adamw, sgd
 from metaopt.registry import OPTIMIZERS
+from metaopt.shipped.loading import eval_params
 from metaopt.types import Optimizer
 from tests.toys import bowl
 
@@ -50,6 +51,11 @@ def test_schedule_free_is_judged_at_its_average() -> None:
     others = evaluate({"own": (wrapped, ()), "y": plain}, family, KEY, horizon=horizon, num_tasks=2, record_every=1)
     np.testing.assert_allclose(others.loss["own"], found.loss["free"], rtol=1e-4)
     assert not np.allclose(others.loss["y"][:, 1:], found.loss["free"][:, 1:], rtol=1e-3)
+
+
+def test_parameters_for_evaluation_asked_of_what_has_none() -> None:
+    with pytest.raises(UserError, match="^lstm.* has no parameters for evaluation apart; judge its parameters.$"):
+        eval_params("networks_rl")
 
 
 def test_momo_needs_the_loss() -> None:
