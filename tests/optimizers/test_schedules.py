@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import Any
 
@@ -14,9 +15,10 @@ from metaopt.choices import choice
 from metaopt.errors import UserError
 from metaopt.evaluation import curves
 from metaopt.evaluation.recording import plan
-from metaopt.experiment import build_optimizer
+from metaopt.experiment import build_optimizer, optimizer_of
 from metaopt.optimizers import adam, nadamw_calibrated, sgd
 from tests.evaluation.test_tuning import KEY, parabola
+from tests.toys import TINY
 
 T = np.arange(8)
 COSINE = (1 + np.cos(np.pi * np.minimum(T, 6) / 6)) / 2  # over six steps
@@ -103,6 +105,8 @@ def test_evaluation_tells_the_horizon_and_training_its_own() -> None:
         found = curves.run(optimizer, optimizer.init(KEY), family, KEY, segments=plan(family, horizon), num_tasks=2)
         factor = np.prod(1 - 2 * 0.1 * (1 - np.arange(horizon) / horizon))
         np.testing.assert_allclose(found.loss[:, -1] / found.loss[:, 0], factor**2, rtol=1e-4)
+    experiment = dataclasses.replace(TINY, optimizer=picked, horizon=5)
+    assert optimizer_of(experiment) is optimizer.at_horizon(5)
 
 
 def test_a_schedule_longer_than_the_run_is_told() -> None:
