@@ -50,7 +50,7 @@ def drawn_stream(optimizer: Optimizer, meta_params: MetaParams, key: Key, length
         gradient = scales * jax.random.normal(jax.random.fold_in(noise_key, count), SHAPE)
         keys = jax.random.split(jax.random.fold_in(update_key, count), tasks)
         update, state = tx.update(gradient, state, params, key=keys, value=_constant_loss((tasks,)), explore=False)
-        seen = Stream(*(leaf.reshape(tasks, -1) for leaf in (gradient, update, params)))
+        seen = Stream(*(jnp.reshape(leaf, (tasks, -1)) for leaf in (gradient, jnp.asarray(update), params)))
         return (params + update, state), seen
 
     with matmul_precision("highest"):
