@@ -11,6 +11,7 @@ import numpy as np
 
 from metaopt.inner.devices import matmul_precision
 from metaopt.inner.step import bind_tasks
+from metaopt.microscope.gradient_quality import QUICKLY_COMPILED
 from metaopt.types import Key, MetaParams, Optimizer
 
 SHAPE = (12, 12)  # of the one parameter that drawn gradients are of: a matrix, for there are optimizers of matrices
@@ -37,7 +38,7 @@ def _constant_loss(shape: tuple[int, ...]) -> jax.Array:
     return jnp.ones(shape)  # gradients without a function have no loss: one that neither falls nor rises
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "length"))
+@functools.partial(jax.jit, static_argnames=("optimizer", "length"), compiler_options=QUICKLY_COMPILED)
 def drawn_stream(optimizer: Optimizer, meta_params: MetaParams, key: Key, length: int = LENGTH) -> Stream:
     """[steps, scales, coordinates]: independent normal gradients, the same up to their `SCALES`; θ_0 ~ N(0, 1)."""
     tx = bind_tasks(optimizer, meta_params)
@@ -57,7 +58,7 @@ def drawn_stream(optimizer: Optimizer, meta_params: MetaParams, key: Key, length
         return jax.lax.scan(one_step, (params, tx.init(params)), jnp.arange(length))[1]
 
 
-@functools.partial(jax.jit, static_argnames="optimizer")
+@functools.partial(jax.jit, static_argnames="optimizer", compiler_options=QUICKLY_COMPILED)
 def responses(optimizer: Optimizer, meta_params: MetaParams, key: Key) -> tuple[jax.Array, jax.Array]:
     """([scales, past, now] the step of one coordinate, [scales] the root mean square of the others').
 

@@ -16,11 +16,12 @@ from metaopt.choices import choice
 from metaopt.evaluation.curves import as_optimizer, run
 from metaopt.evaluation.recording import plan, recorded_steps
 from metaopt.evaluation.statistics import jsonable
-from metaopt.evaluation.tuning import tune_baselines
+from metaopt.evaluation.tuning import TUNED
 from metaopt.experiment import build_family, build_optimizer
 from metaopt.inner.devices import matmul_precision
 from metaopt.inner.step import Seen, bind_tasks, reset
 from metaopt.inner.unroll import unroll
+from metaopt.microscope.gradient_quality import QUICKLY_COMPILED
 from metaopt.microscope.inspect_gradients import (
     RESPONSE_GRID,
     RESPONSE_SCALES,
@@ -37,6 +38,7 @@ from metaopt.types import Key, MetaParams, Optimizer, Params, TaskFamily
 Subjects = Mapping[str, tuple[Optimizer, MetaParams]]  # by the label that they are shown with
 RIVALS = ("momentum", "adam")
 RATE = 0.01  # of the rivals on drawn gradients
+RATES = 10.0 ** (np.arange(-8, 5) / 2)  # among which theirs are chosen elsewhere
 NETWORK = choice("classifier")
 NETWORK_STEPS, FOLLOWED = 520, 64  # steps on the network; coordinates whose steps are explained
 NOISE = (0.0, 0.1, 0.3, 1.0)  # of the quadratic's minimum
@@ -106,9 +108,16 @@ def _drawn(subjects: Subjects, key: Key) -> dict[str, Any]:
 
 
 def _tuned(family: TaskFamily, key: Key, horizon: int, num_tasks: int) -> Subjects:
-    """The rivals with the rates that are best on the family."""
-    tuned = tune_baselines(family, key, horizon=horizon, num_tasks=num_tasks, names=RIVALS, num_devices=1)
-    return {f"{name}, rate {found['learning_rate']:.2g}": (built, phi) for name, (built, phi, found) in tuned.items()}
+    """The rivals with the rates that end lowest on the family, of one wide grid: a search in turns compiles anew."""
+    segments, found = plan(family, horizon, every=horizon // 10), {}
+    how: dict[str, Any] = {"segments": segments, "num_tasks": num_tasks, "splits": (), "num_devices": 1}
+    for name in RIVALS:
+        optimizer = build_optimizer(choice(name))
+        free = optimizer.tunable[TUNED].inverse(jnp.asarray(RATES, jnp.float32))
+        final = run(optimizer, {TUNED: free}, family, key, grid=True, **how).loss[..., -1].mean(axis=-1)
+        best = int(np.argmin(final))
+        found[f"{name}, rate {RATES[best]:.2g}"] = optimizer, {TUNED: free[best]}
+    return found
 
 
 # ----- a noisy quadratic ----------------------------------------------------------------------------------------------
@@ -176,7 +185,7 @@ def _landscapes() -> TaskFamily:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("optimizer", "length"))
+@functools.partial(jax.jit, static_argnames=("optimizer", "length"), compiler_options=QUICKLY_COMPILED)
 def follow(optimizer: Optimizer, meta_params: MetaParams, family: TaskFamily, key: Key, *, length: int) -> Any:
     """One inner run: (`Stream` [length, D], θ at its end [D], f(θ_1) ... f(θ_length) [length] as estimated)."""
     tx = bind_tasks(optimizer, meta_params)
