@@ -107,7 +107,7 @@ def implied(stream: Stream, begin: int, end: int, *, lags: int = LAGS) -> dict[s
     gradients of root mean square 1 has (rate (1 - β1), β1).
 
     Returns:
-      rate: a, how far a gradient moves θ at once. total_rate: a/(1-β), by all later steps too. momentum: β. decay: λ,
+      rate: a, how far a gradient moves θ at once. total_rate: a/(1-β), by all later steps too. beta: β. decay: λ,
       a step. r2: the share of the steps' square that the regression explains; exponential_r2: the share of w's that
       a β^k explains. weights: w. None where the steps are not finite or all zero.
     """
@@ -118,7 +118,7 @@ def implied(stream: Stream, begin: int, end: int, *, lags: int = LAGS) -> dict[s
     x = np.stack([*columns, params[begin:end].ravel()], axis=1)
     size = np.sqrt(np.mean(x**2, axis=0))
     if not (np.isfinite(y).all() and np.isfinite(size).all() and np.any(y)):
-        return dict.fromkeys(("rate", "total_rate", "momentum", "decay", "r2", "exponential_r2", "weights"))
+        return dict.fromkeys(("rate", "total_rate", "beta", "decay", "r2", "exponential_r2", "weights"))
     size[size == 0] = 1.0
     x /= size
     solution = np.linalg.lstsq(x.T @ x, x.T @ y, rcond=1e-12)[0]  # of least length where gradients are collinear
@@ -127,7 +127,7 @@ def implied(stream: Stream, begin: int, end: int, *, lags: int = LAGS) -> dict[s
     return {
         "rate": amplitude,
         "total_rate": amplitude / (1 - beta),
-        "momentum": beta,
+        "beta": beta,
         "decay": decay,
         "r2": 1 - float(np.sum((y - x @ solution) ** 2) / np.sum(y**2)),
         "exponential_r2": fits,

@@ -134,9 +134,9 @@ def _implied(result: Mapping[str, Any]) -> Iterator[Panel]:
 
     for title, label, groups, value in (
         ("Rate", "rate", drawn, lambda window: window["total_rate"]),
-        ("Momentum", "β", drawn, lambda window: window["momentum"]),
+        ("Momentum", "β", drawn, lambda window: window["beta"]),
         ("Explained", "R²", drawn, lambda window: window["r2"]),
-        ("Momentum, classifier", "β", task, lambda window: better(window)["momentum"]),
+        ("Momentum, classifier", "β", task, lambda window: better(window)["beta"]),
         ("Explained by ∇, classifier", "R²", task, lambda window: window["r2"]),
         ("By ∇ over its size", "R²", task, lambda window: window["normalised"]["r2"]),
     ):
@@ -251,8 +251,8 @@ def tables(result: Mapping[str, Any]) -> dict[str, tuple[str, list[str], list[Ro
     implied = [
         [
             name, source, f"{window['begin']} to {window['end']}",
-            *(window[part] for part in ("rate", "total_rate", "momentum", "decay", "r2")),
-            *(window["normalised"][part] for part in ("total_rate", "momentum", "r2")),
+            *(window[part] for part in ("rate", "total_rate", "beta", "decay", "r2")),
+            *(window["normalised"][part] for part in ("total_rate", "beta", "r2")),
         ]
         for name, source, windows in groups
         for window in windows

@@ -63,7 +63,7 @@ def test_rate_momentum_and_decay_come_out_to_a_hundredth(entry, rate, total, bet
     found, stream = measured(entry)
     assert found["rate"] == pytest.approx(rate, rel=0.01)
     assert found["total_rate"] == pytest.approx(total, rel=0.01)
-    assert found["momentum"] == pytest.approx(beta, rel=0.01, abs=1e-3)
+    assert found["beta"] == pytest.approx(beta, rel=0.01, abs=1e-3)
     assert found["decay"] == pytest.approx(decay, rel=0.01, abs=1e-3 * rate)
     assert found["r2"] > 0.995 and found["exponential_r2"] > 0.999
     assert lengths(stream)["slope"] == pytest.approx(slope, abs=1e-3)
