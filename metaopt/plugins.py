@@ -118,7 +118,7 @@ def load() -> None:
 def _run_plugin(name: str, whose: str) -> str:
     before = {id(entry) for registry in REGISTRIES for entry in registry.own()}
     what = f"plugin {name}{whose}"
-    module = run_file(Path(name), what) if os.path.isabs(name) else _import(name, what)
+    module = run_file(Path(name), what) if os.path.isabs(name) else run_module(name, what)
     for registry in REGISTRIES:
         if any(id(entry) not in before or _belongs(entry, module) for entry in registry.own()):
             return module.__name__
@@ -128,7 +128,12 @@ def _run_plugin(name: str, whose: str) -> str:
     )
 
 
-def _import(name: str, what: str) -> types.ModuleType:
+def run_module(name: str, what: str) -> types.ModuleType:
+    """Imports a person's module, installed or of the current folder.
+
+    Raises:
+      UserError: there is none, or it fails.
+    """
     here = os.getcwd()
     if here not in sys.path:  # as `python -m` has it, but after what is installed
         sys.path.append(here)

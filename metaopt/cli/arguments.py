@@ -48,6 +48,17 @@ class DoctorArguments:
 
 
 @dataclass(frozen=True)
+class InspectArguments:
+    """Shows what an optimizer does to gradients, beside Adam and momentum: in about a minute for a small network."""
+
+    # A run folder, .safetensors file, pretrained name, registered optimizer (adam:learning_rate=0.01), or a function
+    # that makes an optax transformation (optax:adam:learning_rate=0.01, mine:make, FILE.py:FUNCTION)
+    optimizer: Annotated[str, tyro.conf.Positional]
+    seed: int = 0  # decides gradients and tasks
+    out: str | None = None  # a folder for the results; None: the run's own, or the next number in inspect/NAME/
+
+
+@dataclass(frozen=True)
 class ReplayArguments:
     """Shows a run that blew up again, from a divergence capsule; exit status 1 if the bits differ."""
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": Command("evaluate:evaluate", "EvaluateArguments", takes_devices=True, needs_jax=True),
     "report": Command("report:report", "ReportArguments"),
     "doctor": Command("examine:doctor", "DoctorArguments", takes_devices=True, needs_jax=True),
+    "inspect": Command("inspecting:inspect", "InspectArguments", takes_devices=True, needs_jax=True),
     "replay": Command("examine:replay", "ReplayArguments", takes_devices=True, needs_jax=True),
     "runs": Command("runs:runs"),
     "dashboard": Command("report:dashboard"),

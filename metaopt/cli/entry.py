@@ -33,6 +33,7 @@ commands:
   report RUN_OR_SWEEP ... [--out PAGE]      one page that opens offline: of a run, or comparing several
   runs [FOLDER ...] [--where FIELD=VALUE]   list run folders; `runs compare`, `rename` and `delete` them
   doctor RUN_OR_EXPERIMENT                  examine meta-gradients, gates, inputs and steps; advice
+  inspect RUN_OR_NAME_OR_OPTAX              what an optimizer learned: its rate, momentum, response, paths
   replay CAPSULE                            show again, to the bit, how a task blew up
   dashboard [RUN ...]                       runs on a local web page that follows them
   export RUN ... --to csv|parquet|tensorboard|wandb

@@ -56,7 +56,7 @@ def doctor(arguments: DoctorArguments, console: Any = None) -> Path:
         say(console, f"examining {phi} of {name}")
         counts = {"num_tasks": arguments.num_tasks, "seed": arguments.seed}
         with handling(_stop, [signal.SIGINT, signal.SIGTERM]):
-            result = diagnose(experiment, meta_params, meta_step=meta_step, progress=_telling(console), **counts)
+            result = diagnose(experiment, meta_params, meta_step=meta_step, progress=telling(console), **counts)
         result = {"name": name, **result}
         files.write_json(path / folder.DOCTOR, result)
     for line in text_lines(result):
@@ -83,7 +83,7 @@ def _load(run: str) -> tuple[str, Experiment, MetaParams, int | None]:
     return name, experiment, Trainer(experiment).init().meta_params, None
 
 
-def _telling(console: Any) -> Callable[[int, int, str], None]:
+def telling(console: Any) -> Callable[[int, int, str], None]:
     """Says which part of how many is begun, and how long the rest will take."""
     begun = time.monotonic()
 

@@ -11,12 +11,13 @@ from metaopt.experiment.plain import upgraded
 from metaopt.files import read_json
 from metaopt.report.examination import examination
 from metaopt.report.horizons import horizons, one_run
+from metaopt.report.inspect_pictures import section
 from metaopt.report.page import drawings, write_page
 from metaopt.report.pictures import evaluation_figure, meta_training_figure, styles, validation_styles
 from metaopt.report.series import is_above_bound, is_without_bound, some, validation_series
 from metaopt.report.words import defaults_apart, flatten
 from metaopt.runs.evaluations import check_writable, read_results
-from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, METRICS, REPORT, open_run
+from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, INSPECTION, METRICS, REPORT, open_run
 from metaopt.runs.index import bare, read_run
 from metaopt.runs.metrics import read_rows
 
@@ -65,6 +66,7 @@ def write_report(run_dir: Path, out: Path | None = None) -> Path:
         horizons=horizons([one_run(title, results)]),
         evaluations=[_evaluation(result, index) for index, result in enumerate(results)],
         examination=examination(_optional(run_dir / DOCTOR)),
+        inspection=section(_optional(run_dir / INSPECTION)),
         training=_meta_training(rows, train_rows) if train_rows else None,
         configuration=defaults_apart(flatten(upgraded(config)), _defaults()),
         environment=_environment(environment),

@@ -23,6 +23,7 @@ METRICS = "metrics.jsonl"
 STATE = "state.json"
 EVALUATION = "evaluation.json"
 DOCTOR = "doctor.json"
+INSPECTION = "inspect.json"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
 OPTIMIZER = "optimizer.safetensors"  # the best φ by validation

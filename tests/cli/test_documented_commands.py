@@ -17,6 +17,7 @@ from metaopt.cli import commands
 from metaopt.cli import train as train_command
 from metaopt.cli.entry import main
 from metaopt.cli.examine import _load
+from metaopt.cli.inspecting import find
 from metaopt.experiment import Experiment
 from metaopt.launch import grid, sweep_folder
 from metaopt.launch.options import SweepOptions
@@ -78,6 +79,7 @@ def test_a_command_that_is_shown_works(
     monkeypatch.setattr(train_command, "train_with_everything", lambda experiment, *_, **__: prepare(experiment))
     monkeypatch.setattr("metaopt.sinks.dashboard.show", lambda *args, **kwargs: None)
     monkeypatch.setattr("metaopt.cli.examine.doctor", lambda arguments: _load(arguments.run))
+    monkeypatch.setattr("metaopt.cli.inspecting.inspect", lambda arguments: find(arguments.optimizer))
     monkeypatch.setattr("metaopt.cli.evaluate.evaluate_all", lambda *args, **kwargs: [])
     monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
     words = [word for word in shlex.split(command) if word not in TAKEN_OUT]
