@@ -129,7 +129,8 @@ def check_optimizer(optimizer: Optimizer) -> None:
         real = jnp.issubdtype(leaf.dtype, jnp.floating)
         _require(real, f"the optimizer's φ holds {leaf.dtype}, which has no gradient; keep that out of φ.")
     for dtype in (jnp.float32, jnp.bfloat16):
-        _check_in_a_loop(optimizer.bind(meta_params), _tree(jax.random.key(0), dtype))
+        drawn = {"key": jax.random.key(3)} if optimizer.noise == "always" else {}
+        _check_in_a_loop(optimizer.bind(meta_params), _tree(jax.random.key(0), dtype), drawn)
     _check_tasks_alike(optimizer, meta_params)
     family = _quadratic()
     gradient, loss = _once(functools.partial(_meta_gradient, optimizer))(family, meta_params)
@@ -153,10 +154,10 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
-def _check_in_a_loop(tx: optax.GradientTransformation, params: Params) -> None:
+def _check_in_a_loop(tx: optax.GradientTransformationExtraArgs, params: Params, drawn: dict[str, Key]) -> None:
     def update(params: Params, state: PyTree) -> tuple[Params, PyTree, Params]:
         gradients = jax.grad(lambda p: sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(p)))(params)
-        updates, state = tx.update(gradients, state, params)
+        updates, state = tx.update(gradients, state, params, **drawn)
         return optax.apply_updates(params, updates), state, updates
 
     step, traces = _counted(update)

@@ -69,13 +69,14 @@ def test_one_task_and_batched_forms_agree_in_a_loop_and_under_vmap(name):
 def test_any_pytree_and_bfloat16_in_an_ordinary_optax_loop(name):
     optimizer = make(name)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optimizer.bind(optimizer.init(jax.random.key(0))))
+    drawn = {"key": jax.random.key(1)} if optimizer.noise == "always" else {}
     params = params_tree(jnp.bfloat16)
     state = tx.init(params)
 
     @jax.jit
     def step(params, state):
         gradients = jax.grad(lambda p: sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(p)))(params)
-        updates, state = tx.update(gradients, state, params)
+        updates, state = tx.update(gradients, state, params, **drawn)
         return optax.apply_updates(params, updates), state
 
     for _ in range(3):
