@@ -142,12 +142,12 @@ def double_well(
 def tilted_double_well(
     dim: int = 1,
     tilt: float = 0.3,
-    start: Start = "wrong_basin",
+    start: Start = "uniform",
     shift: float = 0.0,
     stretch: float = 1.0,
     rotate: bool = False,
 ) -> TaskFamily:
-    """F(z) = Σ_i (z_i² - 1)² + tilt z_i: the global minimum near -1; from the wrong wells near 1 unless told otherwise.
+    """F(z) = Σ_i (z_i² - 1)² + tilt z_i: the global minimum near -1, the wrong wells near 1.
 
     At tilt 0.3 the wrong well is 0.717 deep. Further options as those of `double_well`.
 

@@ -55,7 +55,7 @@ def test_the_bound_is_reached_at_the_minimum_and_nowhere_passed(name, dim, optio
 
 def test_known_numbers():
     assert TASKS["styblinski_tang"](dim=1).lower_bound == pytest.approx(-39.16616570377142)
-    tilted = TASKS["tilted_double_well"]()
+    tilted = TASKS["tilted_double_well"](start="wrong_basin")
     grid = np.linspace(-1.5, 1.5, 2_000_001)
     assert tilted.lower_bound == pytest.approx(((grid**2 - 1) ** 2 + 0.3 * grid).min(), abs=1e-10)
     task, wrong = drawn(tilted)
@@ -130,7 +130,9 @@ def test_the_table_shows_p_global_with_an_interval_for_every_optimizer():
     kinds = {"sgd": {"learning_rate": 0.05}, "simulated_annealing": {"learning_rate": 0.05, "steps": 1000}}
     made = {name: OPTIMIZERS[name](**options) for name, options in kinds.items()}
     entries = {name: (optimizer, optimizer.init(jax.random.key(0))) for name, optimizer in made.items()}
-    result = evaluate_run_on(entries, Choice("tilted_double_well"), horizon=1000, num_tasks=50, baselines=())
+    result = evaluate_run_on(
+        entries, Choice("tilted_double_well", {"start": "wrong_basin"}), horizon=1000, num_tasks=50, baselines=()
+    )
     sgd, warm = result["optimizers"].values()
     assert sgd["events"]["global"]["share"] == 0.0 and warm["events"]["global"]["share"] > 0.5
     low, high = warm["events"]["global"]["interval"]
