@@ -70,6 +70,7 @@ def _family(
             return task.scale * jax.random.uniform(key, (dim,), minval=-radius, maxval=radius)
         if start == "normal":
             return task.scale * radius / 2 * jax.random.normal(key, (dim,))
+        assert wrong is not None
         z = jnp.full((dim,), wrong, jnp.float32)
         return task.shift + task.scale * (jnp.matmul(z, task.rotation, precision="highest") if rotate else z)
 
