@@ -19,6 +19,7 @@ VARIANTS = {
     "lstm recursive": dict(step_rule="recursive", initial_alpha="median", normalisation="tensor_rms"),
     "lstm per coordinate": dict(alpha="per_coordinate", noise="per_coordinate", noise_in_use="two"),
     "lstm printed": dict(s_form="printed", features="scale_free", num_layers=1),
+    "simulated_annealing": dict(temperature=0.01),  # at its own first one, 20 steps show noise alone
     "sgd scheduled": dict(power=0.5),
     "momentum scheduled": dict(power=0.5),
 }
