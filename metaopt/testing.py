@@ -131,7 +131,9 @@ def check_optimizer(optimizer: Optimizer) -> None:
         real = jnp.issubdtype(leaf.dtype, jnp.floating)
         _require(real, f"the optimizer's φ holds {leaf.dtype}, which has no gradient; keep that out of φ.")
     for dtype in (jnp.float32, jnp.bfloat16):
-        _check_in_a_loop(optimizer.bind(meta_params), _tree(jax.random.key(0), dtype), optimizer.needs_value)
+        extra: dict[str, Any] = {"key": jax.random.key(3)} if optimizer.noise == "always" else {}
+        extra |= {"value": jnp.ones(())} if optimizer.needs_value else {}
+        _check_in_a_loop(optimizer.bind(meta_params), _tree(jax.random.key(0), dtype), extra)
     _check_tasks_alike(optimizer, meta_params)
     family = _quadratic()
     gradient, loss = _once(functools.partial(_meta_gradient, optimizer))(family, meta_params)
@@ -155,13 +157,13 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
-def _check_in_a_loop(tx: optax.GradientTransformationExtraArgs, params: Params, needs_value: bool) -> None:
+def _check_in_a_loop(tx: optax.GradientTransformationExtraArgs, params: Params, extra: dict[str, Any]) -> None:
     def loss(params: Params) -> jax.Array:
         return jnp.sum(jnp.stack([jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(params)]))
 
     def update(params: Params, state: PyTree) -> tuple[Params, PyTree, Params]:
         value, gradients = jax.value_and_grad(loss)(params)
-        updates, state = tx.update(gradients, state, params, **({"value": value} if needs_value else {}))
+        updates, state = tx.update(gradients, state, params, **extra | ({"value": value} if "value" in extra else {}))
         return optax.apply_updates(params, updates), state, updates
 
     step, traces = _counted(update)

@@ -76,6 +76,8 @@ class TaskFamily:
     evaluated_on: str = _static(default="the exact loss")  # what `eval_batch` holds, in words, for reports
     # What no loss falls below: a number, a function of the task, or None where it is not known.
     lower_bound: float | Callable[[Task], Any] | None = _static(default=0.0)
+    # The metrics that a run has or has not, 1.0 or 0.0: reported as the share of tasks, P(name), with an interval.
+    events: tuple[str, ...] = _static(default=())
     sources: tuple[DataSource, ...] = _static(default=())  # the data sets that `data` was read from
 
     @property

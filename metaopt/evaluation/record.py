@@ -95,7 +95,7 @@ def evaluate_run_on(
     lower = functools.partial(run, progress=lambda name: say(f"{label}, {horizon} steps: {name} failed; a lower rate"))
     tuned, curves = _lower_what_failed(tuned, curves, lower)
     records = {name: record for name, (_, _, record) in tuned.items()}
-    described = describe_curves(curves, tuned=records, seed=seed)
+    described = describe_curves(curves, tuned=records, seed=seed, events=family.events)
     return statistics.jsonable(
         {
             "task": label,
@@ -142,8 +142,14 @@ def evaluation_keys(seed: int) -> tuple[Key, Key]:
     return evaluation_key, tuning_key
 
 
-def describe_curves(curves: Curves, *, tuned: Mapping[str, dict[str, Any]], seed: int = 0) -> dict[str, Any]:
-    """{"best_baseline", "keeps_improving_at", "optimizers": name -> record}; `tuned` names the baselines."""
+def describe_curves(
+    curves: Curves, *, tuned: Mapping[str, dict[str, Any]], seed: int = 0, events: Sequence[str] = ()
+) -> dict[str, Any]:
+    """{"best_baseline", "keeps_improving_at", "optimizers": name -> record}; `tuned` names the baselines.
+
+    Args:
+      events: the family's metrics that are 1 or 0 a task; a record then holds the share of each and its interval.
+    """
     horizon, train_horizon = int(curves.steps[-1]), curves.train_horizon
     # Those that nobody tuned are scored apart.
     finals = {name: curves.loss[name][:, -1] for name, record in tuned.items() if not record.get("untuned")}
@@ -168,6 +174,8 @@ def describe_curves(curves: Curves, *, tuned: Mapping[str, dict[str, Any]], seed
             "test": _on_split(curves, name, "test"),
             "train": _on_split(curves, name, "train"),
         }
+        if events:
+            optimizers[name]["events"] = {event: _share(curves, name, event) for event in events}
     beyond = train_horizon is not None and horizon > train_horizon
     return {
         "best_baseline": best,
@@ -184,4 +192,15 @@ def _on_split(curves: Curves, name: str, split: Any) -> dict[str, Any] | None:
     return {
         metric: float((np.nan_to_num(value, nan=0.0) if metric == "accuracy" else value).mean())
         for metric, value in values.items()
+    }
+
+
+def _share(curves: Curves, name: str, event: str) -> dict[str, Any]:
+    """The share of tasks on which a run ended with the event, with Wilson's interval; a dead run did not."""
+    final = curves.final[name]
+    values = np.nan_to_num((final.get("test") or final["train"])[event], nan=0.0)
+    successes = int(round(values.sum()))
+    return {
+        "share": successes / len(values),
+        "interval": list(statistics.wilson_interval(successes, len(values))),
     }

@@ -153,6 +153,14 @@ def bootstrap_interval(
     return float(quantile(estimates, tail)), float(quantile(estimates, 1 - tail))
 
 
+def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval of a probability, 95% by default: sound also where none or all succeed."""
+    share, spread = successes / trials, z**2 / trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = float(np.sqrt(share * (1 - share) * spread + spread**2 / 4)) / (1 + spread)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
 def summary(values: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
     """Mean with a 95% bootstrap interval, median and quartiles over tasks; infinite where failures make them so."""
     values = np.asarray(values, np.float64)

@@ -281,6 +281,7 @@ def _cells(name: str, record: Mapping[str, Any], num_tasks: int) -> dict[str, st
         "failed": tables.count(record.get("failed"), num_tasks),
         "rises": tables.count(record.get("rises"), num_tasks),
         "accuracy": "" if accuracy is None else f"{accuracy:.1%}",
+        **{f"P({event})": _estimate(v["share"], v["interval"]) for event, v in (record.get("events") or {}).items()},
     }
 
 

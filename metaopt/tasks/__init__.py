@@ -5,22 +5,29 @@ from __future__ import annotations
 from metaopt.tasks.augment import augmented, in_bfloat16, rescaled, with_batch_sizes, with_companion
 from metaopt.tasks.functions import quadratic, rosenbrock
 from metaopt.tasks.images import autoencoder, classifier
+from metaopt.tasks.multimodal import ackley, double_well, griewank, rastrigin, styblinski_tang, tilted_double_well
 from metaopt.tasks.own import make_task
 from metaopt.tasks.regression import linear_regression, logistic_regression
 from metaopt.tasks.tables import regression_network
 
 __all__ = [
+    "ackley",
     "augmented",
     "autoencoder",
     "classifier",
+    "double_well",
+    "griewank",
     "in_bfloat16",
     "linear_regression",
     "logistic_regression",
     "make_task",
     "quadratic",
+    "rastrigin",
     "regression_network",
     "rescaled",
     "rosenbrock",
+    "styblinski_tang",
+    "tilted_double_well",
     "with_batch_sizes",
     "with_companion",
 ]

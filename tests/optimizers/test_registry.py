@@ -19,6 +19,7 @@ VARIANTS = {
     "lstm recursive": dict(step_rule="recursive", initial_alpha="median", normalisation="tensor_rms"),
     "lstm per coordinate": dict(alpha="per_coordinate", noise="per_coordinate", noise_in_use="two"),
     "lstm printed": dict(s_form="printed", features="scale_free", num_layers=1),
+    "simulated_annealing": dict(temperature=0.01),  # at its own first one, 20 steps show noise alone
     "sgd scheduled": dict(power=0.5),
     "momentum scheduled": dict(power=0.5),
     "adam free": dict(tunes="all", schedule="knots"),
@@ -79,6 +80,7 @@ def test_one_task_and_batched_forms_agree_in_a_loop_and_under_vmap(name):
 def test_any_pytree_and_bfloat16_in_an_ordinary_optax_loop(name):
     optimizer = make(name)
     tx = optax.chain(optax.clip_by_global_norm(1.0), optimizer.bind(optimizer.init(jax.random.key(0))))
+    drawn = {"key": jax.random.key(1)} if optimizer.noise == "always" else {}
     params = params_tree(jnp.bfloat16)
     state = tx.init(params)
 
@@ -86,7 +88,7 @@ def test_any_pytree_and_bfloat16_in_an_ordinary_optax_loop(name):
     def step(params, state):
         gradients = jax.grad(lambda p: sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in jax.tree.leaves(p)))(params)
         extra = {"value": jnp.float32(1.0)} if optimizer.needs_value else {}
-        updates, state = tx.update(gradients, state, params, **extra)
+        updates, state = tx.update(gradients, state, params, **drawn, **extra)
         return optax.apply_updates(params, updates), state
 
     for _ in range(3):

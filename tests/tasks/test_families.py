@@ -68,7 +68,8 @@ def test_vmapped_equals_looped_and_data_is_an_argument(family):
     batched = jax.jit(jax.vmap(run, (None, 0)))(family, keys)
     assert len(np.unique(batched[0])) == 3
     assert all(np.all(np.isfinite(losses)) for losses in batched[2]) and len(batched[2]) == len(family.splits)
-    assert all(set(metrics) == ({"accuracy"} if family.metrics else set()) for metrics in batched[3])
+    named = set(family.events) or {"accuracy"}
+    assert all(set(metrics) == (named if family.metrics else set()) for metrics in batched[3])
     one = jax.jit(run)
     looped = [one(family, key) for key in keys]
     for i, single in enumerate(looped):
@@ -96,7 +97,7 @@ def test_every_leaf_has_its_type(family):
 @pytest.mark.parametrize("name", TASKS)
 def test_reports_accuracy_of_what_has_labels(name):
     family = TASKS[name]()
-    assert (family.metrics is not None) == (name in ("logistic_regression", "classifier"))
+    assert (family.metrics is not None and not family.events) == (name in ("logistic_regression", "classifier"))
     assert family.evaluated_on
 
 
