@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metaopt.optimizers.hand_designed import LOG
+from metaopt.optimizers.settings import LOG
 from metaopt.registry import OPTIMIZERS
 from metaopt.trees import usual_rules
 from metaopt.types import Key, Optimizer, Params, PyTree
