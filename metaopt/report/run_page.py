@@ -17,7 +17,7 @@ from metaopt.report.pictures import evaluation_figure, meta_training_figure, sty
 from metaopt.report.series import is_above_bound, is_without_bound, some, validation_series
 from metaopt.report.words import defaults_apart, flatten
 from metaopt.runs.evaluations import check_writable, read_results
-from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, INSPECTION, METRICS, REPORT, open_run
+from metaopt.runs.folder import BEGUN_WITH, CONFIG, DOCTOR, ENVIRONMENT, INSPECTION, METRICS, REPORT, open_run
 from metaopt.runs.index import bare, read_run
 from metaopt.runs.metrics import read_rows
 
@@ -144,4 +144,4 @@ def _environment(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
         environment = {**environment, "git": f"commit {git.get('commit')}, {changed}"}
     if isinstance(command, list):
         environment = {**environment, "command": " ".join(map(str, command))}
-    return flatten(environment)
+    return flatten({name: value for name, value in environment.items() if name != BEGUN_WITH})

@@ -23,7 +23,6 @@ from metaopt.experiment import Experiment, build_family
 from metaopt.experiment.plain import from_json, to_json
 from metaopt.runs import folder, index, own_entries
 
-BEGUN_WITH = "config"  # in environment.json: config.json as it was then
 MAY_CHANGE = ("num_meta_steps", "num_devices", "checkpoint_every", "evaluation", "log.wandb", "log.project")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "wandb", "scikit-learn", "mlxtend")
 
@@ -52,7 +51,7 @@ def describe_environment(name: str, tasks: Iterable[Choice]) -> dict[str, Any]:
 
 def of_experiment(experiment: Experiment, name: str) -> dict[str, Any]:
     """The contents of environment.json for a run of an experiment of this name."""
-    held = {BEGUN_WITH: to_json(experiment)}
+    held = {folder.BEGUN_WITH: to_json(experiment)}
     return {**describe_environment(name, _tasks(experiment)), **own_entries.record(experiment), **held}
 
 
@@ -62,7 +61,7 @@ def check_config(path: Path, experiment: Experiment) -> None:
     Raises:
       UserError: it names the field.
     """
-    held = folder.environment_of(path).get(BEGUN_WITH)
+    held = folder.environment_of(path).get(folder.BEGUN_WITH)
     if not isinstance(held, dict):  # not begun yet, or by an older version
         return
     begun, now = (index.fields_of(to_json(each)) for each in (from_json(held, str(path), unversioned=1), experiment))

@@ -19,6 +19,7 @@ from metaopt.experiment.plain import from_json, to_json
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
+BEGUN_WITH = "config"  # in environment.json: config.json as it was when the run began
 METRICS = "metrics.jsonl"
 STATE = "state.json"
 EVALUATION = "evaluation.json"

@@ -24,7 +24,7 @@ from typing import Any
 
 from metaopt.experiment import Log
 from metaopt.files import home, read_object, replacing
-from metaopt.runs.folder import CONFIG, DOCTOR, ENVIRONMENT, EVALUATION, METRICS, SWEEP
+from metaopt.runs.folder import BEGUN_WITH, CONFIG, DOCTOR, ENVIRONMENT, EVALUATION, METRICS, SWEEP
 from metaopt.runs.metrics import HEALTH, Follower, Thinner, numbers
 from metaopt.sinks.contents import artifact_files, card_of, curve_rows, doctor_rows, pictures, result_rows
 from metaopt.sinks.uploads import Uploader
@@ -205,6 +205,7 @@ def _start(path: Path, pid: int | None) -> Any:
     import wandb
 
     config, environment = read_object(path / CONFIG), read_object(path / ENVIRONMENT)
+    environment.pop(BEGUN_WITH, None)
     experiment = environment.get("experiment") or path.parent.name
     run = wandb.init(
         mode="offline",

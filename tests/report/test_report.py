@@ -127,6 +127,7 @@ def full(run: Path) -> Path:
         "command": ["metaopt", "train", "demo"],
         "versions": {"jax": "0.10.2"},
         "git": {"commit": "abc123", "dirty": True},
+        "config": {"num_tasks": 77},
     }
     (run / "environment.json").write_text(json.dumps(environment))
     rows: list[dict] = [
@@ -180,6 +181,7 @@ def test_the_page_holds_everything(full: Path) -> None:
         "the loss of a step between two recorded ones is its minibatch's",
     ):
         assert words in page.text, words
+    assert "77" not in page.text  # the configuration stands on it once
     assert page.tags.count("figure") == 2 and page.tags.count("details") == 4
 
 
