@@ -19,6 +19,7 @@ from metaopt.files import replacing
 from metaopt.report import words
 from metaopt.report.panels import COLOURS, LEARNED
 from metaopt.report.svg import to_svg
+from metaopt.runs import tables
 
 # The same roles on a dark ground; each keeps its hue, and stays as far from its neighbours for the colour-blind.
 DARK_LEARNED = ("#ff8c42", "#5ab4f0", "#35c79a", "#e59cc8", "#e0b93f")
@@ -85,7 +86,7 @@ TEMPLATES = Environment(
 )
 TEMPLATES.globals |= {"LIGHT": LIGHT, "DARK": DARK}
 TEMPLATES.filters |= {name: _optional(getattr(words, name)) for name in ("number", "interval", "share", "wordy")}
-TEMPLATES.filters |= {"sha256": _digest, "breakable": _breakable, "prose": _prose}
+TEMPLATES.filters |= {"sha256": _digest, "breakable": _breakable, "prose": _prose, "setting": tables.setting}
 
 
 def write_page(template: str, out: Path, **context: Any) -> Path:

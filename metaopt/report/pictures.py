@@ -20,6 +20,7 @@ from metaopt.report.panels import (
     panels_figure,
 )
 from metaopt.report.series import binned, is_above_bound, numbers, series, validation_series
+from metaopt.runs import tables
 
 
 def styles(result: Mapping[str, Any]) -> dict[str, Style]:
@@ -30,9 +31,8 @@ def styles(result: Mapping[str, Any]) -> dict[str, Style]:
         kind = "learned" if record.get("kind") == "learned" else "baseline"
         index = counts[kind]
         counts[kind] += 1
-        tuned = record.get("tuned") or {}
-        rate = tuned.get("learning_rate")
-        label = name if rate is None else f"{name}, rate {float(rate):.2g}"
+        setting = tables.setting(record)
+        label = f"{name}, {setting}" if setting else name
         size = len(LEARNED if kind == "learned" else BASELINE_COLOURS)
         # The first learned one is solid; others are told apart by more than their colour.
         dashes = LEARNED_DASHES if kind == "learned" else DASHES

@@ -248,7 +248,7 @@ def put_result(path: Path, result: Result) -> None:
 
 def identity(result: Result) -> tuple[Any, ...]:
     """What a new result must share with an older one to take its place."""
-    baselines = sorted(name for name, record in result["optimizers"].items() if record["kind"] == "baseline")
+    baselines = sorted(name for name, record in result["optimizers"].items() if record["kind"] != "learned")
     return (*(result.get(key) for key in ("task", "horizon", "num_tasks", "seed")), baselines)
 
 
@@ -267,10 +267,10 @@ def print_results(console: Any, results: Sequence[Result]) -> None:
 
 
 def _cells(name: str, record: Mapping[str, Any], num_tasks: int) -> dict[str, str]:
-    final, rate = record["final"], (record.get("tuned") or {}).get("learning_rate")
+    final, setting = record["final"], tables.setting(record)
     gap, accuracy = record.get("gap"), (record.get("test") or {}).get("accuracy")
     return {
-        "optimizer": name if rate is None else f"{name} (rate {rate:.3g})",
+        "optimizer": f"{name} ({setting})" if setting else name,
         "final loss, mean": tables.number(final["mean"], missing="?"),
         "95% interval": tables.interval(final.get("mean_interval")),
         "median": tables.number(final["median"], missing="?"),

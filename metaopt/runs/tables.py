@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from metaopt.errors import printable
@@ -192,3 +192,11 @@ def counts(runs: Iterable[Run]) -> str:
     """`3 finished, 2 running, 1 waiting`."""
     found = Counter(run.state for run in runs)
     return ", ".join(f"{found[state]} {state}" for state in (*ORDER, *sorted({*found} - {*ORDER})) if found[state])
+
+
+def setting(record: Mapping[str, Any]) -> str:
+    """How a baseline of an evaluation was set, in words: its tuned rate, and what others were not told."""
+    tuned = record.get("tuned") or {}
+    rate = tuned.get("learning_rate")
+    words = ["as it comes"] if tuned.get("untuned") else [] if rate is None else [f"rate {float(rate):.3g}"]
+    return ", ".join(words + ["told the horizon"] * bool(tuned.get("knows_horizon")))

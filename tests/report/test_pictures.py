@@ -58,7 +58,7 @@ def test_the_lines_are_the_curves(result: dict) -> None:
 
 def test_baselines_are_grey_dashed_and_labelled_with_their_rate(result: dict) -> None:
     styles = pictures.styles(result)
-    assert styles["sgd"] == panels.Style("sgd, rate 0.32", "baseline-0", "--", width=1.3)
+    assert styles["sgd"] == panels.Style("sgd, rate 0.316", "baseline-0", "--", width=1.3)
     assert styles["mine"] == panels.Style("mine", "learned-0", "-", width=2.0)
     assert len({style.role for style in styles.values()}) == len({str(style) for style in styles.values()}) == 4
     for role, colour in panels.COLOURS.items():

@@ -30,6 +30,7 @@ from metaopt.report.page import TEMPLATES
 from metaopt.report.panels import COLOURS, run_style
 from metaopt.report.pictures import evaluation_figure
 from metaopt.report.run_page import write_report
+from metaopt.runs import evaluations
 from metaopt.runs.state import write_state
 
 VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
@@ -183,6 +184,22 @@ def test_the_page_holds_everything(full: Path) -> None:
         assert words in page.text, words
     assert "77" not in page.text  # the configuration stands on it once
     assert page.tags.count("figure") == 2 and page.tags.count("details") == 4
+
+
+def test_what_was_not_tuned_or_knows_the_horizon_is_marked(full: Path) -> None:
+    content = json.loads((full / "evaluation.json").read_text())
+    optimizers = content["results"][0]["optimizers"]
+    as_it_comes = {**optimizer("untuned", None, 0.3, 0.2, 2.0), "tuned": {"untuned": True, "knows_horizon": True}}
+    optimizers["prodigy"] = as_it_comes
+    optimizers["adam"]["tuned"]["knows_horizon"] = True
+    (full / "evaluation.json").write_text(json.dumps(content))
+    page = Page(write_report(full).read_text(encoding="utf-8"))
+    assert "as it comes, told the horizon" in page.text and "rate 0.0316, told the horizon" in page.text
+    rows = [evaluations._cells(name, record, 16)["optimizer"] for name, record in optimizers.items()]
+    assert rows[1:] == ["adam (rate 0.0316, told the horizon)", "prodigy (as it comes, told the horizon)"]
+    with_it = evaluations.identity(content["results"][0])
+    del optimizers["prodigy"]
+    assert with_it != evaluations.identity(content["results"][0])
 
 
 def test_nothing_from_a_file_becomes_markup(full: Path) -> None:
