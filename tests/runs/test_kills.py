@@ -25,7 +25,7 @@ from tests.toys import TINY
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 
-KILLS = 20  # in all; a run that comes to its end in between is compared, and a new one begun
+KILLS = 32  # in all; a run that comes to its end in between is compared, and a new one begun
 SAVING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 PHI = ("optimizer.safetensors", "optimizer_latest.safetensors", "evaluation.json")
 FILE_EVENTS = 600  # of a whole run, about
