@@ -85,18 +85,7 @@ def _lengthen(sweep: Sweep, num_meta_steps: int) -> None:
         path, experiment = folder.open_run(sweep.run(name))
         if folder.is_locked(path):
             raise UserError(f"{path} is being trained, and cannot be lengthened meanwhile; wait for it or end it.")
-        changed[path] = validate(dataclasses.replace(experiment, num_meta_steps=num_meta_steps))
-        if num_meta_steps < experiment.num_meta_steps:
-            raise UserError(
-                f"--num-meta-steps ({num_meta_steps}) is less than the {experiment.num_meta_steps} of {path}; runs can "
-                "only be lengthened."
-            )
-        schedule = experiment.meta_optimizer.schedule
-        if num_meta_steps > experiment.num_meta_steps and schedule != "constant":
-            raise UserError(
-                f"{path} cannot be lengthened: `meta_optimizer.schedule` ({schedule}) ends at meta-step "
-                f"{experiment.num_meta_steps}; launch a new sweep with --num-meta-steps {num_meta_steps}."
-            )
+        changed[path] = validate(folder.lengthened(path, experiment, num_meta_steps))
     for path, experiment in changed.items():
         folder.write_config(path, experiment)
 

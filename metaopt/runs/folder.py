@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import shlex
@@ -214,6 +215,25 @@ def open_run(path: Path) -> tuple[Path, Experiment]:
         if wrote in (None, metaopt.__version__):
             raise
         raise UserError(f"{error} (It was written by metaopt {wrote}; this is {metaopt.__version__}.)") from None
+
+
+def lengthened(path: Path, experiment: Experiment, num_meta_steps: int) -> Experiment:
+    """A run's experiment with more meta-steps in all.
+
+    Raises:
+      UserError: fewer than it has, or more where the learning rate's schedule has an end.
+    """
+    before, schedule = experiment.num_meta_steps, experiment.meta_optimizer.schedule
+    if num_meta_steps < before:
+        raise UserError(
+            f"`num_meta_steps` ({num_meta_steps}) is less than the {before} of {path}; a run can only be lengthened."
+        )
+    if num_meta_steps > before and schedule != "constant":
+        raise UserError(
+            f"{path} cannot be lengthened: `meta_optimizer.schedule` ({schedule}) ends at meta-step {before}, and only "
+            f"a constant one goes on; begin a new run with --num-meta-steps {num_meta_steps}."
+        )
+    return dataclasses.replace(experiment, num_meta_steps=num_meta_steps)
 
 
 def environment_of(path: Path) -> dict[str, Any]:

@@ -109,23 +109,11 @@ def resume(
     """
     path, experiment = folder.open_run(path)
     check_config(path, experiment)
-    steps = experiment.num_meta_steps if num_meta_steps is None else num_meta_steps
-    if steps < experiment.num_meta_steps:
-        raise UserError(
-            f"`num_meta_steps` ({steps}) is less than the {experiment.num_meta_steps} of {path}; "
-            "a run can only be lengthened."
-        )
-    schedule = experiment.meta_optimizer.schedule
-    if steps > experiment.num_meta_steps and schedule != "constant":
-        raise UserError(
-            f"{path} cannot be lengthened: `meta_optimizer.schedule` ({schedule}) ends at meta-step "
-            f"{experiment.num_meta_steps}, and only a constant one goes on; "
-            f"begin a new run with --num-meta-steps {steps}."
-        )
+    changed = experiment if num_meta_steps is None else folder.lengthened(path, experiment, num_meta_steps)
     devices = experiment.num_devices if num_devices is None else num_devices
     if num_devices is None and devices is not None and devices % jax.process_count():
         devices = None  # a run begun by fewer processes
-    changed = dataclasses.replace(experiment, num_meta_steps=steps, num_devices=devices)
+    changed = dataclasses.replace(changed, num_devices=devices)
     trainer = prepare(changed)
     if not processes.is_first():
         _take_part(trainer, resumed=True)

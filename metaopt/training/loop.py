@@ -20,9 +20,10 @@ from metaopt.errors import UserError
 from metaopt.estimators.curriculum import check_curriculum, log_uniform, stages, with_curriculum
 from metaopt.estimators.windows import Schedule
 from metaopt.experiment import Experiment, build_families, optimizer_of
-from metaopt.inner.checks import check_estimator, check_objective, check_optimizer, check_oracle
+from metaopt.inner.checks import check_estimator
 from metaopt.inner.devices import compiler_options, matmul_precision, task_mesh
-from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, Registry
+from metaopt.registry import ESTIMATORS, OBJECTIVES
+from metaopt.training.checks import check_fits, check_own, check_own_parts
 from metaopt.training.meta_optimizer import make_clips, make_meta_optimizer, moving_average
 from metaopt.training.size import check_size
 from metaopt.trees import usual_rules
@@ -62,17 +63,17 @@ class Trainer:
         if experiment.min_batch_size is not None and all(family.batch_size is None for family in self.families):
             raise UserError("`min_batch_size` is set, but none of the task families has minibatches; leave it out.")
         self.optimizer = optimizer_of(experiment)
-        _check_own_parts(experiment, self.optimizer, self.families)
+        check_own_parts(experiment, self.optimizer, self.families)
         check_size(experiment, self.optimizer, self.families)
         self.estimator = build_estimator(experiment, experiment.estimator, self.optimizer, self.families)
-        _check_own(
+        check_own(
             ESTIMATORS, experiment.estimator, lambda: check_estimator(self.estimator, self.optimizer, self.families)
         )
         self.levels = _levels(experiment)
         self.level = 0  # of these; under a `validation` curriculum raised by whoever validates
         if experiment.curriculum.kind != "none":
             self.estimator = _with_curriculum(self.estimator, experiment, self.levels)
-        _check_fits(
+        check_fits(
             self.estimator,
             experiment.estimator.name,
             self.optimizer,
@@ -256,41 +257,6 @@ def build_estimator(
     except ValueError as error:
         raise UserError(str(error)) from error
     return build(picked, ESTIMATORS, optimizer, build(objective, OBJECTIVES), schedule)
-
-
-def _check_own_parts(experiment: Experiment, optimizer: Optimizer, families: Families) -> None:
-    """Refuses entries of people's own that no inner loop can run on, before a run has a folder."""
-    first, objective = families[0], parse_choice(experiment.objective)
-    _check_own(OPTIMIZERS, experiment.optimizer, lambda: check_optimizer(optimizer, first))
-    _check_own(ORACLES, experiment.oracle, lambda: check_oracle(build(experiment.oracle, ORACLES), first))
-    _check_own(OBJECTIVES, objective, lambda: check_objective(build(objective, OBJECTIVES), optimizer, first))
-
-
-def _check_own(registry: Registry[Any], picked: Choice, check: Callable[[], None]) -> None:
-    if registry.entry(picked.name).built_in:  # those of the package are tested
-        return
-    try:
-        check()
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{registry.kind} {picked.name!r}: {error}") from error
-
-
-def _check_fits(estimator: MetaGradient, name: str, optimizer: Optimizer, families: Families, *, bounded: bool) -> None:
-    # On shapes alone, before a run has a folder; a budget for memory shows only in the meta-gradient itself.
-    def fits(key: Key) -> None:
-        meta_params = optimizer.init(key)
-        state = estimator.init(key, meta_params, families)
-        if bounded:
-            estimator.estimate(key, meta_params, state, families)
-
-    try:
-        jax.eval_shape(fits, jax.random.key(0))
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"estimator {name}: {error}") from error
 
 
 def _levels(experiment: Experiment) -> tuple[int, ...]:

@@ -198,4 +198,5 @@ def test_an_own_entry_that_does_not_fit_is_one_line_and_no_folder(
 def test_own_entries_that_fit_are_let_through(register: Callable[..., None], tiny: Experiment) -> None:
     register(OBJECTIVES, "end", lambda: lambda trace: trace.loss[-1])
     register(ORACLES, "exactly", lambda: ORACLES["exact"]())
-    prepare(dataclasses.replace(tiny, objective="end", oracle=parse_choice("exactly")))
+    trainer = prepare(dataclasses.replace(tiny, objective="end", oracle=parse_choice("exactly")))
+    assert trainer.families[0].oracle is not None and trainer.experiment.objective == "end"

@@ -1,0 +1,59 @@
+"""Whether the objects of an experiment go together, and own entries fit an inner loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from metaopt.choices import Choice, build, parse_choice
+from metaopt.errors import UserError
+from metaopt.experiment import Experiment
+from metaopt.inner.checks import check_objective, check_optimizer, check_oracle
+from metaopt.registry import OBJECTIVES, OPTIMIZERS, ORACLES, Registry
+from metaopt.types import Families, Key, MetaGradient, Optimizer
+
+
+def check_own_parts(experiment: Experiment, optimizer: Optimizer, families: Families) -> None:
+    """Refuses entries of people's own that no inner loop can run on, before a run has a folder."""
+    first, objective = families[0], parse_choice(experiment.objective)
+    check_own(OPTIMIZERS, experiment.optimizer, lambda: check_optimizer(optimizer, first))
+    check_own(ORACLES, experiment.oracle, lambda: check_oracle(build(experiment.oracle, ORACLES), first))
+    check_own(OBJECTIVES, objective, lambda: check_objective(build(objective, OBJECTIVES), optimizer, first))
+
+
+def check_own(registry: Registry[Any], picked: Choice, check: Callable[[], None]) -> None:
+    """Runs a check of an entry that does not come with the package; its mistake is the user's, in one line."""
+    if registry.entry(picked.name).built_in:  # those of the package are tested
+        return
+    try:
+        check()
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{registry.kind} {picked.name!r}: {error}") from error
+
+
+def check_fits(estimator: MetaGradient, name: str, optimizer: Optimizer, families: Families, *, bounded: bool) -> None:
+    """Refuses choices that do not go together, from shapes alone, before a run has a folder.
+
+    Args:
+      bounded: there is a budget for memory, which shows only in the meta-gradient itself.
+
+    Raises:
+      UserError: what the estimator refuses.
+    """
+
+    def fits(key: Key) -> None:
+        meta_params = optimizer.init(key)
+        state = estimator.init(key, meta_params, families)
+        if bounded:
+            estimator.estimate(key, meta_params, state, families)
+
+    try:
+        jax.eval_shape(fits, jax.random.key(0))
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"estimator {name}: {error}") from error
