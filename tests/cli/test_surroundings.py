@@ -244,13 +244,17 @@ def test_wandb_gets_a_home_without_which_it_does_not_begin(
     assert given["HOME"] == str(tmp_path / "wandb")
 
 
+NOBODY = "setpriv --reuid 54321 --regid 54321 --clear-groups"  # a user without a name
+
+
 @pytest.mark.skipif(os.getuid() != 0 or shutil.which("setpriv") is None, reason="only root may be another user")
 def test_a_user_without_a_name_trains() -> None:
+    if shell(f"{NOBODY} {sys.executable} -c 'import cattrs, tests'").returncode:
+        pytest.skip("this environment or checkout is closed to other users")
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to others
         os.chmod(folder, 0o777)
         Path(folder, "mine.py").write_text(EXPERIMENT, encoding="utf-8")
-        user = "setpriv --reuid 54321 --regid 54321 --clear-groups"
-        done = shell(f"cd {folder}; {user} $METAOPT train mine.py --out run", **OLD)
+        done = shell(f"cd {folder}; {NOBODY} $METAOPT train mine.py --out run", **OLD)
         assert (done.returncode, done.stderr) == (0, "")
         assert Path(folder, "run", "report.html").stat().st_size and "report: run/report.html" in done.stdout
 
