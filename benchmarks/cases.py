@@ -111,6 +111,15 @@ def evaluation(num_tasks: int) -> Run:
     return lambda: metaopt.evaluate({"it": entry}, trainer.families[0], jax.random.key(0), **settings).loss["it"]
 
 
+def steps_on_digits(optimizer: str, **options: Any) -> Run:
+    """500 steps of a hand-designed optimizer on 16 classifiers."""
+    picked = metaopt.build_optimizer(metaopt.choice(optimizer, **options))
+    family = metaopt.Trainer(digits(1)).families[0]
+    entry, settings = (picked, picked.init(jax.random.key(0))), {"horizon": 500, "record_every": 500}
+    run = lambda: metaopt.evaluate({"it": entry}, family, jax.random.key(0), num_tasks=16, num_devices=1, **settings)  # noqa: E731
+    return lambda: run().loss["it"]
+
+
 def first_row(name: str, out: Path, **variables: str) -> float:
     """Seconds from `metaopt train NAME` in a process of its own to its first logged meta-steps.
 
@@ -157,6 +166,8 @@ CASES: dict[str, Callable[[], Run]] = {
     "meta-step, PES": lambda: chunks(evolution("persistent_evolution_strategies", 50)),
     "update of a million parameters": lambda: inference(1_000_000),
     "evaluation, quadratics, 1000 steps": lambda: evaluation(100),
+    "500 steps on digits, SGD": lambda: steps_on_digits("sgd", learning_rate=0.1),
+    "500 steps on digits, Langevin": lambda: steps_on_digits("langevin", learning_rate=1e-3, temperature=1e-3),
     "start of a run, warm cache": lambda: start,
 }
 
