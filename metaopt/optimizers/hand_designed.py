@@ -19,7 +19,7 @@ from metaopt.types import PyTree
 ROOT = 1e-30
 
 
-@hand_designed
+@hand_designed(stable_below=2.0)
 def sgd(*, learning_rate: float = 1.0) -> optax.GradientTransformation:
     """Gradient descent: g_t = -α_t ∇_t."""
     return optax.sgd(learning_rate)
