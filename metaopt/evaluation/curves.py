@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from metaopt.evaluation import early_stopping as stopping
 from metaopt.evaluation.early_stopping import EarlyStopping, Stopped, Watch
 from metaopt.evaluation.recording import Segments, plan, recorded_steps
 from metaopt.evaluation.statistics import Scale, scale
+from metaopt.inner.curvature import warn_of_long_steps
 from metaopt.inner.devices import compiler_options, map_chunks, matmul_precision
 from metaopt.inner.step import bind_tasks, judged_params, reset
 from metaopt.inner.unroll import unroll
@@ -61,6 +62,7 @@ def evaluate(
     train_horizon: int | None = None,
     record_every: int | None = None,
     early_stopping: EarlyStopping | None = None,
+    searched: Collection[str] = (),
     num_devices: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Curves:
@@ -79,6 +81,8 @@ def evaluate(
         about 100 where a record means a pass over a data set.
       early_stopping: on the validation loss; its checks are among the recorded points. Runs go on to the horizon all
         the same, and `Curves.stopped` says where they would have stopped, and how good they were.
+      searched: names whose rates were found by trying; of the others' one is warned where it lies above what their
+        steps are stable at.
       num_devices: default: every local device.
       progress: called with each name before it runs.
 
@@ -100,6 +104,8 @@ def evaluate(
     for name, (optimizer, meta_params) in bound.items():
         if progress is not None:
             progress(name)
+        if name not in searched:
+            warn_of_long_steps(name, optimizer, meta_params, family, key)
         runs[name] = run(
             optimizer,
             meta_params,

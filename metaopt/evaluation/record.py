@@ -89,6 +89,7 @@ def evaluate_run_on(
         num_tasks=num_tasks,
         train_horizon=train_horizon,
         early_stopping=early_stopping,
+        searched=baselines,
         num_devices=num_devices,
         progress=lambda name: say(f"{label}, {horizon} steps: running {name}"),
     )

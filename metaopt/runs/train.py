@@ -16,6 +16,7 @@ from metaopt import files
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, placed
 from metaopt.experiment.checks import validate
+from metaopt.inner.curvature import warn_of_long_steps
 from metaopt.registry import OPTIMIZERS
 from metaopt.runs import folder, own_entries, processes
 from metaopt.runs.checkpoints import to_devices, to_host
@@ -72,6 +73,7 @@ def train(
     if not processes.is_first():
         _take_part(trainer, resumed=False)
         return out or Path()
+    _warn_of_long_steps(trainer)
     environment = of_experiment(trainer.experiment, folder.safe_name(name))
     with folder.create_run(out, name, trainer.experiment, environment) as made:
         try:
@@ -149,6 +151,12 @@ def prepare(experiment: Experiment) -> Trainer:
         names=("evaluation.horizons", "evaluation.num_tasks"),
     )
     return trainer
+
+
+def _warn_of_long_steps(trainer: Trainer) -> None:
+    optimizer, key = trainer.optimizer, jax.random.key(trainer.experiment.seed)
+    for family in trainer.alone().families:
+        warn_of_long_steps(str(trainer.experiment.optimizer), optimizer, optimizer.init(key), family, key)
 
 
 def _run(path: Path, trainer: Trainer, console: Any, callbacks: Callbacks, *, resumed: bool) -> Path:
