@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,13 @@ MISTAKES = [
         ["evaluate", "networks_bp", "--tasks", "quadratic", "--patience", "2"],
         "leave `patience` out, or take a family with",
     ),
+    (
+        ["train", TINY, "--optimizer", "langevin:temperature=-1"],
+        "`temperature` (-1.0) must be at least 0; 0 is gradient",
+    ),
+    (["train", TINY, "--optimizer", "simulated_annealing:end=-1"], "`end` (-1.0) must be at least 0"),
+    (["train", TINY, "--evaluation.baselines", "langevin:temperature=-1"], "`temperature` (-1.0) must be at least 0"),
+    (["inspect", "simulated_annealing:steps=0"], "`steps` is 0; give a whole number of 1 or more."),
     (["report"], "name at least one run folder"),
     (["report", ".."], "is not a run folder"),
     (["list", "lstn"], "did you mean 'lstm'"),
@@ -145,6 +153,24 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert error.startswith("metaopt: error: ") and error.count("\n") == 1, error
     assert message in error
     assert list(place.iterdir()) == []
+
+
+def test_warnings_are_one_line_each(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the package, and any other of Python's that comes up in a command."""
+    words = ["--optimizer", "sgd:learning_rate=20,schedule=cosine,steps=9", "--estimator", "evolution_strategies"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert cli.main(["train", TINY, *words, "--evaluation.baselines"]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        with cli._warnings_in_one_line():
+            warnings.warn("two\nlines", RuntimeWarning, stacklevel=1)
+    assert [line.partition(":learning")[0].partition(": schedule")[0] for line in lines[:2]] == [
+        "metaopt: warning: sgd"
+    ] * 2, lines
+    assert "schedule=cosine lasts 9 steps and the run 4, so that it never comes to its end" in lines[0]
+    assert "steps grow along the steepest direction. Take a rate below" in lines[1]
+    assert all(line.startswith("metaopt: warning: ") for line in lines)
+    assert capsys.readouterr().err.startswith("metaopt: warning: RuntimeWarning: two lines (")
 
 
 @pytest.mark.parametrize(
