@@ -19,6 +19,7 @@ from metaopt.evaluation.tuning import TUNED
 from metaopt.experiment import Experiment, build_family, build_optimizer
 from metaopt.files import read_json, try_writing, write_json
 from metaopt.inner import limits
+from metaopt.inner.checks import check_value
 from metaopt.registry import OPTIMIZERS, UnknownEntry
 from metaopt.runs import tables
 from metaopt.runs.folder import EVALUATION, new_folder
@@ -74,6 +75,9 @@ def check(
         if early_stopping is not None:
             early_stopping.fitted(family, min(horizons))
         _check_size(task, family, max(horizons), num_tasks, optimizers, names)
+        for text in baselines:
+            if parse_choice(text).name in OPTIMIZERS:
+                check_value(f"baseline {text!r}", build_optimizer(parse_choice(text)), family)
     for text in baselines:
         picked = parse_choice(text)
         if picked.name not in OPTIMIZERS:
