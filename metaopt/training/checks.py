@@ -11,7 +11,7 @@ from metaopt.choices import Choice, build, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.inner.checks import check_objective, check_optimizer, check_oracle, check_value
-from metaopt.registry import OBJECTIVES, OPTIMIZERS, ORACLES, Registry
+from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, Registry
 from metaopt.types import Families, Key, MetaGradient, Optimizer
 
 
@@ -21,6 +21,12 @@ def check_own_parts(experiment: Experiment, optimizer: Optimizer, families: Fami
     check_own(OPTIMIZERS, experiment.optimizer, lambda: check_optimizer(optimizer, first))
     check_own(ORACLES, experiment.oracle, lambda: check_oracle(build(experiment.oracle, ORACLES), first))
     check_own(OBJECTIVES, objective, lambda: check_objective(build(objective, OBJECTIVES), optimizer, first))
+    flat = [name for name in OPTIMIZERS.traits(experiment.optimizer.name).flat if name in optimizer.tunable]
+    if flat and ESTIMATORS.traits(experiment.estimator.name).differentiates:
+        raise UserError(
+            f"estimator {experiment.estimator.name} never moves {', '.join(flat)} of {experiment.optimizer}, whose "
+            "steps have no derivative there; leave them out of `tunes`, or take evolution_strategies."
+        )
     for family in families:
         check_value(str(experiment.optimizer), optimizer, family)
 

@@ -138,6 +138,10 @@ MISTAKES = [
     (["train", TINY, "--optimizer", "simulated_annealing:end=-1"], "`end` (-1.0) must be at least 0"),
     (["train", TINY, "--evaluation.baselines", "langevin:temperature=-1"], "`temperature` (-1.0) must be at least 0"),
     (["inspect", "simulated_annealing:steps=0"], "`steps` is 0; give a whole number of 1 or more."),
+    (
+        ["train", TINY, "--optimizer", "lion:tunes=beta2"],
+        "estimator truncated_backprop never moves beta2 of lion:tunes=beta2, whose steps have no derivative",
+    ),
     (["report"], "name at least one run folder"),
     (["report", ".."], "is not a run folder"),
     (["list", "lstn"], "did you mean 'lstm'"),
