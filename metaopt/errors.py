@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
     """A user's mistake: the command line prints its one line and exits with status 2."""
+
+
+class MetaoptWarning(UserWarning):
+    """What is allowed and likely not meant; the command line prints its one line, and Python says it as it does."""
+
+
+def warn(text: str) -> None:
+    """Says in one line what is likely not meant, and what to do."""
+    warnings.warn(text, MetaoptWarning, stacklevel=3)
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -47,6 +47,7 @@ class OptimizerTraits:
     shorter_steps: Callable[[Mapping[str, Any]], str | None] = _none  # the option that a fresh φ's steps grow with
     scale_free: Callable[[Mapping[str, Any]], str | None] = _none  # its inputs do not change with the loss's scale
     shrinking_steps: Callable[[Mapping[str, Any]], str | None] = _none  # its step length can go on shrinking
+    flat: tuple[str, ...] = ()  # settings in which its steps have no slope: a search moves them, no meta-gradient does
     untuned: bool = False  # taken as it comes: as a baseline, nothing of it is searched
     inputs_in_words: str = ""  # what its network reads, for a reader who meets the names first
 

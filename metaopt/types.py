@@ -130,8 +130,11 @@ class Optimizer(NamedTuple):
     # elsewhere. With a `bind_tasks` of its own, of all tasks. None: params themselves.
     eval_params: Callable[[PyTree, Params], Params] | None = None
     needs_value: bool = False  # `update` has to be given `value=`, the loss that the gradient is of
-    # The same optimizer, told how many inner steps a run has; None: it does not go by that. Whoever knows says it.
+    # The same optimizer, told how many inner steps a run has, and itself where its own settings say it; None: it does
+    # not go by that. Whoever knows says it.
     at_horizon: Callable[[int], Optimizer] | None = None
+    # The largest product of `learning_rate` and curvature at which its steps on a parabola do not grow; None: not told.
+    stable_below: float | None = None
 
     def __hash__(self) -> int:
         return hash((self.init, self.bind, self.bind_tasks, self.noise))  # compiled code hangs on it; a dict has none

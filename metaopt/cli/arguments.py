@@ -31,6 +31,8 @@ class EvaluateArguments:
     seed: int = 0  # decides the tasks
     baselines: tuple[str, ...] = BASELINES  # hand-designed optimizers to tune
     tuning: str = TUNING  # what is tried of each: 9x1 (rates), 9x3 (rates by momenta), full (these by schedules)
+    patience: int | None = None  # early stopping on the validation loss, after so many checks that were no better
+    check_every: int | None = None  # inner steps between its checks; None: about a hundredth of the horizon
     out: str | None = None  # a folder for the results; None: the run's own, or the next number in evaluations/
     num_devices: int | None = None  # None: one for each core
 

@@ -9,11 +9,13 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from metaopt import __version__, files, streams
 from metaopt.cli import commands
-from metaopt.errors import printable
+from metaopt.errors import MetaoptWarning, printable
 
 HELP = """\
 usage: metaopt COMMAND ...
@@ -98,7 +100,29 @@ def _in_job(run: Callable[[], int]) -> int:
     return status
 
 
+@contextlib.contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Python's warnings as `metaopt: warning: ...`, each once."""
+    told: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        own = issubclass(category, MetaoptWarning)
+        line = f"warning: {message}" if own else f"warning: {category.__name__}: {message} ({filename}:{lineno})"
+        if line not in told:
+            told.add(line)
+            _tell(line)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
 def _run(command: str, arguments: list[str]) -> int:
+    with _warnings_in_one_line():
+        return _run_command(command, arguments)
+
+
+def _run_command(command: str, arguments: list[str]) -> int:
     try:
         os.getcwd()
     except OSError:

@@ -326,7 +326,7 @@ class _Search:
         points = [point for point in self.losses if self.tasks(point) >= tasks]
         means, medians = self.scores(points, tasks)
         # Lower rates first where nothing else tells points apart: only these can help where everything failed.
-        order = np.lexsort(([point.rate for point in points], medians, means))
+        order = np.lexsort(np.array([[point.rate for point in points], medians, means]))
         return [points[index] for index in order]
 
     def best(self, tasks: int) -> tuple[str, Point]:

@@ -64,6 +64,8 @@ class Evaluation:
     num_tasks: int = 100
     baselines: tuple[str, ...] = BASELINES
     tuning: str = TUNING  # what is tried of each: 9x1 (rates), 9x3 (rates by momenta), full (these by schedules)
+    patience: int | None = None  # early stopping on the validation loss, after so many checks that were no better
+    check_every: int | None = None  # inner steps between its checks; None: about a hundredth of the horizon
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metaopt.errors import UserError
 from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
 from metaopt.tasks.checks import explained
@@ -37,6 +38,29 @@ def check_oracle(oracle: Oracle, family: TaskFamily) -> None:
     for what, value in {"value": found.value, **found.info}.items():
         if value is not None and jnp.shape(value):
             raise ValueError(f"`estimate` gives {what} of shape {jnp.shape(value)}, and it has to be one number.")
+
+
+def check_value(name: str, optimizer: Optimizer, family: TaskFamily) -> None:
+    """Refuses an optimizer that goes by losses where the gradients come without.
+
+    Raises:
+      UserError: with what to take instead.
+    """
+    oracle = family.oracle
+    if not optimizer.needs_value or oracle is None:
+        return
+
+    def value(key: Key) -> PyTree:
+        task = family.sample(key, family.data)
+        params = family.init(key, task)
+        state = oracle.init(family, task, params, key)
+        return oracle.estimate(family, task, params, state, key)[0].value
+
+    if jax.eval_shape(value, jax.random.key(0)) is None:
+        raise UserError(
+            f"{name} goes by the loss of each step, and {family.name or 'the family'} has none, for its oracle gives "
+            "gradients alone; take another optimizer, or another schedule."
+        )
 
 
 def check_optimizer(optimizer: Optimizer, family: TaskFamily) -> None:

@@ -50,8 +50,28 @@ def check_objective_batch(name: str) -> None:
         raise ValueError(f"`objective_batch` is {name!r}; give one of {', '.join(get_args(ObjectiveBatch))}.")
 
 
+class Judged(optax.GradientTransformationExtraArgs):
+    """A task-batched transformation whose losses are to be taken at other parameters than its gradients."""
+
+    at: Callable[[PyTree, Params], Params] | None = None  # (its state, params) -> those
+
+
 def bind_tasks(optimizer: Optimizer, meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
-    """The optimizer's own task-batched form, or vmap of its one-task form."""
+    """The optimizer's own task-batched form, or vmap of its one-task form; it knows where it is to be judged."""
+    tx = _bind_tasks(optimizer, meta_params)
+    if optimizer.eval_params is None:
+        return tx
+    judged = Judged(tx.init, tx.update)
+    judged.at = _eval_params(optimizer)
+    return judged
+
+
+def _eval_params(optimizer: Optimizer) -> Callable[[PyTree, Params], Params]:
+    assert optimizer.eval_params is not None
+    return optimizer.eval_params if optimizer.bind_tasks is not None else jax.vmap(optimizer.eval_params)
+
+
+def _bind_tasks(optimizer: Optimizer, meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
     if optimizer.bind_tasks is not None:
         return optimizer.bind_tasks(meta_params)
     tx = optimizer.bind(meta_params)
@@ -78,8 +98,7 @@ def judged_params(optimizer: Optimizer, state: UnrollState) -> Params:
     """[tasks, ...] what losses are to be taken at: the parameters, or what the optimizer makes of them."""
     if optimizer.eval_params is None:
         return state.params
-    judged = optimizer.eval_params if optimizer.bind_tasks is not None else jax.vmap(optimizer.eval_params)
-    return judged(state.opt_state, state.params)
+    return _eval_params(optimizer)(state.opt_state, state.params)
 
 
 # ----- estimates ------------------------------------------------------------------------------------------------------
@@ -250,13 +269,15 @@ def step(
     else:
         found, oracle_state = _estimates(family, task, here, state.oracle_state, keys.estimate)
     alive = state.alive & usable_tasks(here) & _usable(found)
-    elsewhere = None
+    elsewhere, judged = None, moved
     if objective_batch != "fresh":
-        elsewhere = _on_split(family, task, here, _SPLITS[objective_batch])
+        judged = tx.at(opt_state, moved) if isinstance(tx, Judged) and tx.at is not None else moved
+        elsewhere = _on_split(family, task, jax.lax.stop_gradient(judged), _SPLITS[objective_batch])
         alive = alive & _usable(elsewhere)
         elsewhere = save_residuals(_of_the_alive(alive, elsewhere))
     estimate, alive = save_residuals((_of_the_alive(alive, found), alive))
     kept = select_tasks(alive, moved, params)
+    at = kept if judged is moved else select_tasks(alive, judged, params)
     slope, value, _ = elsewhere or estimate
     loss = jnp.zeros_like(state.initial_loss) if value is None else value
     if turn is not None:
@@ -276,7 +297,7 @@ def step(
         lower_bound=state.lower_bound,
     )
     record = Record(
-        loss=jnp.where(alive, _with_slope(loss, slope, kept), jnp.inf),
+        loss=jnp.where(alive, _with_slope(loss, slope, at), jnp.inf),
         alive=alive,
         update_norm=jnp.where(alive, jax.lax.stop_gradient(task_norm(updates)), 0.0),
         log_prob=log_prob,

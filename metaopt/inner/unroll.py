@@ -52,7 +52,8 @@ def unroll(
       second_order: keep the gradient of ∇_t with respect to φ; otherwise ∇_t counts as a constant
         (Andrychowicz et al. 2016).
       objective_batch: where f(θ_t) of the trace is taken: `fresh`, the estimate that the next step is taken from, whose
-        minibatch was drawn after θ_t, or the `full` training or `validation` data, for a second evaluation a step.
+        minibatch was drawn after θ_t, or the `full` training or `validation` data, for a second evaluation a step, at
+        the parameters that the optimizer is to be judged at.
       segment_lengths: steps after which the reverse pass finds a stored state to run on from (Chen et al. 2016), then
         those of shorter segments inside; see `metaopt.inner.devices.pick_segment_lengths`.
       observe: is shown every step as computed; the trace holds what it returns, [length, ...].

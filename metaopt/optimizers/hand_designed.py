@@ -19,7 +19,7 @@ from metaopt.types import PyTree
 ROOT = 1e-30
 
 
-@hand_designed
+@hand_designed(stable_below=2.0)
 def sgd(*, learning_rate: float = 1.0) -> optax.GradientTransformation:
     """Gradient descent: g_t = -α_t ∇_t."""
     return optax.sgd(learning_rate)
@@ -110,13 +110,13 @@ def nadamw(
     return optax.nadamw(learning_rate, beta1, beta2, eps, ROOT, weight_decay=weight_decay)
 
 
-@hand_designed
+@hand_designed(flat=("beta1", "beta2"))
 def lion(
     *, learning_rate: float = 0.001, beta1: float = 0.9, beta2: float = 0.99, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
     """Lion: g_t = -α_t (sign(β1 m_{t-1} + (1-β1)∇_t) + λ θ_t), m_t = β2 m_{t-1} + (1-β2)∇_t (Chen et al. 2023).
 
-    The sign has no derivative in β: a search moves it, a meta-gradient does not.
+    The sign has no derivative in β: a search or evolution strategies move it, back-propagation does not.
     """
     return optax.lion(learning_rate, beta1, beta2, weight_decay=weight_decay)
 

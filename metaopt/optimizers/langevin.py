@@ -19,8 +19,10 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from metaopt.optimizers.schedules import Told, lasting, refuse_untold
 from metaopt.optimizers.settings import LOG
 from metaopt.registry import OPTIMIZERS
 from metaopt.trees import usual_rules
@@ -29,6 +31,8 @@ from metaopt.types import Key, Optimizer, Params, PyTree
 Schedule = Callable[[jax.Array], Any]  # the number of steps done -> the temperature, or the step
 Temperature = float | jax.Array | Schedule
 Falling = Literal["constant", "log", "geometric", "linear", "polynomial"]
+ENDING = ("geometric", "linear", "polynomial")  # those that read `steps`
+SMALL = 2**14  # numbers of a leaf that shares a draw with others
 SERIES_BELOW = 0.3  # of γh/m, where the closed form loses its digits in float32
 
 
@@ -88,14 +92,24 @@ def _need_key(key: Key | None, name: str) -> Key:
 
 
 def _normal(key: Key, like: PyTree) -> PyTree:
-    """N(0, I) of the tree's shapes, in float32 at least; a key a leaf, in the tree's order."""
+    """N(0, I) of the tree's shapes, in float32 at least; in the tree's order.
+
+    Small leaves share one draw, for which a key each would cost as much as the numbers; a large one has its own.
+    """
     leaves, treedef = jax.tree.flatten(like)
-    # A single leaf takes the key as it is: the split would cost as much as a draw of two numbers.
-    keys = [key] if len(leaves) == 1 else jax.random.split(key, max(len(leaves), 1))
     wide = [jnp.promote_types(leaf.dtype, jnp.float32) for leaf in leaves]
-    return treedef.unflatten(
-        [jax.random.normal(k, jnp.shape(leaf), kind) for k, leaf, kind in zip(keys, leaves, wide, strict=False)]
-    )
+    groups: dict[Any, list[int]] = {}
+    for index, (leaf, kind) in enumerate(zip(leaves, wide, strict=True)):
+        groups.setdefault(kind if leaf.size <= SMALL else index, []).append(index)
+    # A single group takes the key as it is.
+    keys = [key] if len(groups) == 1 else jax.random.split(key, max(len(groups), 1))
+    drawn: dict[int, jax.Array] = {}
+    for own, group in zip(keys, groups.values(), strict=False):
+        ends = np.cumsum([leaves[index].size for index in group])
+        numbers = jax.random.normal(own, (int(ends[-1]),), wide[group[0]])
+        for index, part in zip(group, jnp.split(numbers, ends[:-1]), strict=True):
+            drawn[index] = part.reshape(leaves[index].shape)
+    return treedef.unflatten([drawn[index] for index in range(len(leaves))])
 
 
 def _cast(steps: PyTree, like: PyTree) -> PyTree:
@@ -313,7 +327,12 @@ def run_chains(
 # ----- entries of the registry: φ holds the logarithm of h --------------------------------------------------------
 
 
-def _entry(make: Callable[[Any], optax.GradientTransformationExtraArgs], learning_rate: float) -> Optimizer:
+def _entry(
+    make: Callable[[Any], optax.GradientTransformationExtraArgs],
+    learning_rate: float,
+    stable_below: float | None = None,
+    at_horizon: Told | None = None,
+) -> Optimizer:
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"`learning_rate` ({learning_rate}) must be above 0.")
     make(learning_rate)  # refuses its settings now, and not within a program
@@ -324,7 +343,36 @@ def _entry(make: Callable[[Any], optax.GradientTransformationExtraArgs], learnin
     def bind(meta_params: Any) -> optax.GradientTransformationExtraArgs:
         return make(LOG.forward(meta_params["learning_rate"]))
 
-    return Optimizer(init, bind, noise="always", tunable={"learning_rate": LOG})
+    tunable = {"learning_rate": LOG}
+    return Optimizer(init, bind, noise="always", tunable=tunable, stable_below=stable_below, at_horizon=at_horizon)
+
+
+def _cooling(
+    name: str,
+    make: Callable[[Any, Schedule], optax.GradientTransformationExtraArgs],
+    learning_rate: float,
+    stable_below: float | None = None,
+    *,
+    schedule: Falling,
+    steps: int | None,
+    **fall: float,
+) -> Optimizer:
+    """An entry whose temperature falls: within `steps`, or where those are None within the run, once told."""
+
+    def within(steps: int | None, told: Told | None) -> Optimizer:
+        falling = falling_temperature(schedule, steps=1 if steps is None else steps, **fall)
+
+        def bound(rate: Any) -> optax.GradientTransformationExtraArgs:
+            tx = make(rate, falling)
+            if told is None or steps is not None:
+                return tx
+            return tx._replace(update=lambda *_, **__: refuse_untold(name, schedule))
+
+        return _entry(bound, learning_rate, stable_below, told)
+
+    if schedule not in ENDING:
+        return within(steps, None)
+    return lasting(name, schedule, steps, within)
 
 
 def _shorter_steps(options: Any) -> str:
@@ -342,12 +390,12 @@ def langevin_dynamics(
     temperature: float = 0.01,
     schedule: Falling = "constant",
     end: float = 0.0,
-    steps: int = 1000,
+    steps: int | None = None,  # within which it falls; None: the run
     power: float = 2.0,
 ) -> Optimizer:
     """Langevin dynamics, g_t = -h ∇_t + √(2 h T_t) ξ; see `falling_temperature` for schedule, end, steps and power."""
-    falling = falling_temperature(schedule, temperature, end=end, steps=steps, power=power)
-    return _entry(lambda rate: langevin(rate, falling), learning_rate)
+    fall = {"temperature": temperature, "end": end, "power": power}
+    return _cooling("langevin", langevin, learning_rate, 2.0, schedule=schedule, steps=steps, **fall)
 
 
 @OPTIMIZERS.register(shorter_steps=_shorter_steps)
@@ -357,12 +405,12 @@ def simulated_annealing(
     temperature: float = 1.0,
     schedule: Falling = "geometric",
     end: float = 0.001,
-    steps: int = 1000,
+    steps: int | None = None,  # within which it falls; None: the run
     power: float = 2.0,
 ) -> Optimizer:
-    """Langevin dynamics whose temperature falls, here geometrically to `end` within `steps`."""
-    falling = falling_temperature(schedule, temperature, end=end, steps=steps, power=power)
-    return _entry(lambda rate: langevin(rate, falling), learning_rate)
+    """Langevin dynamics whose temperature falls, here geometrically to `end` within `steps`, or within the run."""
+    fall = {"temperature": temperature, "end": end, "power": power}
+    return _cooling("simulated_annealing", langevin, learning_rate, 2.0, schedule=schedule, steps=steps, **fall)
 
 
 @OPTIMIZERS.register(name="sgld", shorter_steps=_shorter_steps)
@@ -370,7 +418,7 @@ def sgld_on_means(
     *, learning_rate: float = 0.1, temperature: float = 1.0, num_examples: int = 1000, power: float = 0.0
 ) -> Optimizer:
     """SGLD for a loss that is a mean over `num_examples`, with h/(t+1)^power."""
-    return _entry(lambda rate: sgld(_decayed(rate, power), temperature, num_examples=num_examples), learning_rate)
+    return _entry(lambda rate: sgld(_decayed(rate, power), temperature, num_examples=num_examples), learning_rate, 2.0)
 
 
 @OPTIMIZERS.register(name="preconditioned_sgld", shorter_steps=_shorter_steps)
@@ -401,9 +449,13 @@ def inertial_langevin_dynamics(
     friction: float = 1.0,
     schedule: Falling = "constant",
     end: float = 0.0,
-    steps: int = 1000,
+    steps: int | None = None,  # within which it falls; None: the run
     power: float = 2.0,
 ) -> Optimizer:
     """Langevin's equation with a mass, at steps of time h = `learning_rate`."""
-    falling = falling_temperature(schedule, temperature, end=end, steps=steps, power=power)
-    return _entry(lambda rate: inertial_langevin(rate, falling, mass=mass, friction=friction), learning_rate)
+
+    def make(rate: Any, falling: Schedule) -> optax.GradientTransformationExtraArgs:
+        return inertial_langevin(rate, falling, mass=mass, friction=friction)
+
+    fall = {"temperature": temperature, "end": end, "power": power}
+    return _cooling("inertial_langevin", make, learning_rate, schedule=schedule, steps=steps, **fall)

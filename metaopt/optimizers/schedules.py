@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from metaopt.errors import UserError, warn
+from metaopt.types import Optimizer
 
 Name = Literal["constant", "power", "step", "exponential", "cosine", "linear", "warmup_cosine", "plateau", "knots"]
 # The options that each reads. What reads `steps` knows how long the run is.
@@ -112,3 +116,37 @@ class Schedule:
             self.factor, self.patience + 1, rtol=1e-4, accumulation_size=self.every or 1
         )
         return optax.chain(tx, scale)
+
+
+# ----- the length of a run --------------------------------------------------------------------------------------------
+
+Told = Callable[[int], Optimizer]
+
+
+def lasting(name: str, schedule: str, steps: int | None, make: Callable[[int | None, Told], Optimizer]) -> Optimizer:
+    """An entry whose schedule has an end: after `steps`, or where those are None at the end of the run, once told.
+
+    Args:
+      make: (steps, what the optimizer has as `at_horizon`) -> the optimizer.
+    """
+
+    @functools.cache  # the compiled code hangs on the Optimizer's identity
+    def told(horizon: int) -> Optimizer:
+        if steps is None:
+            return make(horizon, told)
+        if steps > horizon:
+            warn(
+                f"{name}: schedule={schedule} lasts {steps} steps and the run {horizon}, so that it never comes to its "
+                "end; leave `steps` out."
+            )
+        return asked
+
+    asked = make(steps, told)
+    return asked
+
+
+def refuse_untold(name: str, schedule: str) -> NoReturn:
+    """Where a step is to be made, and no one has said how long the run is."""
+    raise UserError(
+        f"{name}: schedule={schedule} goes by the length of the run, which is not known here; write steps=N."
+    )

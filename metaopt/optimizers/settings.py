@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, get_type_hints
@@ -16,7 +15,7 @@ import optax
 
 from metaopt.errors import UserError, suggest
 from metaopt.optimizers.placement import explicit_mesh, laid_out_by_xla, shardings
-from metaopt.optimizers.schedules import Schedule
+from metaopt.optimizers.schedules import Schedule, Told, lasting, refuse_untold
 from metaopt.registry import OPTIMIZERS
 from metaopt.trees import usual_rules
 from metaopt.types import Bijection, Optimizer, PyTree
@@ -43,6 +42,7 @@ def hand_designed(
     scheduled: Mapping[str, Any] = MappingProxyType({}),
     eval_params: Callable[[PyTree, PyTree], PyTree] | None = None,
     needs_value: bool = False,
+    stable_below: float | None = None,
     **traits: Any,
 ) -> Any:
     """A decorator: a function from settings to an optax transformation becomes an entry of the registry.
@@ -55,13 +55,12 @@ def hand_designed(
       free: what `tunes` is unless given. One setting, for what is in φ is written into files and moved by searches;
         who wants more says so.
       scheduled: the schedule's options, unless another schedule is given.
-      eval_params, needs_value: as in `Optimizer`.
+      eval_params, needs_value, stable_below: as in `Optimizer`.
       traits: of the registry.
     """
     if make is None:
-        return functools.partial(
-            hand_designed, free=free, scheduled=scheduled, eval_params=eval_params, needs_value=needs_value, **traits
-        )
+        said = {"eval_params": eval_params, "needs_value": needs_value, "stable_below": stable_below}
+        return functools.partial(hand_designed, free=free, scheduled=scheduled, **said, **traits)
     own = list(inspect.signature(make).parameters.values())
     defaults = {parameter.name: parameter.default for parameter in own}
     others = [
@@ -84,6 +83,7 @@ def hand_designed(
             schedule,
             eval_params=eval_params,
             needs_value=needs_value,
+            stable_below=stable_below,
         )
 
     signature = inspect.Signature([*own, *others], return_annotation=Optimizer)
@@ -124,6 +124,7 @@ def _assemble(
     *,
     eval_params: Callable[[PyTree, PyTree], PyTree] | None,
     needs_value: bool,
+    stable_below: float | None,
 ) -> Optimizer:
     tunable = {name: BIJECTIONS[name] for name in free}
     if schedule.schedule == KNOTS:  # the schedule of this name, for its values are a setting
@@ -134,7 +135,7 @@ def _assemble(
         phi = {name: tunable[name].inverse(jnp.asarray(settings[name], jnp.float32)) for name in free}
         return phi if KNOTS not in tunable else {**phi, KNOTS: jnp.zeros(schedule.knots, jnp.float32)}
 
-    def lasting(schedule: Schedule) -> Optimizer:
+    def made(schedule: Schedule, told: Told | None = None) -> Optimizer:
         def build(meta_params: Any) -> optax.GradientTransformationExtraArgs:
             now = {**settings, **{name: tunable[name].forward(meta_params[name]) for name in free}}
             if "learning_rate" in now:
@@ -144,25 +145,23 @@ def _assemble(
         def bind(meta_params: Any) -> optax.GradientTransformationExtraArgs:
             return _anywhere(build, meta_params, schedule, needs_value, make.__name__)
 
-        at_horizon = told if schedule.knows_horizon else None
         return Optimizer(
-            init, bind, tunable=tunable, eval_params=eval_params, needs_value=needs_value, at_horizon=at_horizon
+            init,
+            bind,
+            tunable=tunable,
+            eval_params=eval_params,
+            needs_value=needs_value,
+            at_horizon=told,
+            stable_below=stable_below,
         )
 
-    @functools.cache  # the compiled code hangs on the Optimizer's identity
-    def told(horizon: int) -> Optimizer:
-        if schedule.steps is None:
-            return lasting(dataclasses.replace(schedule, steps=horizon))
-        if schedule.steps > horizon:
-            warnings.warn(
-                f"{make.__name__}: schedule={schedule.schedule} lasts {schedule.steps} steps and the run {horizon}, so "
-                "that it never comes to its end; leave `steps` out.",
-                stacklevel=2,
-            )
-        return asked
+    if not schedule.knows_horizon:
+        return made(schedule)
 
-    asked = lasting(schedule)
-    return asked
+    def within(steps: int | None, told: Told) -> Optimizer:
+        return made(dataclasses.replace(schedule, steps=steps), told)
+
+    return lasting(make.__name__, schedule.schedule, schedule.steps, within)
 
 
 def _anywhere(
@@ -184,10 +183,7 @@ def _anywhere(
         updates: PyTree, state: PyTree, params: PyTree | None = None, *, value: jax.Array | None = None, **extra: Any
     ) -> tuple[PyTree, PyTree]:
         if schedule.knows_horizon and schedule.steps is None:
-            raise UserError(
-                f"{name}: schedule={schedule.schedule} goes by the length of the run, which is not known here; "
-                "write steps=N."
-            )
+            refuse_untold(name, schedule.schedule)
         if needs_value and value is None:
             raise UserError(f"{name} needs the loss of each step; call update(..., value=loss).")
 

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from metaopt import files, plugins
-from metaopt.errors import UserError, printable
+from metaopt.errors import UserError, warn
 from metaopt.experiment import Experiment, entries_of
 from metaopt.registry import REGISTRIES, UnknownEntry
 
 PLUGINS = "plugins"  # in environment.json, and in the card of an optimizer's file
-
-_told: set[str] = set()
 
 
 def record(experiment: Experiment) -> dict[str, Any]:
@@ -70,12 +67,10 @@ def refuse_changed(path: Path) -> None:
 
 
 def tell_changed(held: Any, where: Path) -> None:
-    """One line on stderr, once, where an optimizer or a capsule is used with other code than it was made with."""
+    """Warns where an optimizer or a capsule is used with other code than it was made with."""
     found = plugins.changed(held)
-    line = f"metaopt: warning: {where} was made with other code: {', '.join(found)}"
-    if found and line not in _told:
-        _told.add(line)
-        print(printable(line), file=sys.stderr)
+    if found:
+        warn(f"{where} was made with other code: {', '.join(found)}")
 
 
 def with_files_to_import(error: UnknownEntry, path: Path, held: Any) -> UnknownEntry:

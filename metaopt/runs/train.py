@@ -16,12 +16,13 @@ from metaopt import files
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, placed
 from metaopt.experiment.checks import validate
+from metaopt.inner.curvature import warn_of_long_steps
 from metaopt.registry import OPTIMIZERS
 from metaopt.runs import folder, own_entries, processes
 from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.runs.console import Progress, make_console, say
 from metaopt.runs.environment import check_config, check_data, note_resumption, of_experiment
-from metaopt.runs.evaluations import check, check_writable, evaluate_all, plan_of, print_results
+from metaopt.runs.evaluations import check, check_writable, evaluate_all, plan_of, print_results, stopping_of
 from metaopt.runs.faults import NotWritten, in_one_line
 from metaopt.runs.interrupts import Interrupted, SignalGuard
 from metaopt.runs.recorder import Recorder
@@ -72,6 +73,7 @@ def train(
     if not processes.is_first():
         _take_part(trainer, resumed=False)
         return out or Path()
+    _warn_of_long_steps(trainer)
     environment = of_experiment(trainer.experiment, folder.safe_name(name))
     with folder.create_run(out, name, trainer.experiment, environment) as made:
         try:
@@ -146,9 +148,16 @@ def prepare(experiment: Experiment) -> Trainer:
         experiment.evaluation.tuning,
         num_tasks=experiment.evaluation.num_tasks,
         optimizers=[trainer.optimizer],
+        early_stopping=stopping_of(experiment.evaluation.patience, experiment.evaluation.check_every),
         names=("evaluation.horizons", "evaluation.num_tasks"),
     )
     return trainer
+
+
+def _warn_of_long_steps(trainer: Trainer) -> None:
+    optimizer, key = trainer.optimizer, jax.random.key(trainer.experiment.seed)
+    for family in trainer.alone().families:
+        warn_of_long_steps(str(trainer.experiment.optimizer), optimizer, optimizer.init(key), family, key)
 
 
 def _run(path: Path, trainer: Trainer, console: Any, callbacks: Callbacks, *, resumed: bool) -> Path:
@@ -276,6 +285,7 @@ def _evaluate(
             seed=EVALUATION_SEED,
             baselines=experiment.evaluation.baselines,
             tuning=experiment.evaluation.tuning,
+            early_stopping=stopping_of(experiment.evaluation.patience, experiment.evaluation.check_every),
             num_devices=trainer.alone().experiment.num_devices,
             trained={name: step},
             keep=True,

@@ -10,17 +10,25 @@ import jax
 from metaopt.choices import Choice, build, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
-from metaopt.inner.checks import check_objective, check_optimizer, check_oracle
-from metaopt.registry import OBJECTIVES, OPTIMIZERS, ORACLES, Registry
+from metaopt.inner.checks import check_objective, check_optimizer, check_oracle, check_value
+from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, Registry
 from metaopt.types import Families, Key, MetaGradient, Optimizer
 
 
 def check_own_parts(experiment: Experiment, optimizer: Optimizer, families: Families) -> None:
-    """Refuses entries of people's own that no inner loop can run on, before a run has a folder."""
+    """Refuses entries of people's own that no inner loop can run on, and an optimizer that misses losses."""
     first, objective = families[0], parse_choice(experiment.objective)
     check_own(OPTIMIZERS, experiment.optimizer, lambda: check_optimizer(optimizer, first))
     check_own(ORACLES, experiment.oracle, lambda: check_oracle(build(experiment.oracle, ORACLES), first))
     check_own(OBJECTIVES, objective, lambda: check_objective(build(objective, OBJECTIVES), optimizer, first))
+    flat = [name for name in OPTIMIZERS.traits(experiment.optimizer.name).flat if name in optimizer.tunable]
+    if flat and ESTIMATORS.traits(experiment.estimator.name).differentiates:
+        raise UserError(
+            f"estimator {experiment.estimator.name} never moves {', '.join(flat)} of {experiment.optimizer}, whose "
+            "steps have no derivative there; leave them out of `tunes`, or take evolution_strategies."
+        )
+    for family in families:
+        check_value(str(experiment.optimizer), optimizer, family)
 
 
 def check_own(registry: Registry[Any], picked: Choice, check: Callable[[], None]) -> None:

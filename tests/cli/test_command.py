@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,27 @@ MISTAKES = [
     (["evaluate", "x", "--num-tasks", "0"], "--num-tasks (0) must be at least 1."),
     (["evaluate", "x", "--horzon", "3"], "did you mean --horizon?"),
     (["train", TINY, "--evaluation.baselines", "sgd:powr=1"], "'powr' is unknown; did you mean 'power'?"),
+    (
+        ["train", TINY, "--evaluation.patience", "2"],
+        "early stopping needs validation data, and quadratic:dim=2 has none",
+    ),
+    (["train", TINY, "--evaluation.patience", "0"], "`evaluation.patience` (0) must be at least 1."),
+    (["train", TINY, "--evaluation.check-every", "2"], "`check_every` says how often early stopping looks; give"),
+    (
+        ["evaluate", "networks_bp", "--tasks", "quadratic", "--patience", "2"],
+        "leave `patience` out, or take a family with",
+    ),
+    (
+        ["train", TINY, "--optimizer", "langevin:temperature=-1"],
+        "`temperature` (-1.0) must be at least 0; 0 is gradient",
+    ),
+    (["train", TINY, "--optimizer", "simulated_annealing:end=-1"], "`end` (-1.0) must be at least 0"),
+    (["train", TINY, "--evaluation.baselines", "langevin:temperature=-1"], "`temperature` (-1.0) must be at least 0"),
+    (["inspect", "simulated_annealing:steps=0"], "`steps` is 0; give a whole number of 1 or more."),
+    (
+        ["train", TINY, "--optimizer", "lion:tunes=beta2"],
+        "estimator truncated_backprop never moves beta2 of lion:tunes=beta2, whose steps have no derivative",
+    ),
     (["report"], "name at least one run folder"),
     (["report", ".."], "is not a run folder"),
     (["list", "lstn"], "did you mean 'lstm'"),
@@ -135,6 +157,24 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert error.startswith("metaopt: error: ") and error.count("\n") == 1, error
     assert message in error
     assert list(place.iterdir()) == []
+
+
+def test_warnings_are_one_line_each(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the package, and any other of Python's that comes up in a command."""
+    words = ["--optimizer", "sgd:learning_rate=20,schedule=cosine,steps=9", "--estimator", "evolution_strategies"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert cli.main(["train", TINY, *words, "--evaluation.baselines"]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        with cli._warnings_in_one_line():
+            warnings.warn("two\nlines", RuntimeWarning, stacklevel=1)
+    assert [line.partition(":learning")[0].partition(": schedule")[0] for line in lines[:2]] == [
+        "metaopt: warning: sgd"
+    ] * 2, lines
+    assert "schedule=cosine lasts 9 steps and the run 4, so that it never comes to its end" in lines[0]
+    assert "steps grow along the steepest direction. Take a rate below" in lines[1]
+    assert all(line.startswith("metaopt: warning: ") for line in lines)
+    assert capsys.readouterr().err.startswith("metaopt: warning: RuntimeWarning: two lines (")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from metaopt.inner.devices import pick_segment_lengths
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.step import bind_tasks, judged_params, reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm, sgd
 from metaopt.oracles import minibatch
@@ -55,6 +55,25 @@ def test_which_batch_the_objective_sees(objective_batch):
         params = params - 0.1 * jax.grad(family.loss)(params, one, own)
         batch = after if objective_batch == "fresh" else jnp.full(3, 0.5)
         np.testing.assert_allclose(trace.loss[t, 0], family.loss(params, one, batch), rtol=1e-5)
+
+
+def test_full_data_are_judged_where_the_optimizer_is(x64):
+    """The average of schedule-free methods, with the slope of the way to it."""
+    optimizer, family = OPTIMIZERS["schedule_free_adamw"](learning_rate=0.3), bowl()
+    _, task, state = start(optimizer, family)
+
+    def losses(phi, **options):
+        tx = bind_tasks(optimizer, {"learning_rate": phi})
+        return unroll(tx, family, task, state, length=4, objective_batch="full", **options)[1].loss
+
+    phi = jnp.log(0.3)
+    tx, one_by_one, loss = bind_tasks(optimizer, {"learning_rate": phi}), state, jax.vmap(family.loss, (0, 0, None))
+    for t, found in enumerate(losses(phi)):
+        one_by_one, trace = unroll(tx, family, task, one_by_one, length=1)
+        np.testing.assert_allclose(found, loss(judged_params(optimizer, one_by_one), task, ()), rtol=1e-5)
+        assert t == 0 or not np.allclose(found, trace.loss[0], rtol=1e-4)
+    slope = jax.jacfwd(lambda phi: losses(phi, second_order=True))(phi)
+    np.testing.assert_allclose(slope, (losses(phi + 1e-3) - losses(phi - 1e-3)) / 2e-3, rtol=1e-3, atol=1e-6)
 
 
 def test_objective_batches_that_are_gone_say_what_to_take():

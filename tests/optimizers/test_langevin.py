@@ -15,6 +15,7 @@ from metaopt.inner.step import bind_tasks
 from metaopt.optimizers import langevin as lv
 from metaopt.registry import OPTIMIZERS
 from metaopt.tasks import multimodal
+from tests.optimizers.test_registry import make
 
 DRAWING = [name for name, make in OPTIMIZERS.items() if make().noise == "always"]
 
@@ -222,7 +223,7 @@ def test_steps_by_hand_in_the_convention_of_the_mean():
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_every_task_has_noise_of_its_own_and_a_key_decides_it(name):
-    optimizer = OPTIMIZERS[name]()
+    optimizer = make(name)
     tx = bind_tasks(optimizer, optimizer.init(jax.random.key(0)))
     params = {"a": jnp.ones((3, 4)), "b": jnp.ones((3, 4))}
     slope, state = jax.tree.map(jnp.zeros_like, params), tx.init(params)
@@ -236,7 +237,7 @@ def test_every_task_has_noise_of_its_own_and_a_key_decides_it(name):
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_without_a_key_it_says_so(name):
-    optimizer = OPTIMIZERS[name]()
+    optimizer = make(name)
     tx = optimizer.bind(optimizer.init(jax.random.key(0)))
     with pytest.raises(ValueError, match=r"draws noise at every step; call `update\(..., key=\)`"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from metaopt.choices import choice
-from metaopt.errors import UserError
+from metaopt.errors import MetaoptWarning, UserError
 from metaopt.evaluation import curves
 from metaopt.evaluation.recording import plan
 from metaopt.experiment import build_optimizer, optimizer_of
 from metaopt.optimizers import adam, nadamw_calibrated, sgd
+from metaopt.registry import OPTIMIZERS
 from tests.evaluation.test_tuning import KEY, parabola
 from tests.toys import TINY
 
@@ -109,9 +110,32 @@ def test_evaluation_tells_the_horizon_and_training_its_own() -> None:
     assert optimizer_of(experiment) is optimizer.at_horizon(5)
 
 
+@pytest.mark.parametrize("name", ["langevin", "inertial_langevin", "simulated_annealing"])
+def test_temperatures_fall_within_the_run_that_is_told(name: str) -> None:
+    falls = {"schedule": "linear", "temperature": 1.0, "end": 0.0, "learning_rate": 0.1}
+    optimizer, ends = OPTIMIZERS[name](**falls), OPTIMIZERS[name](**falls, steps=6)
+    assert optimizer.knows_horizon and optimizer.at_horizon(6) is optimizer.at_horizon(6)
+    assert ends.at_horizon(2**31 - 1) is ends and not OPTIMIZERS[name](schedule="log").knows_horizon
+    phi, x, slope = optimizer.init(KEY), jnp.ones(2), jnp.zeros(2)
+    moved = []
+    for told in (optimizer.at_horizon(6), ends):
+        tx = told.bind(phi)
+        state, steps = tx.init(x), []
+        for i in range(8):
+            step, state = tx.update(slope, state, x, key=jax.random.key(i))
+            steps.append(step)
+        moved.append(jnp.stack(steps))
+    np.testing.assert_array_equal(*moved)
+    untold = optimizer.bind(phi)
+    with pytest.raises(UserError, match=f"{name}: schedule=linear goes by the length of the run.*write steps=N"):
+        untold.update(slope, untold.init(x), x, key=KEY)
+    with pytest.warns(MetaoptWarning, match=f"{name}: schedule=linear lasts 6 steps and the run 4"):
+        ends.at_horizon(4)
+
+
 def test_a_schedule_longer_than_the_run_is_told() -> None:
     optimizer = sgd(schedule="cosine", steps=20)
-    with pytest.warns(UserWarning, match="sgd: schedule=cosine lasts 20 steps and the run 10, so that it never comes"):
+    with pytest.warns(MetaoptWarning, match="sgd: schedule=cosine lasts 20 steps and the run 10, so that it"):
         assert optimizer.at_horizon(10) is optimizer
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -118,3 +118,34 @@ def test_shipped_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert metaopt.load("digits") is not None
     with pytest.raises(UserError, match="did you mean 'digits'"):
         metaopt.load("digts")
+
+
+def test_a_hand_designed_optimizer_by_name_and_one_that_goes_by_the_horizon(tmp_path: Path) -> None:
+    def steps(tx: Any) -> np.ndarray:
+        state, found = tx.init(jnp.zeros(2)), []
+        for _ in range(4):
+            step, state = tx.update(jnp.ones(2), state, jnp.zeros(2))
+            found.append(step[0])
+        return np.stack(found)
+
+    np.testing.assert_allclose(steps(metaopt.load("sgd:learning_rate=0.5", horizon=3)), -0.5)
+    falling = "sgd:schedule=linear,learning_rate=0.5"
+    np.testing.assert_allclose(steps(metaopt.load(falling, horizon=4)), [-0.5, -0.375, -0.25, -0.125])
+    np.testing.assert_allclose(steps(metaopt.load(f"{falling},steps=2")), [-0.5, -0.25, 0, 0])
+    trained = dataclasses.replace(experiment(), optimizer=choice("sgd", schedule="linear", learning_rate=0.5))
+    saved(tmp_path / "mine.safetensors", trained)
+    np.testing.assert_allclose(
+        steps(metaopt.load(tmp_path / "mine.safetensors", horizon=2))[:, None], [[-0.5], [-0.25], [0], [0]]
+    )
+    for name in (falling, tmp_path / "mine.safetensors", "simulated_annealing"):
+        with pytest.raises(UserError, match=r"goes by the length of the run; say how many.*load\(..., horizon=N\)"):
+            metaopt.load(name)
+    with pytest.raises(UserError, match="`horizon` .0. must be at least 1"):
+        metaopt.load(falling, horizon=0)
+    with pytest.raises(UserError, match="lstm is nothing before it is trained"):
+        metaopt.load("lstm")
+    with pytest.raises(UserError, match="adam has no parameters for evaluation apart"):
+        pretrained.eval_params("adam")
+    judged = pretrained.eval_params("schedule_free_adamw")
+    tx = metaopt.load("schedule_free_adamw")
+    np.testing.assert_allclose(judged(tx.init(jnp.ones(2)), jnp.ones(2)), 1.0, rtol=1e-6)

@@ -210,6 +210,15 @@ def test_rows_of_results_tell_bounds_from_none() -> None:
     ]
 
 
+def test_shares_of_events_have_columns_with_their_interval() -> None:
+    events = {"global": {"share": 0.25, "interval": [0.1, 0.5]}}
+    records = {"mine": {"kind": "learned", "final": {}, "events": events}, "other": {"kind": "learned", "final": {}}}
+    result = {"task": "wells", "horizon": 8, "num_tasks": 4, "optimizers": records}
+    mine, other = result_rows([result])
+    assert [mine[f"P(global){end}"] for end in ("", "_low", "_high")] == [0.25, 0.1, 0.5]
+    assert "P(global)" not in other
+
+
 def test_rows_of_an_examination() -> None:
     measured = {
         "estimator": "reparameterised",

@@ -19,7 +19,7 @@ from metaopt.experiment import Experiment, build_families, build_optimizer
 from metaopt.experiment.flags import parse_experiment
 from metaopt.inner import limits
 from metaopt.numbers import divisors, largest_divisor
-from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES
+from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, TASKS
 from metaopt.runs.train import prepare
 from metaopt.training.size import check_size
 from metaopt.types import Estimate, MetaGradient, Optimizer, Oracle
@@ -200,3 +200,24 @@ def test_own_entries_that_fit_are_let_through(register: Callable[..., None], tin
     register(ORACLES, "exactly", lambda: ORACLES["exact"]())
     trainer = prepare(dataclasses.replace(tiny, objective="end", oracle=parse_choice("exactly")))
     assert trainer.families[0].oracle is not None and trainer.experiment.objective == "end"
+
+
+@pytest.mark.parametrize("where", ["optimizer", "baselines"])
+def test_who_goes_by_losses_is_refused_where_there_are_none(
+    tiny: Experiment, where: str, register: Callable[..., None]
+) -> None:
+    def estimate(family: Any, task: Any, params: Any, state: Any, key: Any) -> tuple[Estimate, Any]:
+        return Estimate(params, None), state
+
+    silent = Oracle(lambda *_: (), estimate)
+    register(ORACLES, "silent", lambda: silent)
+    built = build_families(tiny)[0]
+    register(TASKS, "unvalued", lambda: dataclasses.replace(built, oracle=silent, name="unvalued"))
+    if where == "optimizer":
+        changed = {"optimizer": Choice("sgd", {"schedule": "plateau"}), "oracle": Choice("silent", {})}
+        named = "sgd:schedule=plateau"
+    else:
+        picked = {"tasks": (Choice("unvalued", {}),), "baselines": ("momo_adam",)}
+        changed, named = {"evaluation": dataclasses.replace(tiny.evaluation, **picked)}, "baseline 'momo_adam'"
+    with pytest.raises(UserError, match=rf"^{named} goes by the loss of each step, and .* has none, for its oracle"):
+        prepare(dataclasses.replace(tiny, **changed))
