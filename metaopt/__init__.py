@@ -11,6 +11,7 @@ _WHERE = {
     "Choice": "choices",
     "Curves": "evaluation.curves",
     "ESTIMATORS": "registry",
+    "EarlyStopping": "evaluation.early_stopping",
     "Estimate": "types",
     "Evaluation": "experiment",
     "Experiment": "experiment",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from metaopt.estimators.windows import Schedule as Schedule
     from metaopt.evaluation.curves import Curves as Curves
     from metaopt.evaluation.curves import evaluate as evaluate
+    from metaopt.evaluation.early_stopping import EarlyStopping as EarlyStopping
     from metaopt.experiment import Evaluation as Evaluation
     from metaopt.experiment import Experiment as Experiment
     from metaopt.experiment import Log as Log

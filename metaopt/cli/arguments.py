@@ -29,6 +29,8 @@ class EvaluateArguments:
     num_tasks: int = 100  # tasks from each family
     seed: int = 0  # decides the tasks
     baselines: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adam")  # hand-designed optimizers to tune
+    patience: int | None = None  # early stopping on the validation loss, after so many checks that were no better
+    check_every: int | None = None  # inner steps between its checks; None: about a hundredth of the horizon
     out: str | None = None  # a folder for the results; None: the run's own, or the next number in evaluations/
     num_devices: int | None = None  # None: one for each core
 

@@ -28,6 +28,7 @@ from metaopt.runs.evaluations import (
     plan_of,
     print_results,
     read_results,
+    stopping_of,
 )
 from metaopt.runs.train import learned_name
 from metaopt.shipped.loading import Trained, find_optimizer
@@ -58,7 +59,8 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     horizons = arguments.horizon or tuple(dict.fromkeys(horizon for _, horizon in own))
     plan = tuple((task, horizon) for task in tasks for horizon in dict.fromkeys(horizons))
     learned = [one.optimizer for one in trained.values()]
-    check(plan, arguments.baselines, num_tasks=arguments.num_tasks, optimizers=learned)
+    stopping = stopping_of(arguments.patience, arguments.check_every)
+    check(plan, arguments.baselines, num_tasks=arguments.num_tasks, optimizers=learned, early_stopping=stopping)
     clashes = sorted(set(trained) & set(arguments.baselines))
     if clashes:
         raise UserError(f"{clashes[0]!r} is a run's name and a baseline's; leave it out of --baselines.")
@@ -78,6 +80,7 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
             num_tasks=arguments.num_tasks,
             seed=arguments.seed,
             baselines=arguments.baselines,
+            early_stopping=stopping,
             num_devices=arguments.num_devices,
             trained={name: one.card.get("meta_step") for name, one in trained.items()},
             experiments={name: one.experiment for name, one in trained.items()},

@@ -13,6 +13,8 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from metaopt.evaluation import early_stopping as stopping
+from metaopt.evaluation.early_stopping import EarlyStopping, Stopped, Watch
 from metaopt.evaluation.recording import Segments, plan, recorded_steps
 from metaopt.evaluation.statistics import Scale, scale
 from metaopt.inner.devices import compiler_options, map_chunks, matmul_precision
@@ -40,6 +42,7 @@ class Curves(NamedTuple):
     lower_bound: np.ndarray  # [tasks] what no loss falls below; nan where that is not known
     evaluated_on: str  # what the losses of the curve are taken on, in words
     train_horizon: int | None
+    stopped: dict[str, Stopped | None] = {}  # what early stopping would have made of it; None where not asked for
 
     @property
     def scale(self) -> Scale:
@@ -57,6 +60,7 @@ def evaluate(
     num_tasks: int = 100,
     train_horizon: int | None = None,
     record_every: int | None = None,
+    early_stopping: EarlyStopping | None = None,
     num_devices: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Curves:
@@ -73,22 +77,38 @@ def evaluate(
       train_horizon: the horizon an optimizer was meta-trained on; it and its tenfold are among the recorded steps.
       record_every: inner steps between recorded points; default: at most about 1000 points where the loss is exact and
         about 100 where a record means a pass over a data set.
+      early_stopping: on the validation loss; its checks are among the recorded points. Runs go on to the horizon all
+        the same, and `Curves.stopped` says where they would have stopped, and how good they were.
       num_devices: default: every local device.
       progress: called with each name before it runs.
 
     Raises:
-      ValueError: counts below 1, or a transformation that needs what an inner loop does not have.
+      ValueError: counts below 1, early stopping without validation data, or a transformation that needs what an inner
+        loop does not have.
     """
     if not optimizers:
         raise ValueError("`optimizers` is empty; give at least one name -> (optimizer, φ) or optax transformation")
     bound = {name: as_optimizer(entry, family, name) for name, entry in optimizers.items()}
+    if early_stopping is not None:
+        early_stopping = EarlyStopping(early_stopping.patience, early_stopping.every or record_every)
+        early_stopping = early_stopping.fitted(family, horizon, train_horizon)
+        if record_every not in (None, early_stopping.every):
+            raise ValueError("checks are recorded points; leave `record_every` out where they have an `every`.")
+        record_every = early_stopping.every
     segments = plan(family, horizon, train_horizon, record_every)
     runs = {}
     for name, (optimizer, meta_params) in bound.items():
         if progress is not None:
             progress(name)
         runs[name] = run(
-            optimizer, meta_params, family, key, segments=segments, num_tasks=num_tasks, num_devices=num_devices
+            optimizer,
+            meta_params,
+            family,
+            key,
+            segments=segments,
+            num_tasks=num_tasks,
+            early_stopping=early_stopping,
+            num_devices=num_devices,
         )
     return Curves(
         steps=recorded_steps(segments),
@@ -99,6 +119,7 @@ def evaluate(
         lower_bound=next(iter(runs.values())).lower_bound,
         evaluated_on=family.evaluated_on,
         train_horizon=train_horizon,
+        stopped={name: outcome.stopped for name, outcome in runs.items()},
     )
 
 
@@ -154,6 +175,7 @@ class Outcome(NamedTuple):
     alive: Any  # [tasks, points]
     final: dict[Split, dict[str, Any]]  # [tasks]
     lower_bound: Any  # [tasks], without the grid's axis
+    stopped: Stopped | None = None
 
 
 @usual_rules()
@@ -167,6 +189,7 @@ def run(
     num_tasks: int,
     grid: bool = False,
     splits: tuple[Split, ...] | None = None,
+    early_stopping: EarlyStopping | None = None,
     num_devices: int | None = None,
 ) -> Outcome:
     """Runs one optimizer; with `grid`, every leaf of `meta_params` has a leading axis and all run on the same tasks.
@@ -174,6 +197,7 @@ def run(
     An optimizer that goes by the length of the run is told it. Losses and metrics are taken where the optimizer is to
     be judged; deaths, and the largest loss, also where it takes gradients.
     `splits`: where the final loss and metrics are taken; default: every split of the family.
+    `early_stopping`: with its `every`, whose multiples are recorded steps.
     """
     if optimizer.at_horizon is not None:
         optimizer = optimizer.at_horizon(int(recorded_steps(segments)[-1]))
@@ -183,20 +207,29 @@ def run(
     # Placed here, so that it does not matter for the compiled code where φ and the data come from.
     shared = jax.device_put((meta_params, family), NamedSharding(mesh, PartitionSpec()))
     keys = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("tasks")))
-    outcome = _jitted_run()(optimizer, *shared, keys, segments=segments, splits=splits, grid=grid, mesh=mesh)
+    static = {"segments": segments, "splits": splits, "early_stopping": early_stopping}
+    outcome = _jitted_run()(optimizer, *shared, keys, grid=grid, mesh=mesh, **static)
     axis = 1 if grid else 0
     outcome = jax.tree.map(lambda leaf: np.take(leaf, np.arange(num_tasks), axis=axis), jax.device_get(outcome))
     # Infinite from the first non-finite loss on, also where the run came back to numbers.
     alive = np.logical_and.accumulate(outcome.alive & np.isfinite(outcome.loss), axis=-1)
     loss, peak = (np.where(alive, part, np.inf).astype(np.float64) for part in (outcome.loss, outcome.peak))
-    final = {}
-    for split, values in outcome.final.items():
-        final[split] = {
-            name: np.where(alive[..., -1], value, np.inf if name == "loss" else np.nan).astype(np.float64)
+    bound, stopped = outcome.lower_bound[0] if grid else outcome.lower_bound, outcome.stopped
+    if stopped is not None:
+        # What is restored is from before a death.
+        stopped = stopped._replace(final=_of_those(np.isfinite(stopped.validation), stopped.final))
+    return Outcome(loss, peak, alive, _of_those(alive[..., -1], outcome.final), bound.astype(np.float64), stopped)
+
+
+def _of_those(alive: np.ndarray, final: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Losses and metrics by split; of the others infinity and nan."""
+    return {
+        split: {
+            name: np.where(alive, value, np.inf if name == "loss" else np.nan).astype(np.float64)
             for name, value in values.items()
         }
-    bound = outcome.lower_bound[0] if grid else outcome.lower_bound
-    return Outcome(loss, peak, alive, final, bound.astype(np.float64))
+        for split, values in final.items()
+    }
 
 
 def task_batches(
@@ -251,7 +284,7 @@ def _mesh(num_devices: int) -> Mesh:
 
 @functools.cache
 def _jitted_run() -> Callable[..., Outcome]:
-    static = ("optimizer", "segments", "splits", "grid", "mesh")
+    static = ("optimizer", "segments", "splits", "early_stopping", "grid", "mesh")
     return jax.jit(_run, static_argnames=static, compiler_options=compiler_options())
 
 
@@ -263,12 +296,13 @@ def _run(
     *,
     segments: Segments,
     splits: tuple[Split, ...],
+    early_stopping: EarlyStopping | None,
     grid: bool,
     mesh: Mesh,
 ) -> Outcome:
     def chunk(shared: tuple[MetaParams, TaskFamily], keys: Key) -> Outcome:
         meta_params, family = shared
-        static = {"segments": segments, "splits": splits}
+        static = {"segments": segments, "splits": splits, "early_stopping": early_stopping}
         one = functools.partial(_run_chunk, optimizer, family=family, keys=keys, **static)
         return jax.vmap(one)(meta_params) if grid else one(meta_params)
 
@@ -307,39 +341,57 @@ def _run_chunk(
     keys: Key,
     segments: Segments,
     splits: tuple[Split, ...],
+    early_stopping: EarlyStopping | None,
 ) -> Outcome:
     tx = bind_tasks(optimizer, meta_params)
     task, state = reset(tx, family, keys)
 
-    @jax.vmap
-    def full_loss(params: Any, task: Any) -> jax.Array:
-        return family.loss(params, task, family.eval_batch(task, family.data, "train"))
+    def full_loss(params: Any, split: Split) -> jax.Array:
+        return jax.vmap(lambda params, task: family.loss(params, task, family.eval_batch(task, family.data, split)))(
+            params, task
+        )
 
     known = _estimates_are_full(family) and optimizer.eval_params is None
 
     def judged_loss(state: UnrollState) -> jax.Array:
-        return full_loss(judged_params(optimizer, state), task)
+        return full_loss(judged_params(optimizer, state), "train")
 
-    def advance(length: int, carry: tuple[UnrollState, jax.Array], _: None) -> Any:
-        state, peak = carry
+    def watched(watch: Watch | None, state: UnrollState, due: Any) -> Watch | None:
+        if early_stopping is None or watch is None:
+            return None
+        params = judged_params(optimizer, state)
+        value = jnp.where(state.alive, full_loss(params, "validation"), jnp.inf)
+        return stopping.look(watch, early_stopping.patience, value, params, state.step, due)
+
+    def advance(length: int, carry: tuple[UnrollState, jax.Array, Watch | None], due: Any) -> Any:
+        state, peak, watch = carry
         state, trace = unroll(tx, family, task, state, length=length)
         loss = trace.loss[-1] if known else judged_loss(state)
         peak = jnp.maximum(peak, jnp.maximum(trace.loss.max(axis=0), loss))
-        return (state, peak), (loss, peak, state.alive)
+        return (state, peak, watched(watch, state, due)), (loss, peak, state.alive)
 
-    peak = judged_loss(state)
+    peak, watch = judged_loss(state), None
+    checks: list[Any] = [None] * len(segments)
+    if early_stopping is not None:
+        judged = judged_params(optimizer, state)
+        watch, checks = stopping.begin(full_loss(judged, "validation"), judged), early_stopping.due(segments)
     records = [(peak[None], peak[None], state.alive[None])]
-    for length, count in segments:
-        (state, peak), record = jax.lax.scan(functools.partial(advance, length), (state, peak), length=count)
+    for (length, count), due in zip(segments, checks, strict=True):
+        carry = (state, peak, watch)
+        (state, peak, watch), record = jax.lax.scan(functools.partial(advance, length), carry, due, length=count)
         records.append(record)
     loss, peak, alive = (jnp.concatenate(parts).T for parts in zip(*records, strict=True))
 
-    def at_end(split: Split) -> dict[str, jax.Array]:
+    def at(params: Any, split: Split) -> dict[str, jax.Array]:
         def one(params: Any, task: Any) -> dict[str, jax.Array]:
             batch = family.eval_batch(task, family.data, split)
             metrics = {} if family.metrics is None else family.metrics(params, task, batch)
             return {"loss": family.loss(params, task, batch), **metrics}
 
-        return jax.vmap(one)(judged_params(optimizer, state), task)
+        return jax.vmap(one)(params, task)
 
-    return Outcome(loss, peak, alive, {split: at_end(split) for split in splits}, state.lower_bound)
+    end, stopped = judged_params(optimizer, state), None
+    if watch is not None:
+        step = jnp.where(watch.stopped < 0, state.step, watch.stopped)
+        stopped = Stopped(step, watch.best_step, watch.best, {split: at(watch.params, split) for split in splits})
+    return Outcome(loss, peak, alive, {split: at(end, split) for split in splits}, state.lower_bound, stopped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from metaopt.choices import Choice
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics
 from metaopt.evaluation.curves import Curves, Entry, evaluate
+from metaopt.evaluation.early_stopping import EarlyStopping
 from metaopt.evaluation.tuning import BASELINES, Tuned, lowered, tune_baselines
 from metaopt.experiment import build_family
 from metaopt.types import Key, TaskFamily
@@ -36,6 +38,7 @@ def evaluate_run_on(
     baselines: Sequence[str] = BASELINES,
     num_tuning_tasks: int | None = None,
     num_devices: int | None = None,
+    early_stopping: EarlyStopping | None = None,
     progress: Callable[[str], None] | None = None,
     look: Callable[[TaskFamily, Key, Curves], object] | None = None,
 ) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def evaluate_run_on(
       task: the family, by name and options.
       baselines: hand-designed optimizers, by name and options such as `sgd:power=0.5`.
       num_tuning_tasks: default: `num_tasks`, at least 50, at most 400 (64 for families with a data set).
+      early_stopping: what it would have saved, and the loss it would have restored, beside those at the end.
       progress: called with one line before each step of the work.
       look: called with the family, the evaluation's key and the curves.
 
@@ -63,6 +67,7 @@ def evaluate_run_on(
         raise UserError(f"{', '.join(clashes)}: a learned optimizer bears a baseline's name; give it another.")
     say = progress or (lambda line: None)
     family = build_family(task)
+    early_stopping = early_stopping and early_stopping.fitted(family, horizon, train_horizon)
     label = family.name or str(task)  # one name however the choice is written
     evaluation_key, tuning_key = evaluation_keys(seed)
     tuned = tune_baselines(
@@ -83,6 +88,7 @@ def evaluate_run_on(
         horizon=horizon,
         num_tasks=num_tasks,
         train_horizon=train_horizon,
+        early_stopping=early_stopping,
         num_devices=num_devices,
         progress=lambda name: say(f"{label}, {horizon} steps: running {name}"),
     )
@@ -104,6 +110,7 @@ def evaluate_run_on(
             "num_tasks": num_tasks,
             "seed": seed,
             "evaluated_on": family.evaluated_on,
+            **({} if early_stopping is None else {"early_stopping": dataclasses.asdict(early_stopping)}),
             **described,
         }
     )
@@ -130,7 +137,7 @@ def _lower_what_failed(
         other = run({name: lower[:2]})
         if other.loss[name][:, -1].mean() < curves.loss[name][:, -1].mean():
             chosen[name] = lower
-            for field in ("loss", "peak", "alive", "final"):
+            for field in ("loss", "peak", "alive", "final", "stopped"):
                 curves = curves._replace(**{field: {**getattr(curves, field), name: getattr(other, field)[name]}})
     return chosen, curves
 
@@ -176,6 +183,8 @@ def describe_curves(
         }
         if events:
             optimizers[name]["events"] = {event: _share(curves, name, event) for event in events}
+        if curves.stopped.get(name) is not None:
+            optimizers[name]["early_stopping"] = _early_stopping(curves, name)
     beyond = train_horizon is not None and horizon > train_horizon
     return {
         "best_baseline": best,
@@ -186,12 +195,31 @@ def describe_curves(
 
 def _on_split(curves: Curves, name: str, split: Any) -> dict[str, Any] | None:
     """Mean final loss and metrics on a split; a dead run's accuracy counts as 0, its other metrics are unknown."""
-    values = curves.final[name].get(split)
+    return _means(curves.final[name].get(split))
+
+
+def _means(values: Mapping[str, np.ndarray] | None) -> dict[str, float] | None:
     if values is None:
         return None
     return {
         metric: float((np.nan_to_num(value, nan=0.0) if metric == "accuracy" else value).mean())
         for metric, value in values.items()
+    }
+
+
+def _early_stopping(curves: Curves, name: str) -> dict[str, Any]:
+    """Steps saved, and what was restored beside what a run ended with: on test data, or else on validation data."""
+    stopped, horizon = curves.stopped[name], int(curves.steps[-1])
+    assert stopped is not None
+    split = "test" if "test" in stopped.final else "validation"
+    return {
+        "stopped": float((stopped.step < horizon).mean()),  # the share of tasks
+        "steps": float(stopped.step.mean()),
+        "steps_saved": float((horizon - stopped.step).mean()),
+        "best_step": float(stopped.best_step.mean()),
+        "split": split,
+        "restored": _means(stopped.final[split]),
+        "at_end": _on_split(curves, name, split),
     }
 
 

@@ -17,15 +17,8 @@ def plan(family: TaskFamily, horizon: int, train_horizon: int | None = None, eve
     for name, value in (("horizon", horizon), ("train_horizon", train_horizon), ("record_every", every)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` ({value}) must be at least 1")
-    marks = {horizon}
-    if train_horizon is not None:
-        marks |= {mark for mark in (train_horizon, 10 * train_horizon) if mark <= horizon}
-    if every is None:
-        wished = max(1, horizon // (1000 if family.batch_size is None else 100))
-        # One distance that divides every mark compiles one loop; several compile several.
-        common = math.gcd(*marks)
-        every = largest_divisor(common, wished)
-        every = every if 2 * every > wished else wished
+    marks = _marks(horizon, train_horizon)
+    every = every or interval(family, horizon, train_horizon)
     steps = sorted({*range(0, horizon + 1, every), *marks})
     segments: list[tuple[int, int]] = []
     for distance in np.diff(steps).tolist():
@@ -34,6 +27,21 @@ def plan(family: TaskFamily, horizon: int, train_horizon: int | None = None, eve
         else:
             segments.append((distance, 1))
     return tuple(segments)
+
+
+def interval(family: TaskFamily, horizon: int, train_horizon: int | None = None) -> int:
+    """Inner steps between recorded points where no one says how many."""
+    wished = max(1, horizon // (1000 if family.batch_size is None else 100))
+    # One distance that divides every mark compiles one loop; several compile several.
+    every = largest_divisor(math.gcd(*_marks(horizon, train_horizon)), wished)
+    return every if 2 * every > wished else wished
+
+
+def _marks(horizon: int, train_horizon: int | None) -> set[int]:
+    marks = {horizon}
+    if train_horizon is not None:
+        marks |= {mark for mark in (train_horizon, 10 * train_horizon) if mark <= horizon}
+    return marks
 
 
 def recorded_steps(segments: Segments) -> np.ndarray:

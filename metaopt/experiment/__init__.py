@@ -58,6 +58,8 @@ class Evaluation:
     horizons: tuple[int, ...] = ()  # inner steps; empty: the training horizon and 10 times it
     num_tasks: int = 100
     baselines: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adam")
+    patience: int | None = None  # early stopping on the validation loss, after so many checks that were no better
+    check_every: int | None = None  # inner steps between its checks; None: about a hundredth of the horizon
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,8 @@ _LEAST = {
     "validation.every": 0,
     "validation.num_tasks": 1,
     "evaluation.num_tasks": 1,
+    "evaluation.patience": 1,
+    "evaluation.check_every": 1,
     "log.every": 1,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 from metaopt.choices import Choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.evaluation import evaluate_run_on
+from metaopt.evaluation.early_stopping import EarlyStopping
 from metaopt.evaluation.tuning import TUNED
 from metaopt.experiment import Experiment, build_family, build_optimizer
 from metaopt.files import read_json, try_writing, write_json
@@ -34,12 +36,24 @@ def plan_of(experiment: Experiment) -> Plan:
     return tuple((task, horizon) for task in tasks for horizon in dict.fromkeys(horizons))
 
 
+def stopping_of(patience: int | None, check_every: int | None) -> EarlyStopping | None:
+    """As the command line and an experiment ask for it.
+
+    Raises:
+      UserError: counts below 1, or checks that no one waits for.
+    """
+    if patience is None and check_every is not None:
+        raise UserError("`check_every` says how often early stopping looks; give `patience` too, or leave it out.")
+    return None if patience is None else EarlyStopping(patience, check_every)
+
+
 def check(
     plan: Plan,
     baselines: Sequence[str],
     *,
     num_tasks: int,
     optimizers: Sequence[Optimizer],
+    early_stopping: EarlyStopping | None = None,
     names: tuple[str, str] = ("horizon", "num_tasks"),
 ) -> None:
     """Raises what would go wrong in an evaluation before hours are spent on training.
@@ -49,14 +63,17 @@ def check(
       names: how the user calls horizons and numbers of tasks.
 
     Raises:
-      UserError: an unknown task, option or baseline, a missing data set, a horizon below 1, or what this machine has
-        no memory or no time for.
+      UserError: an unknown task, option or baseline, a missing data set, a horizon below 1, early stopping without
+        validation data, or what this machine has no memory or no time for.
     """
     for task in {str(task): task for task, _ in plan}.values():
         horizons = [horizon for other, horizon in plan if other == task]
         if min(horizons) < 1:
             raise UserError(f"`horizon` ({min(horizons)}) must be at least 1.")
-        _check_size(task, build_family(task), max(horizons), num_tasks, optimizers, names)
+        family = build_family(task)
+        if early_stopping is not None:
+            early_stopping.fitted(family, min(horizons))
+        _check_size(task, family, max(horizons), num_tasks, optimizers, names)
     for text in baselines:
         picked = parse_choice(text)
         if picked.name not in OPTIMIZERS:
@@ -160,6 +177,7 @@ def evaluate_all(
     num_tasks: int,
     seed: int,
     baselines: Sequence[str],
+    early_stopping: EarlyStopping | None = None,
     num_devices: int | None = None,
     trained: Mapping[str, int | None] | None = None,
     keep: bool = False,
@@ -179,8 +197,9 @@ def evaluate_all(
     trained = dict(trained or {})
     results = []
     for task, horizon in plan:
-        name = build_family(task).name or str(task)
-        wanted = (name, horizon, num_tasks, seed, sorted(set(baselines)))
+        family = build_family(task)
+        stopping = early_stopping and early_stopping.fitted(family, horizon, train_horizon)
+        wanted = (family.name or str(task), horizon, num_tasks, seed, *_stopping(stopping), sorted(set(baselines)))
         result = next((r for r in read_results(path) if identity(r) == wanted), None)
         names = {*learned, *baselines}
         fits = result is not None and result.get("meta_steps") == trained and set(result["optimizers"]) == names
@@ -193,6 +212,7 @@ def evaluate_all(
                 num_tasks=num_tasks,
                 seed=seed,
                 baselines=tuple(baselines),
+                early_stopping=stopping,
                 num_devices=num_devices,
                 progress=progress,
                 look=look and functools.partial(look, path, learned, experiments or {}, trained, task, num_devices),
@@ -249,7 +269,13 @@ def put_result(path: Path, result: Result) -> None:
 def identity(result: Result) -> tuple[Any, ...]:
     """What a new result must share with an older one to take its place."""
     baselines = sorted(name for name, record in result["optimizers"].items() if record["kind"] != "learned")
-    return (*(result.get(key) for key in ("task", "horizon", "num_tasks", "seed")), baselines)
+    stopping = _stopping(result.get("early_stopping"))
+    return (*(result.get(key) for key in ("task", "horizon", "num_tasks", "seed")), *stopping, baselines)
+
+
+def _stopping(told: EarlyStopping | Mapping[str, Any] | None) -> tuple[Any, Any]:
+    held = dataclasses.asdict(told) if isinstance(told, EarlyStopping) else told or {}
+    return held.get("patience"), held.get("every")
 
 
 # ----- the table ------------------------------------------------------------------------------------------------------
@@ -269,6 +295,7 @@ def print_results(console: Any, results: Sequence[Result]) -> None:
 def _cells(name: str, record: Mapping[str, Any], num_tasks: int) -> dict[str, str]:
     final, setting = record["final"], tables.setting(record)
     gap, accuracy = record.get("gap"), (record.get("test") or {}).get("accuracy")
+    stopping = record.get("early_stopping") or {}
     return {
         "optimizer": f"{name} ({setting})" if setting else name,
         "final loss, mean": tables.number(final["mean"], missing="?"),
@@ -282,7 +309,16 @@ def _cells(name: str, record: Mapping[str, Any], num_tasks: int) -> dict[str, st
         "rises": tables.count(record.get("rises"), num_tasks),
         "accuracy": "" if accuracy is None else f"{accuracy:.1%}",
         **{f"P({event})": _estimate(v["share"], v["interval"]) for event, v in (record.get("events") or {}).items()},
+        "steps saved": tables.number(stopping.get("steps_saved")),
+        "loss restored": _loss(stopping, "restored"),
+        "loss at the end": _loss(stopping, "at_end"),
     }
+
+
+def _loss(stopping: Mapping[str, Any], where: str) -> str:
+    """With the split that early stopping is judged on."""
+    held = stopping.get(where) or {}
+    return f"{tables.number(held['loss'])} ({stopping['split']})" if "loss" in held else ""
 
 
 def _ratio(record: Mapping[str, Any], kind: str, value: str) -> str:

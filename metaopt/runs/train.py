@@ -21,7 +21,7 @@ from metaopt.runs import folder, own_entries, processes
 from metaopt.runs.checkpoints import to_devices, to_host
 from metaopt.runs.console import Progress, make_console, say
 from metaopt.runs.environment import check_config, check_data, note_resumption, of_experiment
-from metaopt.runs.evaluations import check, check_writable, evaluate_all, plan_of, print_results
+from metaopt.runs.evaluations import check, check_writable, evaluate_all, plan_of, print_results, stopping_of
 from metaopt.runs.faults import NotWritten, in_one_line
 from metaopt.runs.interrupts import Interrupted, SignalGuard
 from metaopt.runs.recorder import Recorder
@@ -145,6 +145,7 @@ def prepare(experiment: Experiment) -> Trainer:
         experiment.evaluation.baselines,
         num_tasks=experiment.evaluation.num_tasks,
         optimizers=[trainer.optimizer],
+        early_stopping=stopping_of(experiment.evaluation.patience, experiment.evaluation.check_every),
         names=("evaluation.horizons", "evaluation.num_tasks"),
     )
     return trainer
@@ -274,6 +275,7 @@ def _evaluate(
             num_tasks=experiment.evaluation.num_tasks,
             seed=EVALUATION_SEED,
             baselines=experiment.evaluation.baselines,
+            early_stopping=stopping_of(experiment.evaluation.patience, experiment.evaluation.check_every),
             num_devices=trainer.alone().experiment.num_devices,
             trained={name: step},
             keep=True,

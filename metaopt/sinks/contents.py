@@ -13,7 +13,10 @@ Table = list[dict[str, Any]]  # rows, whose keys are the columns
 
 
 def result_rows(results: Sequence[Mapping[str, Any]]) -> Table:
-    """One row for each optimizer on each task and horizon; losses are means over tasks, counts shares of the tasks."""
+    """One row for each optimizer on each task and horizon; losses are means over tasks, counts shares of the tasks.
+
+    A row has the columns of its own events, and those of early stopping where there was any.
+    """
     rows = []
     for result, name, record in _records(results):
         parts = ("final", "gap", "ratio_to_best_baseline", "difference_to_best_baseline")
@@ -38,9 +41,27 @@ def result_rows(results: Sequence[Mapping[str, Any]]) -> Table:
                 "rises": record.get("rises"),
                 "keeps_improving": record.get("keeps_improving"),
                 "accuracy": (record.get("test") or {}).get("accuracy"),
+                **_event_columns(record.get("events") or {}),
+                **_stopping_columns(record.get("early_stopping") or {}),
             }
         )
     return rows
+
+
+def _event_columns(events: Mapping[str, Any]) -> dict[str, Any]:
+    columns = {}
+    for event, held in events.items():
+        low, high = held.get("interval") or (None, None)
+        shares = {"": held.get("share"), "_low": low, "_high": high}
+        columns |= {f"P({event}){end}": _number(value) for end, value in shares.items()}
+    return columns
+
+
+def _stopping_columns(told: Mapping[str, Any]) -> dict[str, Any]:
+    if not told:
+        return {}
+    restored, end = (_number((told.get(where) or {}).get("loss")) for where in ("restored", "at_end"))
+    return {"steps_saved": _number(told.get("steps_saved")), "restored_loss": restored, "loss_at_end": end}
 
 
 def curve_rows(results: Sequence[Mapping[str, Any]]) -> Table:

@@ -298,18 +298,19 @@ def _log_end(run: Any, path: Path) -> None:
         "evaluation/curves": curve_rows(results),
         "doctor/meta_gradients": doctor_rows(doctor),
     }
-    logged: dict[str, Any] = {
-        name: wandb.Table(columns=[*rows[0]], data=[[row.get(key) for key in rows[0]] for row in rows])
-        for name, rows in tables.items()
-        if rows
-    }
+    logged: dict[str, Any] = {}
+    for name, rows in tables.items():
+        columns: list[Any] = list(dict.fromkeys(key for row in rows for key in row))
+        if rows:
+            logged[name] = wandb.Table(columns=columns, data=[[row.get(key) for key in columns] for row in rows])
     for name, file, caption in pictures(results, doctor, path / "wandb" / "pictures"):
         logged[shortened(name, LONGEST_KEY)] = wandb.Image(str(file), caption=caption)
     if logged:
         run.log(logged)
     for row in result_rows(results):
         where = f"evaluation/{row['task']}/{row['horizon']}/{row['optimizer']}"
-        run.summary.update({f"{where}/{key}": row[key] for key in ("mean", "median", "failed") if row[key] is not None})
+        shown = ("mean", "median", "failed", *(key for key in row if key.startswith("P(")))
+        run.summary.update({f"{where}/{key}": row[key] for key in shown if row[key] is not None})
     for index, entry in enumerate(doctor.get("advice") or [], start=1):
         run.summary[f"doctor/advice/{index}"] = entry.get("text")
     files = artifact_files(path)

@@ -120,6 +120,16 @@ MISTAKES = [
     (["evaluate", "x", "--num-tasks", "0"], "--num-tasks (0) must be at least 1."),
     (["evaluate", "x", "--horzon", "3"], "did you mean --horizon?"),
     (["train", TINY, "--evaluation.baselines", "sgd:powr=1"], "'powr' is unknown; did you mean 'power'?"),
+    (
+        ["train", TINY, "--evaluation.patience", "2"],
+        "early stopping needs validation data, and quadratic:dim=2 has none",
+    ),
+    (["train", TINY, "--evaluation.patience", "0"], "`evaluation.patience` (0) must be at least 1."),
+    (["train", TINY, "--evaluation.check-every", "2"], "`check_every` says how often early stopping looks; give"),
+    (
+        ["evaluate", "networks_bp", "--tasks", "quadratic", "--patience", "2"],
+        "leave `patience` out, or take a family with",
+    ),
     (["report"], "name at least one run folder"),
     (["report", ".."], "is not a run folder"),
     (["list", "lstn"], "did you mean 'lstm'"),
