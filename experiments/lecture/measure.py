@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.datasets import load_digits
 
-from experiments.lecture.families import FAMILIES, FREQUENCY, Entry, Rows
+from experiments.lecture.families import FAMILIES, FREQUENCY, Entry, Rows, cell_table
 from experiments.lecture.search import (
     GRIDS,
     NAMES,
@@ -115,12 +115,11 @@ def steps() -> dict[str, Any]:
     """Gradient descent in the ravine (largest curvature 50) at four rates, and what the scale of features does."""
     optimizer, family = optimizer_of("sgd"), view("ravine")
     paths = [_path(optimizer, {"learning_rate": rate / 50}, family) for rate in (0.02, 1.0, 1.9, 2.03)]
-    x, y = load_breast_cancer(return_X_y=True)
     scales = {}
-    for name, inputs in (("raw", x), ("standardised", (x - x.mean(0)) / x.std(0))):
-        inputs = np.column_stack([inputs, np.ones(len(inputs))])
-        best = np.linalg.lstsq(inputs, 2.0 * y - 1, rcond=None)[0]
-        slope = inputs.T @ (2.0 * y - 1)
+    for name in ("raw", "standardised"):
+        inputs, signs = cell_table(name == "standardised")
+        best = np.linalg.lstsq(inputs, signs, rcond=None)[0]
+        slope = inputs.T @ signs
         cosine = slope @ best / np.linalg.norm(slope) / np.linalg.norm(best)
         scales[name] = {"condition": np.linalg.cond(inputs) ** 2, "cosine": cosine}
     return {"descent": paths, "scales": scales}
@@ -189,15 +188,29 @@ def nesterov() -> dict[str, Any]:
             # Stable: the end is below the start in every task.
             "largest": float(rates[np.flatnonzero((end < 1).all(axis=1))[-1]]),
         }
+    found["turns"] = {
+        where: {
+            "sgd": _turns("sgd", where, {"learning_rate": rate}),
+            "momentum": _turns("momentum", where, {"learning_rate": rate / 10, "mu": 0.9}),
+        }
+        for where, rate in (("ravine", 1.9), ("noise", 0.01), ("network", 0.1))
+    }
     return found
+
+
+def _turns(name: str, where: str, point: dict[str, float]) -> float:
+    """The share of steps that turn by more than a right angle."""
+    _, update = _followed(name, where, point, 300)
+    return float(np.mean(np.sum(update[1:] * update[:-1], axis=1) < 0))
 
 
 # ----- what adaptive methods do to each parameter's rate --------------------------------------------------------------
 
 
-def _followed(name: str, where: str, rate: float, length: int) -> Any:
-    optimizer = optimizer_of(name)
-    phi = {key: value[0] for key, value in phi_of(optimizer, [{"learning_rate": rate}]).items()}
+def _followed(name: str, where: str, point: dict[str, float], length: int) -> Any:
+    """Gradients and steps [length, D] of one run."""
+    optimizer = optimizer_of(name, *(key for key in point if key != "learning_rate"))
+    phi = {key: value[0] for key, value in phi_of(optimizer, [point]).items()}
     stream, _, _ = follow(optimizer, phi, family_of(where), jax.random.key(REPORTED), length=length)
     return np.asarray(stream.gradient, np.float64), np.asarray(stream.update, np.float64)
 
@@ -206,7 +219,7 @@ def rates() -> dict[str, Any]:
     """Steps over gradients: by a word's frequency at the end of a run, and over time."""
     words = {}
     for name, rate in (("sgd", 0.1), ("adagrad", 0.1), ("rmsprop", 0.01)):
-        gradient, update = _followed(name, "rare words", rate, 2000)
+        gradient, update = _followed(name, "rare words", {"learning_rate": rate}, 2000)
         step = np.abs(update) / np.where(np.abs(gradient) > 1e-8, np.abs(gradient), np.nan)
         # Of the steps on which the word occurred; every word does.
         last = np.array([np.median(column[np.isfinite(column)][-50:]) for column in step.T])
@@ -224,7 +237,7 @@ def rates() -> dict[str, Any]:
         marks = np.unique(np.geomspace(1, length, 40).astype(int))
         over_time[where] = {"steps": marks}
         for name, rate in (("adagrad", 0.3), ("rmsprop", 0.03)):
-            gradient, update = _followed(name, where, rate, length)
+            gradient, update = _followed(name, where, {"learning_rate": rate}, length)
             size = np.linalg.norm(update, axis=1) / np.maximum(np.linalg.norm(gradient, axis=1), 1e-30)
             over_time[where][name] = [float(np.median(size[max(0, mark - 1 - mark // 5) : mark])) for mark in marks]
     return {"words": words, "time": over_time}
