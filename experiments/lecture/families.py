@@ -92,7 +92,7 @@ def _logistic(w: jax.Array, task: Any, batch: Rows) -> jax.Array:
 
 def cell_table(standardised: bool) -> tuple[np.ndarray, np.ndarray]:
     """([569, 11], [569] of ±1): ten mean measures of cells, from scikit-learn's breast cancer table, and a constant."""
-    x, y = load_breast_cancer(return_X_y=True)
+    x, y = (np.asarray(part, float) for part in load_breast_cancer(return_X_y=True))
     x = x[:, :10]
     x = (x - x.mean(0)) / x.std(0) if standardised else x
     return np.column_stack([x, np.ones(len(x))]), 2.0 * y - 1
@@ -299,7 +299,7 @@ FAMILIES: dict[str, Entry] = {
     "two minima": Entry(
         _built("tilted_double_well", dim=2, stretch=2.0, rotate=True), 300, 64, "a wrong minimum in each direction"
     ),
-    "cells, standardised": Entry(functools.partial(cells, True), 500, 32, "nothing: logistic regression"),
+    "cells, standardised": Entry(functools.partial(cells, True), 500, 32, "no one thing: logistic regression"),
     "cells, raw": Entry(functools.partial(cells, False), 500, 32, "the same with features of sizes .05 to 650"),
     "rare words": Entry(rare_words, 500, 16, "word j in one document of j"),
     "noise": Entry(noisy, 500, 32, "diabetes, minibatches of 4: excess over least squares"),

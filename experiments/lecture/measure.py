@@ -101,7 +101,8 @@ def landscapes() -> dict[str, Any]:
         family = view(where)
         entry = Entry(_plane, LANDSCAPE_STEPS, 1, "")
         for name in GRIDS:
-            optimizer, usual = optimizer_of(name, *GRIDS[name]), USUAL.get(name, {})
+            usual: dict[str, float] = USUAL.get(name, {})
+            optimizer = optimizer_of(name, *usual)
             points = [{"learning_rate": 10 ** (i / 4), **usual} for i in range(-16, 12)]
             curve = runs(optimizer, points, family, entry, 0, every=1).loss[:, 0]
             score = np.log(np.maximum(curve, 1e-8)).mean(axis=1)
@@ -221,8 +222,9 @@ def rates() -> dict[str, Any]:
     for name, rate in (("sgd", 0.1), ("adagrad", 0.1), ("rmsprop", 0.01)):
         gradient, update = _followed(name, "rare words", {"learning_rate": rate}, 2000)
         step = np.abs(update) / np.where(np.abs(gradient) > 1e-8, np.abs(gradient), np.nan)
-        # Of the steps on which the word occurred; every word does.
-        last = np.array([np.median(column[np.isfinite(column)][-50:]) for column in step.T])
+        # Of the last steps on which the word occurred; one or two words never do.
+        seen = [column[np.isfinite(column)][-50:] for column in step.T]
+        last = np.array([np.median(column) if len(column) else np.nan for column in seen])
         bins = np.unique(np.geomspace(1, len(FREQUENCY), 12).astype(int))
         parts = [slice(low - 1, high - 1) for low, high in zip(bins[:-1], bins[1:], strict=True)]
         known = np.isfinite(last)

@@ -61,7 +61,7 @@ def _row(count: int, width: float = 4.4, height: float = 4.3, rows: int = 1) -> 
     places = np.atleast_1d(figure.subplots(rows, -(-count // rows))).ravel()
     for axes in places:
         frame(axes)
-    return figure, places
+    return figure, list(places)
 
 
 # ----- the families ---------------------------------------------------------------------------------------------------
@@ -276,7 +276,8 @@ def decay(record: Mapping[str, Any]) -> Figure:
         for (row, column), value in np.ndenumerate(table):
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=8.5,
                       color="white" if value > 2.2 * low else INK)  # fmt: skip
-        axes.set_xticks(range(len(found["decays"])), [f"{value:g}" for value in found["decays"]])
+        words = [f"{value:g}".removeprefix("0") or "0" for value in found["decays"]]
+        axes.set_xticks(range(len(words)), words, fontsize=8.5)
         axes.set_yticks(range(len(found["rates"])), [f"{value:g}" for value in found["rates"]])
         axes.set(xlabel="decay λ", ylabel="rate")
         write_title(axes, f"test loss, {LABELS[name]}")

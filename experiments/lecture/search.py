@@ -33,8 +33,8 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "nesterov": {"mu": (0.5, 0.9, 0.99)},
     "adagrad": {},
     "rmsprop": {"decay": (0.9, 0.99, 0.999)},
-    "adam": {"beta1": (0.5, 0.9, 0.99)},
-    "adamw": {"weight_decay": (0.001, 0.01, 0.1)},
+    "adam": {"beta1": (0.5, 0.9, 0.99), "beta2": (0.9, 0.99, 0.999)},
+    "adamw": {"weight_decay": (0.001, 0.1), "beta2": (0.9, 0.99, 0.999)},
 }
 NAMES = {
     "sgd": "SGD", "momentum": "momentum", "nesterov": "Nesterov", "adagrad": "AdaGrad", "rmsprop": "RMSProp",
