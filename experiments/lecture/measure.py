@@ -21,13 +21,14 @@ from experiments.lecture.search import (
     Runs,
     family_of,
     logs,
+    on_grid,
     optimizer_of,
     phi_of,
     ratio,
     runs,
 )
 from metaopt import Optimizer, TaskFamily, choice, make_task
-from metaopt.evaluation.curves import evaluate, run
+from metaopt.evaluation.curves import evaluate
 from metaopt.evaluation.early_stopping import EarlyStopping
 from metaopt.evaluation.recording import recorded_steps
 from metaopt.experiment import build_family
@@ -146,9 +147,8 @@ def batches() -> dict[str, Any]:
         family = build_family(choice("classifier", batch_size=size))
         family = dataclasses.replace(family, oracle=exact()) if name == "all" else family
         at = recorded_steps(segments)
-        how: dict[str, Any] = {"segments": segments, "num_tasks": BATCH_TASKS, "splits": (), "num_devices": 1}
         tuning, reported = (
-            run(optimizer, phi_of(optimizer, points), family, jax.random.key(seed), grid=True, **how).loss
+            on_grid(optimizer, phi_of(optimizer, points), family, jax.random.key(seed), segments, BATCH_TASKS).loss
             for seed in (TUNING, REPORTED)
         )
         views = {}

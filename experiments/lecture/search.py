@@ -13,8 +13,8 @@ import numpy as np
 
 from experiments.lecture.families import FAMILIES, Entry
 from metaopt import bind_tasks, choice, reset, unroll
-from metaopt.evaluation.curves import run
-from metaopt.evaluation.recording import plan, recorded_steps
+from metaopt.evaluation.curves import Outcome, run_each, task_keys
+from metaopt.evaluation.recording import Segments, plan, recorded_steps
 from metaopt.evaluation.statistics import bootstrap_interval, quantile
 from metaopt.experiment import build_optimizer
 from metaopt.inner.devices import compiler_options, matmul_precision
@@ -95,9 +95,19 @@ def runs(
         steps = np.arange(loss.shape[1]) * every
         return Runs(np.moveaxis(loss, 1, 2).astype(np.float64), np.zeros(entry.tasks), steps, {})
     segments = plan(family, entry.horizon, every=every)
-    how: dict[str, Any] = {"segments": segments, "num_tasks": entry.tasks, "num_devices": 1}
-    found = run(optimizer, phi, family, key, grid=True, **how)
-    return Runs(found.loss, found.lower_bound, recorded_steps(segments), found.final)  # pyright: ignore[reportArgumentType]
+    found = on_grid(optimizer, phi, family, key, segments, entry.tasks)
+    return Runs(found.loss, found.lower_bound[0], recorded_steps(segments), found.final)  # pyright: ignore[reportArgumentType]
+
+
+def on_grid(
+    optimizer: Optimizer, phi: Any, family: TaskFamily, key: jax.Array, segments: Segments, num_tasks: int
+) -> Outcome:
+    """Every φ of a stack on the same tasks; arrays are [grid, tasks, ...]."""
+    number = len(jax.tree.leaves(phi)[0])
+    each = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_tasks, axis=0), phi)
+    keys = jnp.tile(task_keys(key, num_tasks), number)
+    found = run_each(optimizer, each, family, keys, segments=segments, splits=family.splits, num_devices=1)
+    return jax.tree.map(lambda leaf: leaf.reshape(number, num_tasks, *leaf.shape[1:]), found)
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "length"), compiler_options=compiler_options())
