@@ -29,6 +29,7 @@ class EvaluateArguments:
     num_tasks: int = 100  # tasks from each family
     seed: int = 0  # decides the tasks
     baselines: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adam")  # hand-designed optimizers to tune
+    noise: bool = False  # beside each optimizer that was trained with step noise, the same with the noise on
     out: str | None = None  # a folder for the results; None: the run's own, or the next number in evaluations/
     num_devices: int | None = None  # None: one for each core
 

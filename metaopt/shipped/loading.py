@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import optax
 
@@ -13,6 +12,7 @@ import metaopt
 from metaopt import files
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import explores
+from metaopt.optimizers.noise import with_noise
 from metaopt.runs.folder import CONFIG, OPTIMIZER, resume_command
 from metaopt.runs.optimizer_file import Trained, read_optimizer
 from metaopt.runs.optimizer_file import save_optimizer as save_optimizer
@@ -64,18 +64,11 @@ def load(name_or_path: str | Path, *, noise: bool = False) -> optax.GradientTran
       UserError: it is not there, or of another architecture, or `noise` is asked of an optimizer without any.
     """
     trained = find_optimizer(name_or_path)
-    tx = trained.optimizer.bind(trained.meta_params)
     if not noise:
-        return tx
+        return trained.optimizer.bind(trained.meta_params)
     if not explores(trained.experiment, trained.optimizer):
         raise UserError(f"{trained.experiment.optimizer} was trained without step noise; leave `noise` out.")
-
-    def update(updates: Any, state: Any, params: Any = None, *, key: Any = None, **extra: Any) -> Any:
-        if key is None:
-            raise ValueError("an optimizer loaded with noise=True draws it from `key`; call update(..., key=step_key)")
-        return tx.update(updates, state, params, key=key, explore=True, **extra)
-
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    return with_noise(trained.optimizer).bind(trained.meta_params)
 
 
 def eval_params(name_or_path: str | Path) -> Callable[[PyTree, PyTree], PyTree]:
