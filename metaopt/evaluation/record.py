@@ -12,7 +12,8 @@ import numpy as np
 from metaopt.choices import Choice
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics
-from metaopt.evaluation.curves import Curves, Entry, evaluate
+from metaopt.evaluation.curves import Curves, Entry, as_optimizer, evaluate
+from metaopt.evaluation.landscape import landscape
 from metaopt.evaluation.tuning import BASELINES, Tuned, lowered, tune_baselines
 from metaopt.experiment import build_family
 from metaopt.types import Key, TaskFamily
@@ -96,6 +97,9 @@ def evaluate_run_on(
     tuned, curves = _lower_what_failed(tuned, curves, lower)
     records = {name: record for name, (_, _, record) in tuned.items()}
     described = describe_curves(curves, tuned=records, seed=seed, events=family.events)
+    shown = {name: as_optimizer(entry, family, name) for name, entry in learned.items()}
+    shown |= {name: (optimizer, meta_params) for name, (optimizer, meta_params, _) in tuned.items()}
+    seen = landscape(shown, family, evaluation_key, horizon=horizon, num_tasks=num_tasks)
     return statistics.jsonable(
         {
             "task": label,
@@ -105,6 +109,7 @@ def evaluate_run_on(
             "seed": seed,
             "evaluated_on": family.evaluated_on,
             **described,
+            **({} if seen is None else {"landscape": seen}),
         }
     )
 
