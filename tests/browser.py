@@ -146,6 +146,11 @@ class Browser:
         preferred = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self._call("Emulation.setEmulatedMedia", features=preferred)
 
+    def prefer(self, *, reduced: bool) -> None:
+        """Whether the system asks for less motion."""
+        preferred = [{"name": "prefers-reduced-motion", "value": "reduce" if reduced else "no-preference"}]
+        self._call("Emulation.setEmulatedMedia", features=preferred)
+
     def run(self, script: str) -> Any:
         """The value of an expression on the page."""
         answer = self._call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)

@@ -33,6 +33,7 @@ class EvaluateArguments:
     tuning: str = TUNING  # what is tried of each: 9x1 (rates), 9x3 (rates by momenta), full (these by schedules)
     patience: int | None = None  # early stopping on the validation loss, after so many checks that were no better
     check_every: int | None = None  # inner steps between its checks; None: about a hundredth of the horizon
+    noise: bool = False  # beside each optimizer that was trained with step noise, the same with the noise on
     out: str | None = None  # a folder for the results; None: the run's own, or the next number in evaluations/
     num_devices: int | None = None  # None: one for each core
 

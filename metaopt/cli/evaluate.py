@@ -11,8 +11,10 @@ from typing import Any
 from metaopt import files
 from metaopt.cli.arguments import EvaluateArguments
 from metaopt.errors import UserError
+from metaopt.experiment import explores
 from metaopt.experiment.flags import merged_all
 from metaopt.microscope.capture import keep_failures
+from metaopt.optimizers.noise import with_noise
 from metaopt.report.pictures import evaluation_figure
 from metaopt.report.run_page import read_config, write_report
 from metaopt.report.svg import save_png
@@ -52,6 +54,9 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed ({arguments.seed}) must lie between 0 and {2**32 - 1}.")
     trained = _named(arguments.runs)
+    runs = dict(zip(trained, arguments.runs, strict=True))
+    if arguments.noise:
+        trained |= _with_noise(trained)
     _same_training_horizon(trained)
     first = next(iter(trained.values())).experiment
     own = plan_of(first)
@@ -91,7 +96,6 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
         )
     if not own:
         environment = describe_environment(path.name, tasks)
-        runs = {name: run for name, run in zip(trained, arguments.runs, strict=True)}
         files.write_json(path / folder.ENVIRONMENT, {**environment, "runs": runs})
     everything = read_results(path)
     for result in results:
@@ -101,6 +105,18 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     last = f"report: {write_report(path)}" if own else f"results: {path / folder.EVALUATION}"
     say(console, f"\n{last}")
     return path
+
+
+def _with_noise(trained: Mapping[str, Trained]) -> dict[str, Trained]:
+    """Those that were trained with step noise, with the noise on."""
+    noisy = {
+        f"{name}, noise on": one._replace(optimizer=with_noise(one.optimizer))
+        for name, one in trained.items()
+        if explores(one.experiment, one.optimizer)
+    }
+    if not noisy:
+        raise UserError(f"{', '.join(trained)}: trained without step noise; leave --noise out.")
+    return noisy
 
 
 def _same_training_horizon(trained: Mapping[str, Trained]) -> None:

@@ -13,8 +13,9 @@ import numpy as np
 from metaopt.choices import Choice
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics
-from metaopt.evaluation.curves import Curves, Entry, evaluate
+from metaopt.evaluation.curves import Curves, Entry, as_optimizer, evaluate
 from metaopt.evaluation.early_stopping import EarlyStopping
+from metaopt.evaluation.landscape import landscape
 from metaopt.evaluation.tuning import Tuned, lowered, tune_baselines
 from metaopt.experiment import BASELINES, TUNING, build_family
 from metaopt.types import Key, TaskFamily
@@ -106,6 +107,9 @@ def evaluate_run_on(
     tuned, curves = _lower_what_failed(tuned, curves, lower)
     records = {name: record for name, (_, _, record) in tuned.items()}
     described = describe_curves(curves, tuned=records, seed=seed, events=family.events)
+    shown = {name: as_optimizer(entry, family, name) for name, entry in learned.items()}
+    shown |= {name: (optimizer, meta_params) for name, (optimizer, meta_params, _) in tuned.items()}
+    seen = landscape(shown, family, evaluation_key, horizon=horizon, num_tasks=num_tasks)
     return statistics.jsonable(
         {
             "task": label,
@@ -117,6 +121,7 @@ def evaluate_run_on(
             "evaluated_on": family.evaluated_on,
             **({} if early_stopping is None else {"early_stopping": dataclasses.asdict(early_stopping)}),
             **described,
+            **({} if seen is None else {"landscape": seen}),
         }
     )
 

@@ -127,7 +127,7 @@ def keep_failures(
             task=task,
             as_trained=False,
             length=seen or min(1, horizon),
-            explore=False,
+            explore=optimizer.noise == "always",  # its noise is on: see `optimizers.noise.with_noise`
             objective_batch="fresh",
             meta_step=meta_steps.get(name),
             about={"optimizer": name, "horizon": horizon, "task_of_evaluation": first, "seen_at_step": seen},

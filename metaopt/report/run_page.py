@@ -12,6 +12,7 @@ from metaopt.files import read_json
 from metaopt.report.examination import examination
 from metaopt.report.horizons import horizons, one_run
 from metaopt.report.inspect_pictures import section
+from metaopt.report.moving import moving
 from metaopt.report.page import drawings, write_page
 from metaopt.report.pictures import evaluation_figure, meta_training_figure, styles, validation_styles
 from metaopt.report.series import is_above_bound, is_without_bound, some, validation_series
@@ -85,10 +86,12 @@ def _evaluation(result: Mapping[str, Any], index: int) -> dict[str, Any]:
     label = f"Loss curves on {result['task']} over {result['horizon']} steps; the data stand in the table below."
     curves = {name: record["curve"] for name, record in result["optimizers"].items()}
     steps = next(iter(curves.values()))["steps"] if curves else []
+    drawn = styles(result)
     return {
         "result": result,
         "index": index,
-        "styles": styles(result),
+        "styles": drawn,
+        "moving": moving(result, drawn, f"p{index}"),
         "gap": is_above_bound(result),
         "free": is_without_bound(result),
         "drawings": drawings(

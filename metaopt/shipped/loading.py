@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 import optax
@@ -16,6 +15,7 @@ from metaopt.choices import parse_choice
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import build_optimizer, explores
 from metaopt.numbers import MOST_INT
+from metaopt.optimizers.noise import with_noise
 from metaopt.registry import OPTIMIZERS
 from metaopt.runs.folder import CONFIG, OPTIMIZER, resume_command
 from metaopt.runs.optimizer_file import Trained, read_optimizer
@@ -83,18 +83,9 @@ def load(
                 f"{name} goes by the length of the run; say how many steps you will make: load(..., horizon=N)."
             )
         optimizer = told
-    tx = optimizer.bind(meta_params)
-    if not noise:
-        return tx
-    if not draws:
+    if noise and not draws:
         raise UserError(f"{name} was trained without step noise; leave `noise` out.")
-
-    def update(updates: Any, state: Any, params: Any = None, *, key: Any = None, **extra: Any) -> Any:
-        if key is None:
-            raise ValueError("an optimizer loaded with noise=True draws it from `key`; call update(..., key=step_key)")
-        return tx.update(updates, state, params, key=key, explore=True, **extra)
-
-    return optax.GradientTransformationExtraArgs(tx.init, update)
+    return (with_noise(optimizer) if noise else optimizer).bind(meta_params)
 
 
 def eval_params(name_or_path: str | Path) -> Callable[[PyTree, PyTree], PyTree]:

@@ -238,6 +238,9 @@ def test_train_evaluate_report(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert cli.main(["evaluate", str(run), str(copy), "--num-tasks", "2", "--baselines", "sgd", "--out", "both"]) == 0
     (result,) = json.loads((place / "both" / "evaluation.json").read_text())["results"]
     assert set(result["optimizers"]) == {"tiny/001", "copy", "sgd"}
+    assert cli.main(["evaluate", str(copy), "--noise", "--out", "noisy"]) == 2  # momentum has none
+    assert "copy: trained without step noise; leave --noise out." in capsys.readouterr().err
+    assert not Path("noisy").exists()
     per_task = [result["optimizers"][name]["per_task"]["final"] for name in ("tiny/001", "copy")]
     assert per_task[0] == per_task[1]
     assert len(list((place / "both").glob("*.png"))) == 1

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from metaopt.optimizers.noise import gamma_noise
+from metaopt.choices import choice
+from metaopt.experiment import build_optimizer
+from metaopt.optimizers.noise import gamma_noise, with_noise
 from metaopt.optimizers.step_rules import Step, normalise_direction, normalised_step
 
 DEFAULTS = dict(
@@ -146,3 +148,23 @@ def test_log_alpha_is_clipped_before_exp():
     rule = normalised_step(**DEFAULTS)
     g, _ = rule.apply(jnp.stack([jnp.ones((1, 2)), jnp.full((1, 2), 1e6)]), (), step(tasks=1, sizes=(2,)))
     assert np.isfinite(g).all()
+
+
+@pytest.mark.parametrize("noise", ["per_step", "per_coordinate"])
+def test_with_noise_every_update_explores(noise):
+    optimizer = build_optimizer(choice("lstm", noise=noise, hidden_size=3, num_layers=1))
+    noisy, phi = with_noise(optimizer), optimizer.init(jax.random.key(0))
+    assert with_noise(optimizer) is noisy and noisy.noise == "always"  # the compiled code hangs on its identity
+    one, keys = {"x": jnp.arange(1.0, 4.0)}, jax.random.split(jax.random.key(7), 2)
+    tasks = jax.tree.map(lambda leaf: jnp.stack([leaf, -leaf]), one)
+    for bind, updates, key in (("bind", one, keys[0]), ("bind_tasks", tasks, keys)):
+        plain, tx = getattr(optimizer, bind)(phi), getattr(noisy, bind)(phi)
+        state = plain.init(updates)
+        drawn = tx.update(updates, state, updates, key=key, explore=False, value=None)[0]
+        explored = plain.update(updates, state, updates, key=key, explore=True)[0]
+        np.testing.assert_array_equal(drawn["x"], explored["x"])
+        assert not np.allclose(drawn["x"], plain.update(updates, state, updates, key=key)[0]["x"])
+        with pytest.raises(ValueError, match="key=step_key"):
+            tx.update(updates, state, updates)
+    with pytest.raises(ValueError, match="no step noise"):
+        with_noise(build_optimizer(choice("lstm", noise="none")))

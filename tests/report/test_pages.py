@@ -313,3 +313,39 @@ def test_twenty_runs_stay_small_and_hostile_names_stay_words_and_a_broken_file_h
     assert len(text.encode()) < 2_000_000
     assert "<img" not in text and text.count("&lt;img src=x") > 20
     assert "the other 10" in text  # beyond ten, lines cannot be told apart
+
+
+POINTS = "Array.from(document.querySelectorAll('.moving .path')).map(p => p.getAttribute('points').split(' ').length)"
+
+
+def test_paths_on_a_landscape_move_when_they_are_asked_to(sweep: Path, tmp_path: Path, browser: Browser) -> None:
+    run = shutil.copytree(sweep / "learning_rate=0.01,seed=0", tmp_path / "run")
+    grid = np.linspace(-2, 2, 20)
+    loss = (grid[:, None] ** 2 + grid[None] ** 2).tolist()
+    path = [[2 - 0.1 * t, 1.0] for t in range(21)]
+    paths = {"demo": path, "adam": [*path[:5], *[[None, None]] * 16], "sgd": [[1e9, 1e9]] * 21}
+    seen = {"steps": list(range(0, 2001, 100)), "paths": paths, "x": grid.tolist(), "y": grid.tolist(), "loss": loss}
+    plain, result = evaluation(1.0, 100), evaluation(1.0, 1000)
+    write_json(run / "evaluation.json", {"version": 1, "results": [plain, {**result, "landscape": seen}]})
+    page = write_report(run)
+    assert page.stat().st_size < 500_000
+    browser.open(page, **VIEWS["light"])
+    assert browser.run("document.querySelectorAll('.moving').length") == 1
+    # Whole at first, the lost path as far as it is finite; those in colour are drawn last.
+    assert browser.run(POINTS) == [21, 5, 21]
+    said = "document.querySelector('.moving output').textContent"
+    assert browser.run(said) == "step 2,000"
+    slider = "const s = document.querySelector('.moving input'); s.value = {}; s.dispatchEvent(new Event('input'))"
+    browser.run(f"(() => {{ {slider.format(3)} }})()")
+    assert browser.run(POINTS) == [4, 4, 4] and browser.run(said) == "step 300"
+    button = "document.querySelector('.moving button')"
+    browser.run(f"{button}.click()")
+    assert browser.run(f"{button}.textContent") == "Pause"
+    waited = "new Promise(done => setTimeout(() => done(document.querySelector('.moving input').valueAsNumber), 1500))"
+    assert browser.run(waited) > 3
+    browser.run(f"{button}.click()")
+    assert browser.run(f"{button}.textContent") == "Play"
+    browser.prefer(reduced=True)
+    assert browser.run(f"getComputedStyle({button}).display") == "none"
+    browser.prefer(reduced=False)
+    assert browser.errors == []

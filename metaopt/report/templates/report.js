@@ -72,3 +72,47 @@
     });
   });
 })();
+
+// Paths on a landscape: a slider draws them up to a step, and the button moves it. Nothing moves by itself.
+(function () {
+  const SECONDS = 8, still = window.matchMedia("(prefers-reduced-motion: reduce)");
+  document.querySelectorAll(".moving").forEach(function (figure) {
+    const player = figure.querySelector(".player"), button = player.querySelector("button");
+    const slider = player.querySelector("input"), said = player.querySelector("output");
+    const steps = figure.dataset.steps.split(" ").map(Number), last = steps.length - 1;
+    const paths = Array.from(figure.querySelectorAll(".path")).map(function (line) {
+      return {line: line, dot: line.nextElementSibling, points: line.getAttribute("points").split(" ")};
+    });
+    let playing = 0;  // which press of the button moves it; even: none
+    function show(at) {
+      paths.forEach(function (path) {
+        const points = path.points.slice(0, at + 1), end = points[points.length - 1];
+        path.line.setAttribute("points", points.join(" "));
+        path.dot.setAttribute("points", end + " " + end);
+      });
+      slider.value = at;
+      slider.setAttribute("aria-valuetext", said.textContent = "step " + steps[at].toLocaleString("en"));
+    }
+    function stop() {
+      if (playing % 2) playing += 1;
+      button.textContent = "Play";
+    }
+    button.addEventListener("click", function () {
+      if (playing % 2) return stop();
+      const mine = playing += 1, from = Number(slider.value) < last ? Number(slider.value) : 0;
+      let begun = null;
+      button.textContent = "Pause";
+      requestAnimationFrame(function next(now) {
+        if (playing !== mine) return;
+        if (begun === null) begun = now;
+        const at = Math.min(last, from + Math.floor((now - begun) / 1000 / SECONDS * last));
+        show(at);
+        if (at < last) requestAnimationFrame(next); else stop();
+      });
+    });
+    slider.addEventListener("input", function () { stop(); show(Number(slider.value)); });
+    still.addEventListener("change", stop);
+    player.hidden = false;
+    show(last);
+  });
+})();
