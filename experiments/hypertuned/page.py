@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.hypertuned.write import ESTIMATORS, LEARNED, MULTIPLES, PARTS, SEARCHES, SEEDS, SUBJECTS, TASKS_EACH
-from metaopt.report.panels import INK, frame
+from metaopt.report.panels import INK, frame, set_log_ticks
 from metaopt.report.svg import save_png
+from metaopt.runs import tables
 from metaopt.runs.metrics import number
 
 HERE = Path(__file__).parent
@@ -63,7 +65,7 @@ def cell(record: Mapping[str, Any], multiple: int) -> str:
     found = means(record, multiple)
     spread = f" [{text(found.min())}, {text(found.max())}]" if len(found) > 1 else ""
     failed = [number(value) for value in record.get(f"{multiple}x", {}).get("failed", [])]
-    worst = f", {max(failed):.0%} failed" if failed and max(failed) > 0 else ""
+    worst = f", {tables.percent(max(failed))} failed" if failed and max(failed) > 0 else ""
     return f"{text(middle(record, multiple))}{spread}{worst}"
 
 
@@ -109,10 +111,14 @@ def answer(name: str, parts: Mapping[str, Any]) -> Iterator[str]:
 
 def page(record: Mapping[str, Any]) -> str:
     done = {name: parts for name, parts in record.items() if all(what in parts for what in needed())}
-    answers = [line for name, parts in done.items() for line in answer(name, parts)]
-    tables = [line for name, parts in done.items() for line in table(name, parts)]
+    answers = [wrapped(line) for name, parts in done.items() for line in answer(name, parts)]
+    tabled = [line for name, parts in done.items() for line in table(name, parts)]
     words = (HERE / "page.md").read_text(encoding="utf-8")
-    return words.format(seeds=SEEDS, answer="\n".join(answers), tables="\n".join(tables))
+    return words.format(seeds=SEEDS, answer="\n".join(answers), tables="\n".join(tabled))
+
+
+def wrapped(line: str) -> str:
+    return textwrap.fill(line, 120, subsequent_indent="  " if line.startswith("- ") else "", break_on_hyphens=False)
 
 
 def table(name: str, parts: Mapping[str, Any]) -> Iterator[str]:
@@ -121,7 +127,7 @@ def table(name: str, parts: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {name}"
     yield ""
     searched = part.cost // part.horizon // TASKS_EACH
-    yield (
+    yield wrapped(
         f"T = {part.horizon}. {part.cost:,} inner steps for each φ: {part.num_meta_steps} meta-steps of "
         f"{part.num_tasks} tasks, or a random search over {searched:,} φ on {TASKS_EACH} tasks each. Mean final loss "
         f"over {part.tested} tasks that nothing was tuned on. What was found for T is used at {longest} T as it is; "
@@ -147,7 +153,7 @@ def found_settings(parts: Mapping[str, Any]) -> list[str]:
         settings = [entry for entry in parts[name]["settings"] if entry is not None]
         one = settings[int(np.argsort(held)[len(held) // 2])] if len(settings) == len(held) else settings[0]
         said = ", ".join(f"{key} {words(each)}" for key, each in one.items())
-        lines.append(f"- Best {subject}: by {name.split(': ')[1]} ({text(value)} at T), {said}.")
+        lines.append(wrapped(f"- Best {subject}: by {name.split(': ')[1]} ({text(value)} at T), {said}."))
     return [*lines, ""]
 
 
@@ -181,4 +187,5 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
             axes.set_ylim(len(listed) - 0.5, -0.5)
             axes.set_title(f"{name}, {multiple} T", fontsize=11, color=INK, loc="left")
             axes.set_xlabel("mean final loss")
+            set_log_ticks(axes.xaxis)
     save_png(figure, path)

@@ -26,7 +26,7 @@ from metaopt.evaluation.curves import run_each, task_keys
 from metaopt.evaluation.recording import plan
 from metaopt.experiment import build_family, build_optimizer
 from metaopt.registry import OPTIMIZERS
-from metaopt.report.panels import INK, frame
+from metaopt.report.panels import INK, frame, set_log_ticks
 from metaopt.report.svg import save_png
 from metaopt.runs.metrics import number
 
@@ -222,6 +222,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
         axes.set_xlim(0.008, 125)
         axes.set_title(f"{horizon} steps", fontsize=11, color=INK, loc="left")
         axes.set_xlabel("mean final loss over the best tuned baseline's")
+        set_log_ticks(axes.xaxis)
     save_png(figure, path)
 
 
