@@ -29,7 +29,7 @@ def level_map(axes: Axes, view: Mapping[str, Any]) -> None:
     levels = level_lines(heights)
     for level, alpha in zip(levels, np.linspace(0.75, 0.2, len(levels)), strict=True):
         if np.nanmin(heights) < level < np.nanmax(heights):
-            axes.contour(x, y, heights, levels=[level], colors=[INK], linewidths=0.7, alpha=alpha)
+            axes.contour(x, y, heights, levels=[level], colors=[INK], linewidths=0.7, alpha=alpha, linestyles="solid")
     axes.set(xlim=(x[0], x[-1]), ylim=(y[0], y[-1]), xlabel="first parameter", ylabel="second")
     axes.set_aspect("equal")
     for axis in (axes.xaxis, axes.yaxis):
