@@ -115,9 +115,9 @@ def steps_on_digits(optimizer: str, **options: Any) -> Run:
     """500 steps of a hand-designed optimizer on 16 classifiers."""
     picked = metaopt.build_optimizer(metaopt.choice(optimizer, **options))
     family = metaopt.Trainer(digits(1)).families[0]
-    entry, settings = (picked, picked.init(jax.random.key(0))), {"horizon": 500, "record_every": 500}
-    run = lambda: metaopt.evaluate({"it": entry}, family, jax.random.key(0), num_tasks=16, num_devices=1, **settings)  # noqa: E731
-    return lambda: run().loss["it"]
+    entry = (picked, picked.init(jax.random.key(0)))
+    settings: dict[str, Any] = {"horizon": 500, "record_every": 500, "num_tasks": 16, "num_devices": 1}
+    return lambda: metaopt.evaluate({"it": entry}, family, jax.random.key(0), **settings).loss["it"]
 
 
 def first_row(name: str, out: Path, **variables: str) -> float:
