@@ -23,26 +23,26 @@ def _at(family: TaskFamily, task: Task, params: Params, who: str) -> tuple[Law, 
 
 
 def _equal(x: jax.Array) -> jax.Array:
-    return jnp.full(x.shape[0], 1 / x.shape[0], x.dtype)
+    return jnp.full(x.shape[1], 1 / x.shape[1], x.dtype)
 
 
 def _health(x: jax.Array, step_size: float, gradients: int) -> dict[str, Scalar]:
     """As that of `sosmc`; chains have equal weights, so that nothing but numbers that are none tells a collapse."""
-    sound = jnp.all(jnp.isfinite(x), axis=1)
+    sound = jnp.all(jnp.isfinite(x), axis=0)
     return {
         "ess": jnp.ones((), x.dtype),
-        "max_weight": jnp.asarray(1 / x.shape[0]),
+        "max_weight": jnp.asarray(1 / x.shape[1]),
         "resampled": jnp.zeros((), x.dtype),
         "acceptance": jnp.ones((), x.dtype),
         "step_size": jnp.asarray(step_size),
         "energy_gradients": jnp.asarray(gradients),
-        "nonfinite": 1 - jnp.mean(sound.astype(x.dtype)),
+        "nonfinite": jnp.mean((~sound).astype(x.dtype)),
         "collapsed": ~jnp.all(sound),
     }
 
 
 def _walk(key: Key, look: Look, x: jax.Array, step_size: float, steps: int) -> jax.Array:
-    """[N, dim] after so many Langevin steps."""
+    """[dim, N] after so many Langevin steps."""
 
     def body(index: jax.Array, x: jax.Array) -> jax.Array:
         return particles.langevin_step(jax.random.fold_in(key, index), look(x), jnp.asarray(step_size, x.dtype))
@@ -51,9 +51,7 @@ def _walk(key: Key, look: Look, x: jax.Array, step_size: float, steps: int) -> j
 
 
 @ORACLES.register
-def impdiff(
-    num_particles: int = 1000, step_size: float = 0.1, steps: int = 1, exact_value: bool = False
-) -> Oracle:
+def impdiff(num_particles: int = 1000, step_size: float = 0.1, steps: int = 1, exact_value: bool = False) -> Oracle:
     """Particles of equal weight, moved by one Langevin step a θ (implicit diffusion: Marion et al. 2025).
 
     Where the law moves faster than the particles, their mean is of a law that was: limit cycles, unseen by the
@@ -75,9 +73,7 @@ def impdiff(
         law, _ = _at(family, task, params, "impdiff")
         return particles.first_particles(family, law, task, params, key, num_particles)
 
-    def estimate(
-        family: TaskFamily, task: Task, params: Params, x: jax.Array, key: Key
-    ) -> tuple[Estimate, jax.Array]:
+    def estimate(family: TaskFamily, task: Task, params: Params, x: jax.Array, key: Key) -> tuple[Estimate, jax.Array]:
         params = particles.without_derivative(params)
         move_key, batch_key = jax.random.split(key)
         law, look = _at(family, task, params, "impdiff")
@@ -126,9 +122,7 @@ def soul(
         law, _ = _at(family, task, params, "soul")
         return particles.first_particles(family, law, task, params, key, num_chains)
 
-    def estimate(
-        family: TaskFamily, task: Task, params: Params, x: jax.Array, key: Key
-    ) -> tuple[Estimate, jax.Array]:
+    def estimate(family: TaskFamily, task: Task, params: Params, x: jax.Array, key: Key) -> tuple[Estimate, jax.Array]:
         params = particles.without_derivative(params)
         start_key, burn_key, chain_key, batch_key = jax.random.split(key, 4)
         law, look = _at(family, task, params, "soul")
@@ -148,7 +142,7 @@ def soul(
 
         x, _ = walk(burn_key, x, burn_in)
         x, kept = walk(chain_key, x, length)
-        kept = kept.reshape(num_samples, -1)
+        kept = jnp.moveaxis(kept, 0, -1).reshape(law.dim, num_samples)
         batch = family.batch(batch_key, task, family.data)
         info = _health(kept, step_size, (burn_in + length) * num_chains)
         return particles.estimated(family, law, task, params, kept, _equal(kept), batch, exact_value, info), x
@@ -159,7 +153,7 @@ def soul(
 class Replay(NamedTuple):
     """Chains that are kept, and which of them is next."""
 
-    x: jax.Array  # [replay, dim]
+    x: jax.Array  # [dim, replay]
     next: jax.Array  # [] int32
 
 
@@ -174,8 +168,8 @@ def pcd(
 ) -> Oracle:
     """Persistent contrastive divergence: chains from a replay buffer, a few of them anew, for some steps at every θ.
 
-    Tieleman 2008, with the buffer of Du and Mordatch 2019. The buffer is shuffled once and gone through in turn, so
-    that every chain is as old as the others. `steps` energy gradients a particle and step. Health as that of `sosmc`.
+    Tieleman 2008, with the buffer of Du and Mordatch 2019. The buffer is gone through in turn, so that every
+    chain is as old as the others. `steps` energy gradients a particle and step. Health as that of `sosmc`.
 
     Args:
       num_particles: chains a step.
@@ -205,11 +199,11 @@ def pcd(
         params = particles.without_derivative(params)
         anew_key, start_key, move_key, batch_key = jax.random.split(key, 4)
         law, look = _at(family, task, params, "pcd")
-        x = jax.lax.dynamic_slice_in_dim(state.x, state.next, num_particles)
+        x = jax.lax.dynamic_slice_in_dim(state.x, state.next, num_particles, axis=1)
         begun = particles.first_particles(family, law, task, params, start_key, num_particles)
-        anew = jax.random.bernoulli(anew_key, fresh, (num_particles, 1))
+        anew = jax.random.bernoulli(anew_key, fresh, (num_particles,))
         x = _walk(move_key, look, jnp.where(anew, begun, x), step_size, steps)
-        kept = jax.lax.dynamic_update_slice_in_dim(state.x, x, state.next, 0)
+        kept = jax.lax.dynamic_update_slice_in_dim(state.x, x, state.next, axis=1)
         batch = family.batch(batch_key, task, family.data)
         info = _health(x, step_size, steps * num_particles)
         found = particles.estimated(family, law, task, params, x, _equal(x), batch, exact_value, info)

@@ -1,13 +1,14 @@
 """What particle methods share: energies at particles, Markov kernels, resampling, and the size of a step.
 
-Particles are x [N, dim]; all kernels take the step h in Langevin's convention, a displacement of variance 2h.
+Particles lie side by side, x [dim, N], so that arithmetic runs along rows however few coordinates there are. All kernels
+take the step h in Langevin's convention, a displacement of variance 2h.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +21,12 @@ Resampling = Literal["systematic", "stratified", "multinomial", "residual"]
 class Particles(NamedTuple):
     """Positions, and what is known of one energy there."""
 
-    x: jax.Array  # [N, dim]
+    x: jax.Array  # [dim, N]
     energy: jax.Array  # [N] U_θ(x); zeros where U has no value
-    slope: jax.Array | tuple[()]  # [N, dim] ∇U_θ(x); () for kernels that do without
+    slope: Any  # [dim, N] ∇U_θ(x); () for kernels that do without
 
 
-Look = Callable[[jax.Array], Particles]  # [N, dim] -> the energy and its slope there
+Look = Callable[[jax.Array], Particles]  # [dim, N] -> the energy and its slope there
 
 
 def law_of(family: TaskFamily, *, values: bool, slopes: bool, who: str) -> Law:
@@ -54,20 +55,19 @@ def law_of(family: TaskFamily, *, values: bool, slopes: bool, who: str) -> Law:
 def look(law: Law, params: Params, task: Task, *, slopes: bool) -> Look:
     """Energies, and slopes where a kernel needs them, at all particles; once each."""
 
-    def at(x: jax.Array) -> Particles:
-        energy, slope = law.energy, law.slope
+    energy, slope = law.energy, law.slope
+
+    def one(x: jax.Array) -> tuple[Any, Any]:
         if energy is None:
             assert slope is not None
-            return Particles(x, jnp.zeros(x.shape[0], x.dtype), jax.vmap(lambda x: slope(params, task, x))(x))
+            return jnp.zeros((), x.dtype), slope(params, task, x)
         if not slopes:
-            return Particles(x, jax.vmap(lambda x: energy(params, task, x))(x), ())
+            return energy(params, task, x), ()
         if slope is not None:
-            one = jax.vmap(lambda x: (energy(params, task, x), slope(params, task, x)))
-        else:
-            one = jax.vmap(jax.value_and_grad(lambda x: energy(params, task, x)))
-        return Particles(x, *one(x))
+            return energy(params, task, x), slope(params, task, x)
+        return jax.value_and_grad(lambda x: energy(params, task, x))(x)
 
-    return at
+    return lambda x: Particles(x, *jax.vmap(one, in_axes=1, out_axes=(0, 1))(x))
 
 
 def check_energy(law: Law, params: Params, task: Task) -> None:
@@ -110,7 +110,7 @@ def estimated(
     info: dict[str, Scalar],
 ) -> Estimate:
     """∇f by weighted particles. Its value is the family's own, never the particles', which their error would please."""
-    gradient = jax.grad(law.surrogate)(params, task, x, weights, batch)
+    gradient = jax.grad(law.surrogate)(params, task, x.T, weights, batch)
     value = family.loss(params, task, batch) if exact_value else None
     return Estimate(gradient, value, {name: jnp.asarray(number, weights.dtype) for name, number in info.items()})
 
@@ -119,7 +119,7 @@ def estimated(
 
 
 def langevin_step(key: Key, at: Particles, step_size: jax.Array) -> jax.Array:
-    """[N, dim] x - h ∇U(x) + √(2h) ξ."""
+    """[dim, N] x - h ∇U(x) + √(2h) ξ."""
     noise = jax.random.normal(key, at.x.shape, at.x.dtype)
     return at.x - step_size * at.slope + jnp.sqrt(2 * step_size) * noise
 
@@ -131,8 +131,8 @@ def langevin_log_ratio(before: Particles, after: Particles, step_size: jax.Array
     Expanded, so that no |ξ|² has to cancel: a(x, x') - a'(x', x), a = U(x) + ½⟨x' - x, ∇U(x)⟩ + (h/4)|∇U(x)|².
     """
     moved = after.x - before.x
-    ahead = before.energy + jnp.sum((0.5 * moved + 0.25 * step_size * before.slope) * before.slope, axis=1)
-    back = after.energy + jnp.sum((-0.5 * moved + 0.25 * step_size * after.slope) * after.slope, axis=1)
+    ahead = before.energy + jnp.sum((0.5 * moved + 0.25 * step_size * before.slope) * before.slope, axis=0)
+    back = after.energy + jnp.sum((-0.5 * moved + 0.25 * step_size * after.slope) * after.slope, axis=0)
     return ahead - back
 
 
@@ -141,10 +141,9 @@ def _accepted(key: Key, log_ratio: jax.Array, at: Particles, proposed: Particles
     log_uniform = jnp.log1p(-jax.random.uniform(key, log_ratio.shape, log_ratio.dtype))
     taken = (log_uniform < log_ratio) & jnp.isfinite(proposed.energy)
 
-    def pick(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(taken.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
-
-    return jax.tree.map(pick, proposed, at), jnp.mean(taken.astype(log_ratio.dtype))
+    return jax.tree.map(lambda new, old: jnp.where(taken, new, old), proposed, at), jnp.mean(
+        taken.astype(log_ratio.dtype)
+    )
 
 
 def mala(key: Key, at: Particles, look: Look, step_size: jax.Array) -> tuple[Particles, jax.Array]:
@@ -175,7 +174,7 @@ def hmc(key: Key, at: Particles, look: Look, step_size: jax.Array, leaps: int) -
         return moved, half - 0.5 * dt * moved.slope
 
     end, last = jax.lax.fori_loop(0, leaps, leap, (at, first))
-    kinetic = 0.5 * jnp.sum((first - last) * (first + last), axis=1)
+    kinetic = 0.5 * jnp.sum((first - last) * (first + last), axis=0)
     return _accepted(accept_key, at.energy - end.energy + kinetic, at, end)
 
 
@@ -226,7 +225,7 @@ def resample(key: Key, weights: jax.Array, scheme: Resampling) -> jax.Array:
 
 def gather(parents: jax.Array, at: Particles) -> Particles:
     """Copies of the particles."""
-    return jax.tree.map(lambda leaf: leaf.at[parents].get(mode="clip"), at)
+    return jax.tree.map(lambda leaf: leaf.at[..., parents].get(mode="clip"), at)
 
 
 def adapted(step_size: jax.Array, longer: jax.Array, least: float, most: float) -> jax.Array:
@@ -235,9 +234,9 @@ def adapted(step_size: jax.Array, longer: jax.Array, least: float, most: float) 
 
 
 def first_particles(family: TaskFamily, law: Law, task: Task, params: Params, key: Key, number: int) -> jax.Array:
-    """[N, dim] drawn from where the law begins."""
+    """[dim, N] drawn from where the law begins."""
     keys = jax.random.split(key, number)
-    return jax.vmap(lambda key: law.start(key, params, task, family.data))(keys)
+    return jax.vmap(lambda key: law.start(key, params, task, family.data), out_axes=1)(keys)
 
 
 def check_settings(

@@ -116,9 +116,7 @@ def sosmc(
         log_weights = jnp.where(sound, log_weights + gain, -jnp.inf)
         log_weights = log_weights - jnp.max(log_weights)
         heaviest = jnp.argmax(log_weights)
-        after = jax.tree.map(
-            lambda leaf: jnp.where(sound.reshape(-1, *(1,) * (leaf.ndim - 1)), leaf, leaf[heaviest]), after
-        )
+        after = jax.tree.map(lambda leaf: jnp.where(sound, leaf, leaf[..., heaviest, None]), after)
         weights = particles.normalised(log_weights)
         ess = particles.effective_sample_size(weights) / num_particles
         law = particles.law_of(family, values=True, slopes=slopes, who=who)
@@ -130,7 +128,7 @@ def sosmc(
             "acceptance": acceptance,
             "step_size": h,
             "energy_gradients": jnp.asarray(spent * num_particles),
-            "nonfinite": 1 - jnp.mean(sound.astype(h.dtype)),
+            "nonfinite": jnp.mean((~sound).astype(h.dtype)),
             "collapsed": ~(ess * num_particles >= 2),
         }
         batch = family.batch(batch_key, task, family.data)
