@@ -1,6 +1,6 @@
 """Rivals of the sampler with weights: plain Langevin chains, taken for draws from the law of the θ of the moment.
 
-Their gradients are biased, by the chains' distance from the law and by the step: no test refuses and no weight corrects.
+Their gradients are biased, by the chains' distance from the law and by the step, which nothing refuses or corrects.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.oracles import particles
-from metaopt.oracles.particles import Look, Particles
+from metaopt.oracles.particles import Look
 from metaopt.registry import ORACLES
 from metaopt.types import Estimate, Key, Law, Oracle, Params, Scalar, Task, TaskFamily
 
