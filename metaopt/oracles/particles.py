@@ -1,7 +1,7 @@
 """What particle methods share: energies at particles, Markov kernels, resampling, and the size of a step.
 
-Particles lie side by side, x [dim, N], so that arithmetic runs along rows however few coordinates there are. All kernels
-take the step h in Langevin's convention, a displacement of variance 2h.
+Particles lie side by side, x [dim, N], so that arithmetic runs along rows however few coordinates there are. All
+kernels take the step h in Langevin's convention, a displacement of variance 2h.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def law_of(family: TaskFamily, *, values: bool, slopes: bool, who: str) -> Law:
         raise ValueError(f"{who} needs the energy's values, and {family.name} gives its slope alone; take impdiff.")
     if slopes and not law.smooth:
         raise ValueError(
-            f"{who} needs the energy's gradient in x, and that of {family.name} has none; take sosmc:kernel=random_walk."
+            f"{who} needs the energy's gradient in x, and that of {family.name} has none; take sosmc with "
+            "kernel=random_walk."
         )
     if slopes and law.energy is None and law.slope is None:
         raise ValueError(f"{family.name} gives neither energy nor slope; state one of them in its `law`.")
@@ -65,7 +66,7 @@ def look(law: Law, params: Params, task: Task, *, slopes: bool) -> Look:
             return energy(params, task, x), ()
         if slope is not None:
             return energy(params, task, x), slope(params, task, x)
-        return jax.value_and_grad(lambda x: energy(params, task, x))(x)
+        return jax.value_and_grad(energy, argnums=2)(params, task, x)
 
     return lambda x: Particles(x, *jax.vmap(one, in_axes=1, out_axes=(0, 1))(x))
 
@@ -94,7 +95,8 @@ def without_derivative(params: Params) -> Params:
 @without_derivative.defjvp
 def _without_derivative_jvp(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Params, Params]:
     raise ValueError(
-        "an estimate from particles has no derivative in θ, since they are drawn and resampled; leave `second_order` out."
+        "an estimate from particles has no derivative in θ, since they are drawn and resampled; leave `second_order` "
+        "out."
     )
 
 

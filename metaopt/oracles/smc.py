@@ -52,8 +52,8 @@ def sosmc(
     exp(U_k(x) - U_{k+1}(x)) and then move by a kernel that leaves π_{k+1} as it is, so that under a θ that rests the
     weights stay equal. Resampled, after the estimate, where fewer than `resample_below` N are effective.
     One energy gradient a particle and step; two under `mala`, `leaps` + 1 under `hmc`, none under `random_walk`.
-    Consistent: the error of an estimate is O(N^-½). Health in the trace: `ess` and `max_weight` as shares, `acceptance`,
-    `resampled`, `step_size`, `energy_gradients` (of one particle each), `nonfinite` (share of particles whose energy
+    Consistent: the error of an estimate is O(N^-½). Health in the trace: `ess` and `max_weight` as shares, `resampled`,
+    `acceptance`, `step_size`, `energy_gradients` (of one particle each), `nonfinite` (share of particles whose energy
     is no number; they have no weight) and `collapsed`, 1 where fewer than two particles are effective.
 
     Args:

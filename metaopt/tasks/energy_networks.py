@@ -61,7 +61,7 @@ class Grid(NamedTuple):
 
 
 def on_grid(params: Params, dtype: Any = jnp.float32) -> Grid:
-    """The normaliser and the probabilities of a model's cells on [-5, 5]²; beyond them lies less than 1e-5 of N(0, I)."""
+    """The normaliser and the cells' probabilities on [-5, 5]²; beyond lies less than 1e-5 of N(0, I)."""
     side = (jnp.arange(CELLS, dtype=dtype) + 0.5) * (2 * REACH / CELLS) - REACH
     centres = jnp.stack(jnp.meshgrid(side, side), axis=-1).reshape(-1, 2)
     logs = -jax.vmap(lambda x: network_energy(params, x))(centres)
