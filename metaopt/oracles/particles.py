@@ -95,8 +95,8 @@ def without_derivative(params: Params) -> Params:
 @without_derivative.defjvp
 def _without_derivative_jvp(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Params, Params]:
     raise ValueError(
-        "an estimate from particles has no derivative in θ, since they are drawn and resampled; leave `second_order` "
-        "out."
+        "an estimate from particles has no derivative in θ, since they are drawn and resampled; set the estimator's "
+        "`second_order` to false."
     )
 
 
