@@ -344,13 +344,16 @@ def test_meta_training_by_the_surrogate(augmented):
     few = choice("sosmc", num_particles=30)
     given = dataclasses.replace(TINY, tasks=(choice("tuned_mixture"),), oracle=few, **augmented)
     metrics = {}
-    for exact in (False, True):
+    for exact in (True,) if augmented else (False, True):
         oracle = choice("sosmc", num_particles=30, exact_value=exact)
         trainer = metaopt.Trainer(dataclasses.replace(given, oracle=oracle))
         _, metrics[exact] = trainer.run_chunk(trainer.init())
-    assert np.all(metrics[False]["alive"] == 1) and np.all(metrics[False]["grad_norm"] > 0)
+    assert np.all(metrics[True]["alive"] == 1) and np.all(metrics[True]["grad_norm"] > 0)
+    assert np.all(metrics[True]["oracle/ess"] > 0.3) and np.all(metrics[True]["meta_loss"] < 1)
+    if augmented:
+        return
     np.testing.assert_allclose(metrics[False]["grad_norm"], metrics[True]["grad_norm"], rtol=1e-4)
-    assert np.all(metrics[False]["meta_loss"] == 0) and np.all(metrics[True]["meta_loss"] < 1)
+    assert np.all(metrics[False]["meta_loss"] == 0)
 
 
 @pytest.mark.parametrize("options", ["rescale=1", "companion=3", "bfloat16=1"])
