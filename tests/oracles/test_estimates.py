@@ -217,7 +217,8 @@ def test_sosmc_settles_at_the_dual_optimum_and_langevin_chains_cycle():
         told = dataclasses.replace(family, oracle=oracle)
         tasks, state = reset(tx, told, keys)
         run = jax.jit(
-            lambda tasks, state, told=told: unroll(tx, told, tasks, state, length=600, observe=lambda s: s.moved)
+            lambda tasks, state, told=told: unroll(tx, told, tasks, state, length=600, observe=lambda s: s.moved),
+            compiler_options={"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False},
         )
         right[name] = np.asarray(jax.nn.softmax(run(tasks, state)[1].observed)[-250:, :, 1])
     assert np.abs(right["sosmc"].mean() - best[1]) < 0.02  # .01 at N = 10,000
