@@ -45,6 +45,19 @@ class Oracle(NamedTuple):
     estimate: Callable[[TaskFamily, Task, Params, OracleState, Key], tuple[Estimate, OracleState]]
 
 
+class Law(NamedTuple):
+    """π_θ ∝ exp(-U_θ) over x [dim], under which ∇f is an expectation: what particle oracles follow. For one task."""
+
+    dim: int
+    energy: Callable[[Params, Task, jax.Array], Scalar] | None  # U_θ(x); None: only its slope is known
+    start: Callable[[Key, Params, Task, Data], jax.Array]  # one x, drawn from π_θ0 or near it
+    # (θ, task, x [N, dim], weights [N] of sum 1, batch) -> a number whose gradient in θ, at fixed particles, estimates
+    # ∇f: Σ w_i U_θ(x_i) for E[∇U], Σ w_i (R_i - Σ w_j R_j) U_θ(x_i) for Cov(R, ∇U) = -∇E[R].
+    surrogate: Callable[[Params, Task, jax.Array, jax.Array, Batch], Scalar]
+    slope: Callable[[Params, Task, jax.Array], jax.Array] | None = None  # ∇U_θ(x); None: by differentiating U
+    smooth: bool = True  # False: U has no gradient in x, and only random walks can follow it
+
+
 class DataSource(NamedTuple):
     """A data set that a family reads, as a run records it to tell whether it is still the same."""
 
@@ -79,6 +92,7 @@ class TaskFamily:
     # The metrics that a run has or has not, 1.0 or 0.0: reported as the share of tasks, P(name), with an interval.
     events: tuple[str, ...] = _static(default=())
     sources: tuple[DataSource, ...] = _static(default=())  # the data sets that `data` was read from
+    law: Law | None = _static(default=None)  # what a particle oracle draws from; None: there is none
 
     @property
     def batch_size(self) -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from metaopt.tasks.augment import augmented, in_bfloat16, rescaled, with_batch_sizes, with_companion
+from metaopt.tasks.energy import latent_gaussian, tuned_mixture
+from metaopt.tasks.energy_networks import energy_model, tuned_energy_model
 from metaopt.tasks.functions import quadratic, rosenbrock
 from metaopt.tasks.images import autoencoder, classifier
 from metaopt.tasks.multimodal import ackley, double_well, griewank, rastrigin, styblinski_tang, tilted_double_well
@@ -16,8 +18,10 @@ __all__ = [
     "autoencoder",
     "classifier",
     "double_well",
+    "energy_model",
     "griewank",
     "in_bfloat16",
+    "latent_gaussian",
     "linear_regression",
     "logistic_regression",
     "make_task",
@@ -28,6 +32,8 @@ __all__ = [
     "rosenbrock",
     "styblinski_tang",
     "tilted_double_well",
+    "tuned_energy_model",
+    "tuned_mixture",
     "with_batch_sizes",
     "with_companion",
 ]

@@ -17,7 +17,7 @@ import numpy as np
 
 from metaopt.numbers import divisors
 from metaopt.tasks.settings import check_count
-from metaopt.types import Batch, Data, Estimate, Key, Oracle, OracleState, Params, Scalar, Split, Task, TaskFamily
+from metaopt.types import Batch, Data, Estimate, Key, Law, Oracle, OracleState, Params, Scalar, Split, Task, TaskFamily
 
 
 class AugmentedTask(NamedTuple):
@@ -87,7 +87,28 @@ def _wrapped(family: TaskFamily, augmentation: Augmentation, name: str) -> TaskF
         oracle=None if family.oracle is None else _wrapped_oracle(family, family.oracle, augmentation),
         name=f"{family.name} {name}",
         lower_bound=(lambda task: bound(task.task)) if callable(bound) else bound,
+        law=None if family.law is None else _wrapped_law(family.law, augmentation),
     )
+
+
+def _wrapped_law(law: Law, augmentation: Augmentation) -> Law:
+    """The same law, of the whole's parameters."""
+    _, inside, _, _, _, beside = augmentation
+
+    def own(function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        if function is None:
+            return None
+        return lambda params, task, x: function(inside(params, task.drawn), task.task, x)
+
+    def start(key: Key, params: Params, task: AugmentedTask, data: Data) -> jax.Array:
+        return law.start(key, inside(params, task.drawn), task.task, data)
+
+    def surrogate(params: Params, task: AugmentedTask, x: jax.Array, weights: jax.Array, batch: Batch) -> Scalar:
+        plain = batch.batch if isinstance(batch, Training) else batch
+        value = law.surrogate(inside(params, task.drawn), task.task, x, weights, plain)
+        return value if beside is None else value + beside(params, task.drawn).astype(value.dtype)
+
+    return law._replace(energy=own(law.energy), slope=own(law.slope), start=start, surrogate=surrogate)
 
 
 def _wrapped_oracle(family: TaskFamily, oracle: Oracle, augmentation: Augmentation) -> Oracle:
