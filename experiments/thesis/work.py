@@ -228,6 +228,7 @@ def _tuned(name: str, study: Study, test: Test, horizon: int) -> Tuned:
         horizon=horizon,
         num_tasks=tasks,
         names=(name,),
+        budget="9x1",  # as what is committed: rates only
         num_devices=1,
     )[name]
 
@@ -242,7 +243,7 @@ def _baseline(
     began = time.process_time()
     tuned = make()
     curves = measure(tuned[:2], study, test, horizon)
-    lower = lowered(tuned) if "grid" in tuned[2] else None
+    lower = lowered(tuned) if "tried" in tuned[2] else None
     if lower is not None and statistics.failed(curves.peak["it"], curves.scale).any():
         # A rate at the edge of stability: the next lower one where it ends lower, to the baseline's advantage.
         other = measure(lower[:2], study, test, horizon)

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from metaopt.choices import Choice
+from metaopt.experiment import BASELINES, TUNING
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,8 @@ class EvaluateArguments:
     horizon: tuple[int, ...] = ()  # inner steps, one or several; none: those of the first run's own evaluation
     num_tasks: int = 100  # tasks from each family
     seed: int = 0  # decides the tasks
-    baselines: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adam")  # hand-designed optimizers to tune
+    baselines: tuple[str, ...] = BASELINES  # hand-designed optimizers to tune
+    tuning: str = TUNING  # what is tried of each: 9x1 (rates), 9x3 (rates by momenta), full (these by schedules)
     out: str | None = None  # a folder for the results; None: the run's own, or the next number in evaluations/
     num_devices: int | None = None  # None: one for each core
 

@@ -58,7 +58,7 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     horizons = arguments.horizon or tuple(dict.fromkeys(horizon for _, horizon in own))
     plan = tuple((task, horizon) for task in tasks for horizon in dict.fromkeys(horizons))
     learned = [one.optimizer for one in trained.values()]
-    check(plan, arguments.baselines, num_tasks=arguments.num_tasks, optimizers=learned)
+    check(plan, arguments.baselines, arguments.tuning, num_tasks=arguments.num_tasks, optimizers=learned)
     clashes = sorted(set(trained) & set(arguments.baselines))
     if clashes:
         raise UserError(f"{clashes[0]!r} is a run's name and a baseline's; leave it out of --baselines.")
@@ -78,6 +78,7 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
             num_tasks=arguments.num_tasks,
             seed=arguments.seed,
             baselines=arguments.baselines,
+            tuning=arguments.tuning,
             num_devices=arguments.num_devices,
             trained={name: one.card.get("meta_step") for name, one in trained.items()},
             experiments={name: one.experiment for name, one in trained.items()},

@@ -23,7 +23,7 @@ from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollS
 
 # Parameters and optimizer state that one chunk of tasks may hold on a device: what lies above falls out of the cache.
 STATE_BYTES = 4 * 2**20
-GRID_STATE_BYTES = 2**18  # for grids of φ, whose many small gradients need the cache more
+EACH_STATE_BYTES = 2**18  # where every run has its own φ: many small gradients need the cache more
 Entry = tuple[Optimizer, MetaParams] | optax.GradientTransformation
 
 
@@ -143,17 +143,17 @@ def as_optimizer(entry: Entry, family: TaskFamily, name: str = "optimizer") -> t
     return optimizer, ()
 
 
-# ----- one optimizer, or a grid of φ ----------------------------------------------------------------------------------
+# ----- one φ for all runs, or one for each ----------------------------------------------------------------------------
 
 
 class Outcome(NamedTuple):
-    """Curves of one optimizer; under a grid every array has the grid's axis in front."""
+    """Curves of one optimizer, one entry a run."""
 
-    loss: Any  # [tasks, points]
-    peak: Any  # [tasks, points]
-    alive: Any  # [tasks, points]
-    final: dict[Split, dict[str, Any]]  # [tasks]
-    lower_bound: Any  # [tasks], without the grid's axis
+    loss: Any  # [runs, points]
+    peak: Any  # [runs, points]
+    alive: Any  # [runs, points]
+    final: dict[Split, dict[str, Any]]  # [runs]
+    lower_bound: Any  # [runs]
 
 
 @usual_rules()
@@ -165,27 +165,71 @@ def run(
     *,
     segments: Segments,
     num_tasks: int,
-    grid: bool = False,
     splits: tuple[Split, ...] | None = None,
     num_devices: int | None = None,
 ) -> Outcome:
-    """Runs one optimizer; with `grid`, every leaf of `meta_params` has a leading axis and all run on the same tasks.
+    """Runs one optimizer on `num_tasks` tasks.
 
     An optimizer that goes by the length of the run is told it. Losses and metrics are taken where the optimizer is to
     be judged; deaths, and the largest loss, also where it takes gradients.
     `splits`: where the final loss and metrics are taken; default: every split of the family.
     """
-    if optimizer.at_horizon is not None:
-        optimizer = optimizer.at_horizon(int(recorded_steps(segments)[-1]))
-    splits = family.splits if splits is None else splits
-    keys = task_batches(optimizer, meta_params, family, key, num_tasks, num_devices, grid=grid)
+    optimizer = _told(optimizer, segments)
+    keys = task_batches(optimizer, meta_params, family, key, num_tasks, num_devices)
     mesh = _mesh(_num_devices(num_tasks, num_devices))
+    how = {"segments": segments, "splits": family.splits if splits is None else splits, "mesh": mesh}
     # Placed here, so that it does not matter for the compiled code where φ and the data come from.
     shared = jax.device_put((meta_params, family), NamedSharding(mesh, PartitionSpec()))
     keys = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("tasks")))
-    outcome = _jitted_run()(optimizer, *shared, keys, segments=segments, splits=splits, grid=grid, mesh=mesh)
-    axis = 1 if grid else 0
-    outcome = jax.tree.map(lambda leaf: np.take(leaf, np.arange(num_tasks), axis=axis), jax.device_get(outcome))
+    return _finished(_jitted_run()(optimizer, *shared, keys, **how, each=False), num_tasks)
+
+
+@usual_rules()
+def run_each(
+    optimizer: Optimizer,
+    meta_params: MetaParams,
+    family: TaskFamily,
+    keys: Key,
+    *,
+    segments: Segments,
+    at_once: int | None = None,
+    splits: tuple[Split, ...] = (),
+    num_devices: int | None = None,
+) -> Outcome:
+    """Run i has its own φ, row i of every leaf of `meta_params`, and its own task, that of `keys[i]`, as `run` has it.
+
+    Args:
+      at_once: the runs of one block; however many runs there are, they go through the program for this many. Default:
+        all of them. Fewer, where their state is large.
+    """
+    optimizer, total = _told(optimizer, segments), len(keys)
+    devices = _num_devices(at_once or total, num_devices)
+    first = jax.tree.map(lambda leaf: leaf[0], meta_params)
+    most = max(1, EACH_STATE_BYTES // _state_bytes(optimizer, first, family))
+    size = min(most, -(-(at_once or total) // devices))
+    mesh = _mesh(devices)
+    spread = NamedSharding(mesh, PartitionSpec("tasks"))
+    family = jax.device_put(family, NamedSharding(mesh, PartitionSpec()))
+    parts = []
+    for start in range(0, total, devices * size):
+        # A fuller last block repeats runs, which are cut off again.
+        rows = np.arange(start, start + devices * size).reshape(devices, size) % total
+        block = jax.device_put(jax.tree.map(lambda leaf, rows=rows: leaf[rows], (meta_params, keys)), spread)
+        how = {"segments": segments, "splits": splits, "mesh": mesh}
+        outcome = _jitted_run()(optimizer, block[0], family, block[1], **how, each=True)
+        parts.append(_finished(outcome, min(devices * size, total - start)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _told(optimizer: Optimizer, segments: Segments) -> Optimizer:
+    if optimizer.at_horizon is None:
+        return optimizer
+    return optimizer.at_horizon(int(recorded_steps(segments)[-1]))
+
+
+def _finished(outcome: Outcome, total: int) -> Outcome:
+    """The first `total` runs, in numpy."""
+    outcome = jax.tree.map(lambda leaf: leaf[:total], jax.device_get(outcome))
     # Infinite from the first non-finite loss on, also where the run came back to numbers.
     alive = np.logical_and.accumulate(outcome.alive & np.isfinite(outcome.loss), axis=-1)
     loss, peak = (np.where(alive, part, np.inf).astype(np.float64) for part in (outcome.loss, outcome.peak))
@@ -195,8 +239,7 @@ def run(
             name: np.where(alive[..., -1], value, np.inf if name == "loss" else np.nan).astype(np.float64)
             for name, value in values.items()
         }
-    bound = outcome.lower_bound[0] if grid else outcome.lower_bound
-    return Outcome(loss, peak, alive, final, bound.astype(np.float64))
+    return Outcome(loss, peak, alive, final, outcome.lower_bound.astype(np.float64))
 
 
 def task_batches(
@@ -206,17 +249,20 @@ def task_batches(
     key: Key,
     num_tasks: int,
     num_devices: int | None = None,
-    *,
-    grid: bool = False,
 ) -> Key:
     """[batches, tasks] the keys of the tasks as `run` lays them out; task i is at i of the flattened array."""
     if num_tasks < 1:
         raise ValueError(f"`num_tasks` ({num_tasks}) must be at least 1")
     devices = _num_devices(num_tasks, num_devices)
-    chunks, size = _chunks(optimizer, meta_params, family, -(-num_tasks // devices), grid)
+    chunks, size = _chunks(optimizer, meta_params, family, -(-num_tasks // devices))
     # A fuller last chunk repeats tasks, which are cut off again: nothing depends on how the tasks are spread.
     padded = jnp.arange(devices * chunks * size) % num_tasks
-    return jax.random.split(key, num_tasks)[padded].reshape(devices * chunks, size)
+    return task_keys(key, num_tasks)[padded].reshape(devices * chunks, size)
+
+
+def task_keys(key: Key, num_tasks: int) -> Key:
+    """[num_tasks] the key of each task."""
+    return jax.random.split(key, num_tasks)
 
 
 def _num_devices(num_tasks: int, num_devices: int | None) -> int:
@@ -226,21 +272,21 @@ def _num_devices(num_tasks: int, num_devices: int | None) -> int:
     return min(num_devices or available, num_tasks)
 
 
-def _chunks(
-    optimizer: Optimizer, meta_params: MetaParams, family: TaskFamily, tasks: int, grid: bool
-) -> tuple[int, int]:
+def _chunks(optimizer: Optimizer, meta_params: MetaParams, family: TaskFamily, tasks: int) -> tuple[int, int]:
     """(chunks, tasks a chunk) for the tasks of one device, so that memory is bounded however many there are."""
-    points = jax.tree.leaves(meta_params)[0].shape[0] if grid else 1
+    chunks = -(-tasks // max(1, STATE_BYTES // _state_bytes(optimizer, meta_params, family)))
+    return chunks, -(-tasks // chunks)
+
+
+def _state_bytes(optimizer: Optimizer, meta_params: MetaParams, family: TaskFamily) -> int:
+    """What the parameters of one task and the optimizer's state take."""
 
     def start(meta_params: MetaParams, key: Key) -> UnrollState:
-        first = jax.tree.map(lambda leaf: leaf[0], meta_params) if grid else meta_params
-        return reset(bind_tasks(optimizer, first), family, key[None])[1]
+        return reset(bind_tasks(optimizer, meta_params), family, key[None])[1]
 
     shapes = jax.tree.leaves(jax.eval_shape(start, meta_params, jax.random.key(0)))
     numbers = [leaf for leaf in shapes if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
-    state_bytes = points * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in numbers)
-    chunks = -(-tasks // max(1, (GRID_STATE_BYTES if grid else STATE_BYTES) // state_bytes))
-    return chunks, -(-tasks // chunks)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in numbers)
 
 
 def _mesh(num_devices: int) -> Mesh:
@@ -251,37 +297,40 @@ def _mesh(num_devices: int) -> Mesh:
 
 @functools.cache
 def _jitted_run() -> Callable[..., Outcome]:
-    static = ("optimizer", "segments", "splits", "grid", "mesh")
+    static = ("optimizer", "segments", "splits", "each", "mesh")
     return jax.jit(_run, static_argnames=static, compiler_options=compiler_options())
 
 
 def _run(
     optimizer: Optimizer,
-    meta_params: MetaParams,
+    meta_params: MetaParams,  # with `each`: [chunks of all devices, runs a chunk, ...]
     family: TaskFamily,
-    keys: Key,  # [chunks of all devices, tasks a chunk]
+    keys: Key,  # [chunks of all devices, runs a chunk]
     *,
     segments: Segments,
     splits: tuple[Split, ...],
-    grid: bool,
+    each: bool,
     mesh: Mesh,
 ) -> Outcome:
+    static = {"segments": segments, "splits": splits}
+
     def chunk(shared: tuple[MetaParams, TaskFamily], keys: Key) -> Outcome:
         meta_params, family = shared
-        static = {"segments": segments, "splits": splits}
-        one = functools.partial(_run_chunk, optimizer, family=family, keys=keys, **static)
-        return jax.vmap(one)(meta_params) if grid else one(meta_params)
+        return _run_chunk(optimizer, meta_params, family=family, keys=keys, **static)
+
+    def chunk_of_each(family: TaskFamily, runs: tuple[MetaParams, Key]) -> Outcome:
+        def one(meta_params: MetaParams, key: Key) -> Outcome:
+            outcome = _run_chunk(optimizer, meta_params, family=family, keys=key[None], **static)
+            return jax.tree.map(lambda leaf: leaf[0], outcome)
+
+        return jax.vmap(one)(*runs)
 
     with matmul_precision("highest"):
-        outcome = map_chunks(chunk, mesh, (meta_params, family), keys)
-
-    def join(leaf: jax.Array) -> jax.Array:  # [chunks, (grid,) tasks a chunk, ...] -> [(grid,) tasks, ...]
-        if grid:
-            leaf = jnp.moveaxis(leaf, 0, 1)
-            return leaf.reshape(leaf.shape[0], -1, *leaf.shape[3:])
-        return leaf.reshape(-1, *leaf.shape[2:])
-
-    return jax.tree.map(join, outcome)
+        if each:
+            outcome = map_chunks(chunk_of_each, mesh, family, (meta_params, keys))
+        else:
+            outcome = map_chunks(chunk, mesh, (meta_params, family), keys)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outcome)
 
 
 def _estimates_are_full(family: TaskFamily) -> bool:

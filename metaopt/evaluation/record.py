@@ -13,8 +13,8 @@ from metaopt.choices import Choice
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics
 from metaopt.evaluation.curves import Curves, Entry, evaluate
-from metaopt.evaluation.tuning import BASELINES, Tuned, lowered, tune_baselines
-from metaopt.experiment import build_family
+from metaopt.evaluation.tuning import Tuned, lowered, tune_baselines
+from metaopt.experiment import BASELINES, TUNING, build_family
 from metaopt.types import Key, TaskFamily
 
 # A rate near the edge of stability fails on one task in hundreds; too few tasks to choose on would not show it.
@@ -34,6 +34,7 @@ def evaluate_run_on(
     num_tasks: int = 100,
     seed: int = 0,
     baselines: Sequence[str] = BASELINES,
+    tuning: str = TUNING,
     num_tuning_tasks: int | None = None,
     num_devices: int | None = None,
     progress: Callable[[str], None] | None = None,
@@ -45,6 +46,7 @@ def evaluate_run_on(
       learned: name -> (optimizer, φ) or an optax transformation.
       task: the family, by name and options.
       baselines: hand-designed optimizers, by name and options such as `sgd:power=0.5`.
+      tuning: what is tried of each: `9x1`, `9x3`, `full`; see `tune_baselines`.
       num_tuning_tasks: default: `num_tasks`, at least 50, at most 400 (64 for families with a data set).
       progress: called with one line before each step of the work.
       look: called with the family, the evaluation's key and the curves.
@@ -71,6 +73,7 @@ def evaluate_run_on(
         horizon=horizon,
         num_tasks=num_tuning_tasks or _num_tuning_tasks(family, num_tasks),
         names=baselines,
+        budget=tuning,
         num_devices=num_devices,
         progress=lambda name: say(f"{label}, {horizon} steps: tuning {name}"),
     )
@@ -103,6 +106,7 @@ def evaluate_run_on(
             "train_horizon": train_horizon,
             "num_tasks": num_tasks,
             "seed": seed,
+            "tuning": tuning,
             "evaluated_on": family.evaluated_on,
             **described,
         }

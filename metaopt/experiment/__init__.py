@@ -14,6 +14,11 @@ from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, TASKS,
 if TYPE_CHECKING:  # what only looks at run folders reads this file too, and must not wait for jax
     from metaopt.types import Families, Optimizer, TaskFamily
 
+# Hand-designed optimizers that learned ones are compared with, unless others are asked for. The last two are told the
+# horizon.
+BASELINES = ("sgd", "momentum", "adam", "adamw:schedule=cosine", "nadamw:schedule=warmup_cosine")
+TUNING = "9x3"  # what is tried of each
+
 
 @dataclass(frozen=True)
 class MetaOptimizer:
@@ -57,7 +62,8 @@ class Evaluation:
     tasks: tuple[Choice, ...] = ()
     horizons: tuple[int, ...] = ()  # inner steps; empty: the training horizon and 10 times it
     num_tasks: int = 100
-    baselines: tuple[str, ...] = ("sgd", "momentum", "rmsprop", "adam")
+    baselines: tuple[str, ...] = BASELINES
+    tuning: str = TUNING  # what is tried of each: 9x1 (rates), 9x3 (rates by momenta), full (these by schedules)
 
 
 @dataclass(frozen=True)

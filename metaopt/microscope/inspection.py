@@ -16,7 +16,7 @@ from metaopt.choices import choice
 from metaopt.evaluation.curves import as_optimizer, run
 from metaopt.evaluation.recording import plan, recorded_steps
 from metaopt.evaluation.statistics import jsonable
-from metaopt.evaluation.tuning import TUNED
+from metaopt.evaluation.tuning import TUNED, tune_baselines
 from metaopt.experiment import build_family, build_optimizer
 from metaopt.inner.devices import matmul_precision
 from metaopt.inner.step import Seen, bind_tasks, reset
@@ -38,7 +38,6 @@ from metaopt.types import Key, MetaParams, Optimizer, Params, TaskFamily
 Subjects = Mapping[str, tuple[Optimizer, MetaParams]]  # by the label that they are shown with
 RIVALS = ("momentum", "adam")
 RATE = 0.01  # of the rivals on drawn gradients
-RATES = 10.0 ** (np.arange(-8, 5) / 2)  # among which theirs are chosen elsewhere
 NETWORK = choice("classifier")
 NETWORK_STEPS, FOLLOWED = 520, 64  # steps on the network; coordinates whose steps are explained
 NOISE = (0.0, 0.1, 0.3, 1.0)  # of the quadratic's minimum
@@ -108,16 +107,9 @@ def _drawn(subjects: Subjects, key: Key) -> dict[str, Any]:
 
 
 def _tuned(family: TaskFamily, key: Key, horizon: int, num_tasks: int) -> Subjects:
-    """The rivals with the rates that end lowest on the family, of one wide grid: a search in turns compiles anew."""
-    segments, found = plan(family, horizon, every=horizon // 10), {}
-    how: dict[str, Any] = {"segments": segments, "num_tasks": num_tasks, "splits": (), "num_devices": 1}
-    for name in RIVALS:
-        optimizer = build_optimizer(choice(name))
-        free = optimizer.tunable[TUNED].inverse(jnp.asarray(RATES, jnp.float32))
-        final = run(optimizer, {TUNED: free}, family, key, grid=True, **how).loss[..., -1].mean(axis=-1)
-        best = int(np.argmin(final))
-        found[f"{name}, rate {RATES[best]:.2g}"] = optimizer, {TUNED: free[best]}
-    return found
+    """The rivals with the rates that end lowest on the family."""
+    tuned = tune_baselines(family, key, horizon=horizon, num_tasks=num_tasks, names=RIVALS, budget="9x1", num_devices=1)
+    return {f"{name}, rate {record[TUNED]:.2g}": (optimizer, phi) for name, (optimizer, phi, record) in tuned.items()}
 
 
 # ----- a noisy quadratic ----------------------------------------------------------------------------------------------

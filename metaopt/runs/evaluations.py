@@ -13,8 +13,8 @@ import jax
 from metaopt.choices import Choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.evaluation import evaluate_run_on
-from metaopt.evaluation.tuning import TUNED
-from metaopt.experiment import Experiment, build_family, build_optimizer
+from metaopt.evaluation.tuning import TUNED, Budget
+from metaopt.experiment import TUNING, Experiment, build_family, build_optimizer
 from metaopt.files import read_json, try_writing, write_json
 from metaopt.inner import limits
 from metaopt.registry import OPTIMIZERS, UnknownEntry
@@ -37,6 +37,7 @@ def plan_of(experiment: Experiment) -> Plan:
 def check(
     plan: Plan,
     baselines: Sequence[str],
+    tuning: str = TUNING,
     *,
     num_tasks: int,
     optimizers: Sequence[Optimizer],
@@ -49,14 +50,15 @@ def check(
       names: how the user calls horizons and numbers of tasks.
 
     Raises:
-      UserError: an unknown task, option or baseline, a missing data set, a horizon below 1, or what this machine has
-        no memory or no time for.
+      UserError: an unknown task, option, baseline or budget of its tuning, a missing data set, a horizon below 1, or
+        what this machine has no memory or no time for.
     """
     for task in {str(task): task for task, _ in plan}.values():
         horizons = [horizon for other, horizon in plan if other == task]
         if min(horizons) < 1:
             raise UserError(f"`horizon` ({min(horizons)}) must be at least 1.")
         _check_size(task, build_family(task), max(horizons), num_tasks, optimizers, names)
+    Budget.parse(tuning)
     for text in baselines:
         picked = parse_choice(text)
         if picked.name not in OPTIMIZERS:
@@ -160,6 +162,7 @@ def evaluate_all(
     num_tasks: int,
     seed: int,
     baselines: Sequence[str],
+    tuning: str = TUNING,
     num_devices: int | None = None,
     trained: Mapping[str, int | None] | None = None,
     keep: bool = False,
@@ -183,7 +186,8 @@ def evaluate_all(
         wanted = (name, horizon, num_tasks, seed, sorted(set(baselines)))
         result = next((r for r in read_results(path) if identity(r) == wanted), None)
         names = {*learned, *baselines}
-        fits = result is not None and result.get("meta_steps") == trained and set(result["optimizers"]) == names
+        made = {"meta_steps": trained, "tuning": tuning}
+        fits = result is not None and made.items() <= result.items() and set(result["optimizers"]) == names
         if not (keep and fits):
             result = evaluate_run_on(
                 learned,
@@ -193,6 +197,7 @@ def evaluate_all(
                 num_tasks=num_tasks,
                 seed=seed,
                 baselines=tuple(baselines),
+                tuning=tuning,
                 num_devices=num_devices,
                 progress=progress,
                 look=look and functools.partial(look, path, learned, experiments or {}, trained, task, num_devices),
@@ -278,6 +283,7 @@ def _cells(name: str, record: Mapping[str, Any], num_tasks: int) -> dict[str, st
         "to best baseline": _ratio(record, "ratio_to_best_baseline", "of_means"),
         # Where a loss has no bound, and so no ratios: in shares of the largest fall.
         "less best baseline": _ratio(record, "difference_to_best_baseline", "mean"),
+        "gradients to tune": tables.number((record.get("tuned") or {}).get("gradients", 0)),
         "failed": tables.count(record.get("failed"), num_tasks),
         "rises": tables.count(record.get("rises"), num_tasks),
         "accuracy": "" if accuracy is None else f"{accuracy:.1%}",

@@ -27,6 +27,7 @@ COLOURS = {
 ORDER = (*("finished", "running", "waiting", "interrupted", "cancelled"), "diverged", "failed", "lost")
 NAME_WIDTH = 12  # characters; longer names are folded before columns are left out
 LONGEST_NOTE = 160  # characters
+MOMENTA = ("mu", "beta1", "beta", "decay")  # settings of baselines that are shown where they were searched
 WIDE = 200  # columns where there is no terminal, so that no line is broken
 
 # ----- values ---------------------------------------------------------------------------------------------------------
@@ -195,8 +196,10 @@ def counts(runs: Iterable[Run]) -> str:
 
 
 def setting(record: Mapping[str, Any]) -> str:
-    """How a baseline of an evaluation was set, in words: its tuned rate, and what others were not told."""
+    """How a baseline of an evaluation was set, in words: its tuned settings, and what others were not told."""
     tuned = record.get("tuned") or {}
     rate = tuned.get("learning_rate")
     words = ["as it comes"] if tuned.get("untuned") else [] if rate is None else [f"rate {float(rate):.3g}"]
+    words += [f"{name} {float(tuned[name]):.3g}" for name in MOMENTA if name in tuned]
+    words += [word for word in [tuned.get("schedule", "constant")] if word != "constant"]
     return ", ".join(words + ["told the horizon"] * bool(tuned.get("knows_horizon")))

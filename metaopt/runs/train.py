@@ -143,6 +143,7 @@ def prepare(experiment: Experiment) -> Trainer:
     check(
         plan_of(experiment),
         experiment.evaluation.baselines,
+        experiment.evaluation.tuning,
         num_tasks=experiment.evaluation.num_tasks,
         optimizers=[trainer.optimizer],
         names=("evaluation.horizons", "evaluation.num_tasks"),
@@ -274,6 +275,7 @@ def _evaluate(
             num_tasks=experiment.evaluation.num_tasks,
             seed=EVALUATION_SEED,
             baselines=experiment.evaluation.baselines,
+            tuning=experiment.evaluation.tuning,
             num_devices=trainer.alone().experiment.num_devices,
             trained={name: step},
             keep=True,

@@ -78,16 +78,30 @@ def test_a_plain_transformation_compiles_once(family: TaskFamily) -> None:
     assert curves._jitted_run()._cache_size() == compiled
 
 
-def test_a_grid_equals_a_loop_over_it() -> None:
+@pytest.mark.parametrize("at_once", [None, 1, 4])
+def test_runs_with_phi_of_their_own_equal_a_loop_over_them(at_once: int | None) -> None:
     family, adam = noisy_bowl(), OPTIMIZERS["adam"]()
     rates = jnp.log(jnp.array([0.3, 0.1, 0.01]))
-    how = {"segments": plan(family, 6, every=2), "num_tasks": 5}
-    grid = curves.run(adam, {"learning_rate": rates}, family, KEY, grid=True, **how)
-    assert grid.loss.shape == grid.alive.shape == (3, 5, 4)
-    assert grid.final["train"]["loss"].shape == (3, 5)
+    segments = plan(family, 6, every=2)
+    keys = curves.task_keys(KEY, 5)
+    each = {"learning_rate": jnp.repeat(rates, 5)}, family, jnp.tile(keys, 3)
+    found = curves.run_each(adam, *each, segments=segments, at_once=at_once, splits=("train",))
+    assert found.loss.shape == found.alive.shape == (15, 4)
+    assert found.final["train"]["loss"].shape == (15,)
     for index, rate in enumerate(rates):
-        one = curves.run(adam, {"learning_rate": rate}, family, KEY, **how)
-        np.testing.assert_allclose(grid.loss[index], one.loss, rtol=2e-5)
+        one = curves.run(adam, {"learning_rate": rate}, family, KEY, segments=segments, num_tasks=5)
+        np.testing.assert_allclose(found.loss[5 * index : 5 * index + 5], one.loss, rtol=2e-5)
+
+
+def test_however_many_runs_there_are_one_program_runs_them() -> None:
+    family, adam = noisy_bowl(), OPTIMIZERS["adam"]()
+    segments = plan(family, 6, every=2)
+    keys = curves.task_keys(KEY, 9)
+    compiled = curves._jitted_run()._cache_size()
+    for total in (4, 1, 9):
+        rows = {"learning_rate": jnp.zeros(total)}
+        curves.run_each(adam, rows, family, keys[:total], segments=segments, at_once=4)
+    assert curves._jitted_run()._cache_size() == compiled + 1
 
 
 @pytest.mark.parametrize("num_tasks", [4, 5])

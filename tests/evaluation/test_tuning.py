@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ import pytest
 
 from metaopt.choices import choice
 from metaopt.errors import UserError
-from metaopt.evaluation import evaluate_run_on, tune_baselines
+from metaopt.evaluation import curves, evaluate_run_on, tune_baselines, tuning
 from metaopt.evaluation import record as comparison
-from metaopt.evaluation import tuning as baselines
+from metaopt.evaluation.recording import plan
+from metaopt.evaluation.tuning import _number
 from metaopt.registry import OPTIMIZERS
 from metaopt.tasks import quadratic
 from metaopt.types import TaskFamily
@@ -36,40 +38,116 @@ def parabola(curvature: float) -> TaskFamily:
     )
 
 
-def tune(curvature: float, horizon: int = 10) -> tuple[float, dict]:
-    _, phi, record = tune_baselines(parabola(curvature), KEY, horizon=horizon, num_tasks=3, names=["sgd"])["sgd"]
+def tune(curvature: float, horizon: int = 10, budget: str = "9x1", **how: Any) -> tuple[float, dict]:
+    given = {"horizon": horizon, "num_tasks": 3, "names": ["sgd"], "budget": budget} | how
+    _, phi, record = tune_baselines(parabola(curvature), KEY, **given)["sgd"]
     assert float(jnp.exp(phi["learning_rate"])) == pytest.approx(record["learning_rate"], rel=1e-5)
     return record["learning_rate"], record
+
+
+def start(num_tasks: int) -> np.ndarray:
+    keys = jax.random.split(KEY, num_tasks)
+    return np.array([1 + float(jax.random.uniform(jax.random.split(key, 4)[1])) for key in keys])
+
+
+def by_rate(record: dict) -> dict[float, float]:
+    return {point["learning_rate"]: point["mean"] for point in record["finalists"]}
 
 
 def test_the_best_rate_is_found_and_the_record_says_how() -> None:
     rate, record = tune(10.0)
     assert rate == pytest.approx(0.1)
-    assert record["inside"] and record["extended_by"] == 0 and record["criterion"] == "mean"
+    assert record["inside"] and record["asked"] == record["tried"] == 9 and record["criterion"] == "mean"
     assert record["num_tasks"] == 3 and record["horizon"] == 10
-    rates = [point["learning_rate"] for point in record["grid"]]
-    np.testing.assert_allclose(rates, 10 ** (-3 + np.arange(8) / 2), rtol=1e-5)
-    by_rate = dict(zip(rates, record["grid"], strict=True))
-    start = np.mean(
-        [5 * (1 + float(jax.random.uniform(jax.random.split(key, 4)[1]))) ** 2 for key in jax.random.split(KEY, 3)]
-    )
-    assert by_rate[0.01]["mean"] == pytest.approx(start * 0.9**20, rel=1e-4)
-    assert by_rate[1.0]["mean"] == np.inf  # grows ninefold a step, so that it has failed
+    assert record["gradients"] == 9 * 3 * 10  # so few tasks are the fewest that anything is thrown away by
+    np.testing.assert_allclose(sorted(by_rate(record)), 10 ** (-3.5 + np.arange(9) / 2), rtol=1e-5)
+    assert by_rate(record)[0.01] == pytest.approx(5 * np.mean(start(3) ** 2) * 0.9**20, rel=1e-4)
+    assert by_rate(record)[1.0] == np.inf  # grows ninefold a step, so that it has failed
 
 
-@pytest.mark.parametrize(("curvature", "best", "extended"), [(0.1, 10.0, 2), (3000.0, 10**-3.5, 2), (1000.0, 1e-3, 1)])
-def test_the_grid_is_extended_until_the_best_is_inside(curvature: float, best: float, extended: int) -> None:
+@pytest.mark.parametrize(("curvature", "best", "beyond"), [(0.1, 10.0, 2), (3e4, 10**-4.5, 3), (3000.0, 10**-3.5, 1)])
+def test_the_rates_are_extended_until_the_best_is_inside(curvature: float, best: float, beyond: int) -> None:
     rate, record = tune(curvature)
     assert rate == pytest.approx(best, rel=1e-5)
-    assert record["extended_by"] == extended and record["inside"]
-    rates = [point["learning_rate"] for point in record["grid"]]
-    assert rates == sorted(rates) and len(rates) == 8 + extended
+    assert record["tried"] - record["asked"] == beyond and record["inside"]
+    assert {_number(best * 10**0.5), _number(best * 10**-0.5)} <= set(by_rate(record))
 
 
 def test_the_extension_has_bounds_and_says_when_it_met_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "BOUNDS", (-12, 2))
+    monkeypatch.setattr(tuning, "BOUNDS", (-12, 2))
     rate, record = tune(1e-4)
-    assert rate == pytest.approx(10.0) and record["extended_by"] == 1 and not record["inside"]
+    assert rate == pytest.approx(10.0) and record["tried"] == 10 and not record["inside"]
+
+
+def test_few_settings_are_run_on_all_tasks_and_the_best_has_neighbours_there() -> None:
+    # The curvature of each task is drawn between 5 and 15.
+    family = dataclasses.replace(
+        parabola(1.0),
+        sample=lambda key, data: 5.0 + 10.0 * jax.random.uniform(key),
+        loss=lambda params, task, batch: task * params**2 / 2,
+    )
+    record = tune_baselines(family, KEY, horizon=6, num_tasks=90, names=["sgd"], budget="9x1")["sgd"][2]
+    every = tune_baselines(family, KEY, horizon=6, num_tasks=8, names=["sgd"], budget="9x1")["sgd"][2]
+    assert record["learning_rate"] == every["learning_rate"] == 0.1
+    assert sorted(by_rate(record)) == [0.0316228, 0.1, 0.316228]
+    # 9 on 10 tasks, 3 of them on 20 more, the best on 60 more, and its two neighbours on what each lacked.
+    assert record["gradients"] == 6 * (9 * 10 + 3 * 20 + 60 + 60 + 80)
+
+
+def test_momenta_are_searched_beside_rates_and_extended() -> None:
+    # A ravine of condition number 10^4. At rate 10^.5 and momentum m the steep way falls as m^(t/2), the flat one as
+    # exp(-rate 10^-4 t / (1 - m)): of .9, .968, .99 the second leaves least of both after 600 steps.
+    curvature = jnp.array([1e-4, 1.0])
+    family = dataclasses.replace(
+        parabola(1.0),
+        init=lambda key, task: jnp.ones(2),
+        loss=lambda params, task, batch: (curvature * params**2).sum() / 2,
+    )
+    how = {"horizon": 600, "num_tasks": 1, "names": ["momentum"]}
+    optimizer, phi, record = tune_baselines(family, KEY, budget="5x3", **how)["momentum"]
+    assert record["mu"] == pytest.approx(0.968377) and record["inside"] and record["asked"] == 15
+    assert float(jax.nn.sigmoid(phi["mu"])) == pytest.approx(record["mu"], rel=1e-5)
+    beside = {(point["learning_rate"], point["mu"]) for point in record["finalists"]}
+    assert (record["learning_rate"], 0.99) in beside and (record["learning_rate"], 0.9) in beside
+    # What was searched is what runs.
+    final = curves.run(optimizer, phi, family, KEY, segments=plan(family, 600, every=60), num_tasks=1).loss[0, -1]
+    assert final == pytest.approx(record["finalists"][0]["mean"], rel=1e-3)
+    kept = tune_baselines(family, KEY, budget="5x3", **how | {"names": ["momentum:mu=0.5"]})["momentum:mu=0.5"]
+    assert "mu" not in kept[2] and kept[2]["asked"] == 5
+    assert record["finalists"][0]["mean"] < kept[2]["finalists"][0]["mean"]
+
+
+def test_a_momentum_is_never_below_nothing() -> None:
+    family = dataclasses.replace(parabola(1.0), init=lambda key, task: jnp.float32(1.0))
+    record = tune_baselines(family, KEY, horizon=8, num_tasks=1, names=["momentum"], budget="9x9")["momentum"][2]
+    assert record["mu"] == 0 and record["inside"]  # a step of rate 1 is all it takes
+    assert record["learning_rate"] == pytest.approx(1.0) and record["finalists"][0]["mean"] == 0
+
+
+def test_a_full_search_tries_schedules_and_marks_what_was_told_the_horizon() -> None:
+    # Gradients ±1 at whatever distance: a constant rate ends a rate away from 0, and a falling one does not.
+    family = dataclasses.replace(
+        parabola(1.0), init=lambda key, task: 1.0 + jax.random.uniform(key), loss=lambda params, *_: jnp.abs(params)
+    )
+    how = {"horizon": 60, "num_tasks": 4, "names": ["sgd", "sgd:schedule=step", "sgd:power=0.5"]}
+    found = tune_baselines(family, KEY, budget="full", **how)
+    optimizer, phi, record = found["sgd"]
+    assert record["schedule"] in ("cosine", "warmup_cosine") and record["knows_horizon"] and record["asked"] == 36
+    assert "schedule" not in found["sgd:schedule=step"][2] and found["sgd:schedule=step"][2]["knows_horizon"]
+    assert "knows_horizon" not in found["sgd:power=0.5"][2] and found["sgd:power=0.5"][2]["asked"] == 9
+    constant = [point for point in record["finalists"] if point["schedule"] == "constant"]
+    assert all(point["mean"] >= record["finalists"][0]["mean"] for point in constant)
+    # The schedule by its name does what its curve did.
+    final = curves.run(optimizer, phi, family, KEY, segments=plan(family, 60, every=6), num_tasks=4).loss[:, -1]
+    assert final.mean() == pytest.approx(record["finalists"][0]["mean"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "9", "9x", "x3", "2x1", "9x0", "9x10", "20x1", "-9x1", "9x1.5", "FULL", "9×1", "٩x1"]
+)
+def test_a_budget_that_says_nothing_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="write RATESxMOMENTA such as 9x1"):
+        tune_baselines(parabola(1.0), KEY, horizon=5, num_tasks=2, names=["sgd"], budget=text)
 
 
 def test_the_median_decides_where_every_rate_has_a_failure() -> None:
@@ -85,7 +163,7 @@ def test_the_median_decides_where_every_rate_has_a_failure() -> None:
         eval_batch=lambda task, data, split: (),
     )
     record = tune_baselines(family, KEY, horizon=10, num_tasks=7, names=["sgd"])["sgd"][2]
-    assert all(point["mean"] == np.inf for point in record["grid"])
+    assert all(point["mean"] == np.inf for point in record["finalists"])
     assert record["criterion"] == "median" and record["learning_rate"] == pytest.approx(0.1)
 
 
@@ -96,19 +174,17 @@ def test_a_failure_between_the_points_of_a_tuning_curve_counts() -> None:
 
     family = dataclasses.replace(parabola(1.0), init=lambda key, task: jnp.float32(1.0), loss=loss)
     record = tune_baselines(family, KEY, horizon=20, num_tasks=2, names=["sgd"])["sgd"][2]  # recorded at even steps
-    by_rate = {point["learning_rate"]: point["mean"] for point in record["grid"]}
-    assert by_rate[0.1] == np.inf and by_rate[0.01] == pytest.approx(1.18, rel=1e-4)
-    assert by_rate[0.316228] == pytest.approx(1.4325, rel=1e-4)  # over the ridge in one stride
+    means = by_rate(record)
+    assert means[0.1] == np.inf and means[0.01] == pytest.approx(1.18, rel=1e-4)
+    assert means[0.316228] == pytest.approx(1.4325, rel=1e-4)  # over the ridge in one stride
     assert record["learning_rate"] == 0.01
 
 
 def test_a_baseline_may_have_options() -> None:
     name = "sgd:power=0.5"
     record = tune_baselines(parabola(10.0), KEY, horizon=4, num_tasks=1, names=[name])[name][2]
-    by_rate = {point["learning_rate"]: point["mean"] for point in record["grid"]}
-    start = 5 * (1 + float(jax.random.uniform(jax.random.split(jax.random.split(KEY, 1)[0], 4)[1]))) ** 2
     factor = np.prod([1 - 10 * 0.01 / np.sqrt(t) for t in (1, 2, 3, 4)])
-    assert by_rate[0.01] == pytest.approx(start * factor**2, rel=1e-4)
+    assert by_rate(record)[0.01] == pytest.approx(5 * start(1)[0] ** 2 * factor**2, rel=1e-4)
 
 
 def test_rates_are_chosen_on_enough_tasks() -> None:

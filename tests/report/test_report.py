@@ -82,7 +82,7 @@ def optimizer(kind: str, rate: float | None, final: object, failed: float, ratio
     curve = {"steps": [0, 5, 50], **{part: [2.0, 1.0, final] for part in ("mean", "median", "q25", "q75")}}
     return {
         "kind": kind,
-        "tuned": rate and {"learning_rate": rate, "grid": [{"learning_rate": rate}], "num_tasks": 3, "inside": True},
+        "tuned": rate and {"learning_rate": rate, "tried": 3, "gradients": 4321, "num_tasks": 3, "inside": True},
         "final": summary,
         "failed": failed,
         "rises": 0.0,
@@ -177,6 +177,8 @@ def test_the_page_holds_everything(full: Path) -> None:
         "commit abc123, with changes that were not committed",
         "metaopt train demo",
         "3 other tasks",
+        "the best of 3",
+        "4,321",
         "lowered from 0.1, which failed on some of the tasks reported here",
         "above 10 times the first loss, at any step",
         "the loss of a step between two recorded ones is its minibatch's",
@@ -408,7 +410,7 @@ def test_losses_without_a_bound_are_compared_by_differences(run: Path) -> None:
     page = Page(write_report(run).read_text(encoding="utf-8"))
     for words in (
         "mine ends at a mean loss of −2.97482; its difference to the best baseline (adam, rate 0.1) is −0.119 of the",
-        "Difference to best baseline Mean final loss Median Failed",
+        "Difference to best baseline Mean final loss Median Gradients to tune Failed",
         "in units of the largest fall below the first loss",
         "above the first loss by 9 times the largest fall, at any step",
         "the loss at the training horizon by a tenth of the largest fall",

@@ -67,7 +67,7 @@ def test_a_default_that_is_written_out_makes_no_other_task(tmp_path: Path, monke
 
     def evaluate(learned: Any, task: Any, *, baselines: Any, **how: Any) -> dict:
         asked.append(str(task))
-        return entry(task="quadratic", baselines=baselines)
+        return entry(task="quadratic", baselines=baselines) | {"tuning": how["tuning"]}
 
     monkeypatch.setattr(evaluations, "evaluate_run_on", evaluate)
     how: dict[str, Any] = {"train_horizon": 4, "num_tasks": 400, "seed": 0, "keep": True}
