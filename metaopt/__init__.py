@@ -15,6 +15,7 @@ _WHERE = {
     "Evaluation": "experiment",
     "Experiment": "experiment",
     "Log": "experiment",
+    "Law": "types",
     "MetaGradient": "types",
     "MetaOptimizer": "experiment",
     "OBJECTIVES": "registry",
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from metaopt.training.loop import Trainer as Trainer
     from metaopt.training.loop import meta_train as meta_train
     from metaopt.types import Estimate as Estimate
+    from metaopt.types import Law as Law
     from metaopt.types import MetaGradient as MetaGradient
     from metaopt.types import Objective as Objective
     from metaopt.types import Optimizer as Optimizer

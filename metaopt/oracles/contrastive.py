@@ -17,7 +17,7 @@ from metaopt.types import Estimate, Key, Law, Oracle, Params, Scalar, Task, Task
 
 
 def _at(family: TaskFamily, task: Task, params: Params, who: str) -> tuple[Law, Look]:
-    law = particles.law_of(family, values=False, slopes=True, who=f"oracle {who}")
+    law = particles.law_of(family, values=False, slopes=True, who=who)
     particles.check_energy(law, params, task)
     return law, particles.look(law, params, task, slopes=True)
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.types import Batch, Estimate, Key, Law, Params, Scalar, Task, TaskFamily
+from metaopt.types import Batch, Data, Estimate, Key, Law, Params, Scalar, Task, TaskFamily
 
 Resampling = Literal["systematic", "stratified", "multinomial", "residual"]
 
@@ -95,8 +95,8 @@ def without_derivative(params: Params) -> Params:
 @without_derivative.defjvp
 def _without_derivative_jvp(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Params, Params]:
     raise ValueError(
-        "an estimate from particles has no derivative in θ, since they are drawn and resampled; leave `second_order` "
-        "out."
+        "an estimate from particles has no derivative in θ, since they are drawn and resampled; set the estimator's "
+        "`second_order` to false."
     )
 
 
@@ -264,3 +264,24 @@ def check_settings(
         raise ValueError(
             f"`step_size` ({step_size}) must lie between `min_step_size` ({least}) and `max_step_size` ({most})."
         )
+
+
+def family_of(law: Law, *, batch: Callable[[Key, Task, Data], Batch] | None = None, data: Data = ()) -> TaskFamily:
+    """A family of one task, (), around a law of one's own, for an oracle by itself: its values are nan, not known.
+
+    Args:
+      batch: (key, task, data) -> what the law's surrogate is given beside its particles; none unless given.
+      data: arrays for `batch`.
+    """
+    draw = batch or (lambda key, task, data: ())
+    return TaskFamily(
+        data=data,
+        sample=lambda key, data: (),
+        init=lambda key, task: (),
+        batch=draw,
+        loss=lambda params, task, batch: jnp.full((), jnp.nan),
+        eval_batch=lambda task, data, split: draw(jax.random.key(0), task, data),
+        name="this law",
+        lower_bound=None,
+        law=law,
+    )

@@ -80,7 +80,7 @@ def sosmc(
     if leaps < 1:
         raise ValueError(f"`leaps` ({leaps}) must be at least 1.")
     slopes = kernel != "random_walk"
-    who = f"oracle sosmc with kernel={kernel}"
+    who = f"sosmc with kernel={kernel}"
     kernels = {"mala": particles.mala, "random_walk": particles.random_walk, "hmc": partial(particles.hmc, leaps=leaps)}
     spent = {"ula": 1, "mala": 2, "random_walk": 0, "hmc": 1 + leaps}[kernel]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,8 @@ from metaopt.choices import Choice, build, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.inner.checks import check_objective, check_optimizer, check_oracle
-from metaopt.registry import OBJECTIVES, OPTIMIZERS, ORACLES, Registry
-from metaopt.types import Families, Key, MetaGradient, Optimizer
+from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, Registry
+from metaopt.types import Estimate, Families, Key, MetaGradient, Optimizer, Oracle, Params, TaskFamily
 
 
 def check_own_parts(experiment: Experiment, optimizer: Optimizer, families: Families) -> None:
@@ -21,6 +22,53 @@ def check_own_parts(experiment: Experiment, optimizer: Optimizer, families: Fami
     check_own(OPTIMIZERS, experiment.optimizer, lambda: check_optimizer(optimizer, first))
     check_own(ORACLES, experiment.oracle, lambda: check_oracle(build(experiment.oracle, ORACLES), first))
     check_own(OBJECTIVES, objective, lambda: check_objective(build(objective, OBJECTIVES), optimizer, first))
+
+
+def check_estimates(experiment: Experiment, optimizer: Optimizer, families: Families) -> None:
+    """Refuses a family without what the oracle draws from, and whatever reads values where the oracle gives none.
+
+    Raises:
+      UserError: one line, with the setting that mends it.
+    """
+    objective, estimator = parse_choice(experiment.objective).name, experiment.estimator
+    entry = ESTIMATORS.entry(estimator.name)
+    traits, parameters = entry.traits, inspect.signature(entry.factory).parameters
+    default = parameters["second_order"].default if "second_order" in parameters else False
+    differentiated = estimator.options.get("second_order", default) is True
+    elsewhere = estimator.options.get("objective_batch", "fresh") != "fresh"
+    for family in families:
+        oracle = family.oracle
+        if oracle is None:
+            continue
+
+        def first(key: Key, family: TaskFamily = family, oracle: Oracle = oracle) -> Estimate:
+            task = family.sample(key, family.data)
+            params = family.init(key, task)
+            state = oracle.init(family, task, params, key)
+
+            def at(params: Params) -> Estimate:
+                return oracle.estimate(family, task, params, state, key)[0]
+
+            return jax.jvp(at, (params,), (params,))[0] if differentiated else at(params)
+
+        try:
+            found = jax.eval_shape(first, jax.random.key(0))
+        except ValueError as error:
+            raise UserError(f"oracle {experiment.oracle.name!r}: {error}") from error
+        if found.value is not None:
+            continue
+        reads = None
+        if optimizer.needs_value:
+            reads = f"optimizer {experiment.optimizer.name}"
+        elif not elsewhere and OBJECTIVES.traits(objective).positive:
+            reads = f"objective {objective}"
+        elif not elsewhere and (traits.sides > 1 or not traits.differentiates):
+            reads = f"estimator {estimator.name}"
+        if reads is not None:
+            raise UserError(
+                f"{reads} reads the values of losses, and oracle {experiment.oracle.name} gives none with its gradients; "
+                "set its option exact_value=true, for the family's own value at every step."
+            )
 
 
 def check_own(registry: Registry[Any], picked: Choice, check: Callable[[], None]) -> None:

@@ -23,7 +23,7 @@ from metaopt.experiment import Experiment, build_families, optimizer_of
 from metaopt.inner.checks import check_estimator
 from metaopt.inner.devices import compiler_options, matmul_precision, task_mesh
 from metaopt.registry import ESTIMATORS, OBJECTIVES
-from metaopt.training.checks import check_fits, check_own, check_own_parts
+from metaopt.training.checks import check_estimates, check_fits, check_own, check_own_parts
 from metaopt.training.meta_optimizer import make_clips, make_meta_optimizer, moving_average
 from metaopt.training.size import check_size
 from metaopt.trees import usual_rules
@@ -64,6 +64,7 @@ class Trainer:
             raise UserError("`min_batch_size` is set, but none of the task families has minibatches; leave it out.")
         self.optimizer = optimizer_of(experiment)
         check_own_parts(experiment, self.optimizer, self.families)
+        check_estimates(experiment, self.optimizer, self.families)
         check_size(experiment, self.optimizer, self.families)
         self.estimator = build_estimator(experiment, experiment.estimator, self.optimizer, self.families)
         check_own(
