@@ -220,7 +220,7 @@ def measured(row: Row, method: str) -> dict[str, Any]:
     regret = truth["value"] - trailing(reward - row.beta * kl)
     lost = SETTLED * (truth["value"] - truth["reference_reward"])
     points = np.unique(np.geomspace(1, len(steps), 60).astype(int)) - 1
-    even = slice(9, None, 10)
+    even = slice(3, None, 4)
     half, end = slice(STEPS // 2, None), slice(-len(steps) // 10, None)
     return {
         "seconds": found.seconds,

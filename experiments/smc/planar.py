@@ -25,15 +25,15 @@ FITTING = {
     "ImpDiff": "impdiff:num_particles=1000,step_size=0.01",
     "PCD": "pcd:num_particles=50,steps=20,replay=2000,step_size=0.01",
 }
-FIT_SEEDS, FIT_STEPS, FIT_RATE = 3, 1000, 2e-3
+FIT_SEEDS, FIT_STEPS, FIT_RATE = 5, 4000, 2e-3
 TUNING = {
     "SOSMC-ULA": "sosmc:num_particles=1000,step_size=0.005,max_step_size=0.01",
     "SOSMC-MALA": "sosmc:kernel=mala,num_particles=1000,step_size=0.005,max_step_size=0.01",
     "ImpDiff": "impdiff:num_particles=1000,step_size=0.005",
     "PCD": "pcd:num_particles=100,steps=10,replay=1000,fresh=0.0,step_size=0.005",
 }
-SEEDS, STEPS, RATE, BETA = 10, 500, 1e-3, 0.25
-BETAS, BETA_SEEDS = (0.05, 0.25, 1.0, 4.0), 3
+SEEDS, STEPS, RATE, BETA = 10, 1000, 1e-3, 0.25
+BETAS, BETA_SEEDS = (0.05, 1.0, 4.0), 3  # beside BETA
 POINTS = 20  # exact values of a run
 LANGEVIN, SHOWN = 300, 400  # steps of the samples, and how many of them
 

@@ -28,8 +28,8 @@ def work(record: dict[str, Any]) -> Iterator[tuple[str, str, Callable[[], Any]]]
     first = [name for name in rows if "dual, smooth, K" in name or "tight, K" in name or mixtures.REVERSE in name]
     yield from mixtures.work(name for name in first if name in rows[:8])
     yield "cycles", "swings", mixtures.cycles
-    yield from learned.work()
     yield from planar.work(record)
+    yield from learned.work()
     yield from mixtures.work(name for name in rows if name not in first or name in rows[8:])
 
 
