@@ -128,6 +128,9 @@ def alive_sums(alive: jax.Array, loss: jax.Array, trace: Trace) -> Sums:
     def alive_sum(values: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(alive, values, 0.0))
 
+    health = {name: jnp.sum(jnp.mean(jnp.nan_to_num(told * 1.0), axis=0)) for name, told in trace.info.items()}
+    if health:
+        health["tasks"] = jnp.sum(jnp.ones_like(trace.initial_loss))
     gap = trace.initial_loss - trace.lower_bound  # nan, which nothing is above, where the bound is not known
     return Sums(
         gradient=(),
@@ -137,4 +140,5 @@ def alive_sums(alive: jax.Array, loss: jax.Array, trace: Trace) -> Sums:
         step_length=alive_sum(jnp.mean(trace.update_norm, axis=0)),
         initial_gap=alive_sum(gap),
         failed=alive_sum((jnp.any(trace.loss - trace.lower_bound > FAILURE_FACTOR * gap, axis=0) & (gap > 0)) * 1.0),
+        health=health,
     )

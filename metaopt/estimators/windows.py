@@ -57,6 +57,7 @@ class Sums(NamedTuple):
     initial_gap: jax.Array  # f(θ_0) less its lower bound; nan where that is not known
     failed: jax.Array  # whether the loss rose above `FAILURE_FACTOR` f(θ_0) in the window, both less their bound
     extra: PyTree = ()  # whatever else the method's `finish` wants summed
+    health: dict[str, jax.Array] = {}  # what the oracle says of itself, of the dead too; "tasks": how many
 
 
 def start_run(optimizer: Optimizer, meta_params: MetaParams, family: TaskFamily, keys: Key) -> Run:
@@ -226,9 +227,13 @@ def windowed(method: Method, schedule: Schedule) -> MetaGradient:
             means, carried = one(index)
             return means, (*state[:index], carried, *state[index + 1 :]) if state else ()
 
+        def without_health(means: Sums, carried: tuple[Carried, ...]) -> tuple[Sums, tuple[Carried, ...]]:
+            return means._replace(health={}), carried
+
         if num_tasks == 1 and len(families) > 1:
             picked = jax.random.randint(jax.random.fold_in(key, len(families)), (), 0, len(families))
-            branches = [lambda index=index: branch(index) for index in range(len(families))]
+            # Families may have oracles of their own, whose words on themselves are not those of others.
+            branches = [lambda index=index: without_health(*branch(index)) for index in range(len(families))]
             means, state = jax.lax.switch(picked, branches)
             return _combine(meta_params, [means], schedule.balanced), state, _metrics([means], tasks)
         means, carried = zip(*(one(index) for index in range(len(families))), strict=True)
@@ -330,6 +335,9 @@ def _metrics(means: Sequence[Sums], tasks_each: int) -> Metrics:
         "diverged": tasks - alive,
         "failed": 1 - sum(mean.alive * (1 - mean.failed) for mean in means) / tasks,  # the dead among them
     }
+    for name in dict.fromkeys(name for mean in means for name in mean.health if name != "tasks"):
+        told = [mean.health[name] / mean.health["tasks"] for mean in means if name in mean.health]
+        metrics[f"oracle/{name}"] = sum(told) / len(told)
     if len(means) > 1:
         metrics |= {f"meta_loss/{index}": shown(mean, "loss") for index, mean in enumerate(means)}
     return metrics

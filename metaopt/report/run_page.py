@@ -19,7 +19,7 @@ from metaopt.report.words import defaults_apart, flatten
 from metaopt.runs.evaluations import check_writable, read_results
 from metaopt.runs.folder import BEGUN_WITH, CONFIG, DOCTOR, ENVIRONMENT, INSPECTION, METRICS, REPORT, open_run
 from metaopt.runs.index import bare, read_run
-from metaopt.runs.metrics import read_rows
+from metaopt.runs.metrics import number, read_rows
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
@@ -109,6 +109,7 @@ def _meta_training(rows: Sequence[Mapping[str, Any]], train_rows: Sequence[Mappi
     columns = [name for name in names if any(name in row for row in shown)]
     failed = [row["failed"] for row in train_rows if row.get("failed") is not None]
     prefixes = ("validation/", "validation_ema/")
+    oracle = [name for name in dict.fromkeys(name for row in shown for name in row) if name.startswith("oracle/")]
     held_out = [row for row in rows if any(key.startswith(prefixes) for key in row)]
     keys = [key for key in dict.fromkeys(key for row in held_out for key in row) if key.startswith(prefixes)]
     return {
@@ -122,6 +123,9 @@ def _meta_training(rows: Sequence[Mapping[str, Any]], train_rows: Sequence[Mappi
         "failed": sum(failed) / len(failed) if failed else 0,
         "columns": [name.replace("_", "-") for name in columns],
         "rows": [[row.get(name) for name in columns] for row in shown],
+        "oracle_columns": ["meta-step", *(name.removeprefix("oracle/").replace("_", " ") for name in oracle)],
+        "oracle_rows": [[row["meta_step"], *(row.get(name) for name in oracle)] for row in shown] if oracle else [],
+        "collapsed": sum(number(row.get("oracle/collapsed") or 0) for row in train_rows) / len(train_rows),
         "validations": [[row["meta_step"], *(row.get(key) for key in keys)] for row in held_out],
         "validation_columns": [
             "meta-step",

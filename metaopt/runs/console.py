@@ -105,6 +105,8 @@ def _train_text(rows: list[Row], each: float) -> str:
     for name, word in (("diverged", "non-finite"), ("skipped", "skipped")):
         total = sum(row.get(name, 0) for row in rows)
         parts.append(f"{word} {total:g}" if total else "")
+    collapsed = fmean(number(row.get("oracle/collapsed", 0)) for row in rows)
+    parts.append(f"particles collapsed in {collapsed:.2g} of the estimates" if collapsed else "")
     return "  ".join(filter(None, parts))
 
 

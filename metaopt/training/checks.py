@@ -66,8 +66,8 @@ def check_estimates(experiment: Experiment, optimizer: Optimizer, families: Fami
             reads = f"estimator {estimator.name}"
         if reads is not None:
             raise UserError(
-                f"{reads} reads the values of losses, and oracle {experiment.oracle.name} gives none with its gradients; "
-                "set its option exact_value=true, for the family's own value at every step."
+                f"{reads} reads the values of losses, and oracle {experiment.oracle.name} gives none with its "
+                "gradients; set its option exact_value=true, for the family's own value at every step."
             )
 
 
