@@ -85,7 +85,12 @@ def _rows() -> dict[str, Row]:
 
 
 ROWS = _rows()
-
+BESIDES = (
+    f"dual, hard, {FORWARD}",
+    f"hexagon, sparse, {FORWARD}",
+    f"{LARGE}, {FORWARD}",
+    f"{LONG}, {REVERSE}",
+)
 
 FEW = ("SOSMC-ULA", "ImpDiff", "SOUL")  # on the rows that ask about a setting
 

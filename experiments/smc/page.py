@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.smc import learned, mixtures, pictures, planar
+from experiments.smc import learned, mixtures, planar
 from experiments.smc.mixtures import FORWARD, LARGE, LONG, METHODS, REVERSE, ROWS, STEPS
 from metaopt.evaluation.statistics import bootstrap_interval
 from metaopt.runs.metrics import number
@@ -38,7 +38,7 @@ def array(values: Any) -> np.ndarray:
     return np.array(np.nan if values is None else number(values))
 
 
-def found(parts: Parts, name: str) -> Mapping[str, Any]:
+def found(parts: Parts, name: str) -> Any:
     return parts[name]["found"]
 
 
@@ -390,9 +390,9 @@ def noise_verdict(groups: Mapping[str, Parts]) -> Iterator[str]:
 # ----- the page -------------------------------------------------------------------------------------------------------
 
 
-def write_page(record: Mapping[str, Any]) -> None:
+def page(record: Mapping[str, Any]) -> str:
+    """README.md from the JSON alone."""
     rows = complete(record)
-    pictures.draw(record, HERE / "figures")
     first = f"dual, smooth, {FORWARD}"
     values = {
         "claims": "\n".join(verdicts(record)),
@@ -418,5 +418,4 @@ def write_page(record: Mapping[str, Any]) -> None:
         "num_tasks": learned.NUM_TASKS,
         "tested": learned.TESTED,
     }
-    words = (HERE / "page.md").read_text(encoding="utf-8").format(**values, **settings)
-    (HERE / "README.md").write_text(words, encoding="utf-8")
+    return (HERE / "page.md").read_text(encoding="utf-8").format(**values, **settings)

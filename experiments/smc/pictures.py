@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -190,11 +189,10 @@ def _beta(shown: Mapping[str, Any], path: Path) -> None:
         part = "SOSMC-ULA" if beta == planar.BETA else f"β = {beta:g}"
         if part in parts:
             laws.append((f"β = {beta:g}", parts[part]["theta"]))
-    _, back = planar.shape()
     figure = Figure(figsize=(2.3 * len(laws), 2.7), layout="constrained")
     for axes, (name, theta) in zip(figure.subplots(1, len(laws), sharey=True), laws, strict=True):
         axes.set_label("image")
-        density = np.exp(np.asarray(on_grid(back(jnp.asarray(theta, jnp.float32))).log_probabilities))
+        density = np.exp(np.asarray(on_grid(planar.in_layers(theta)).log_probabilities))
         extent = (-REACH, REACH, -REACH, REACH)
         axes.imshow(density.reshape(CELLS, CELLS), origin="lower", extent=extent, cmap="Blues")
         axes.axhline(0, color=INK, linewidth=0.8, linestyle=(0, (2, 2)))

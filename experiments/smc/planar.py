@@ -52,10 +52,11 @@ def model(data: str) -> TaskFamily:
     return build_family(parse_choice(f"energy_model:data={data}"))
 
 
-def shape() -> tuple[np.ndarray, Callable[[Any], Params]]:
-    """A model's parameters in one row, and the way back."""
+def in_layers(row: Any) -> Params:
+    """A model's parameters out of one row."""
     family = model(DATA[0])
-    return ravel_pytree(family.init(KEY, family.sample(KEY, family.data)))
+    _, back = ravel_pytree(family.init(KEY, family.sample(KEY, family.data)))
+    return back(jnp.asarray(row, jnp.float32))
 
 
 def _at_points(found: Run, steps: int) -> tuple[np.ndarray, Params]:
@@ -99,7 +100,7 @@ def fitted(data: str, method: str) -> dict[str, Any]:
 
 def samples(row: np.ndarray) -> np.ndarray:
     """[SHOWN, 2] after so many Langevin steps from noise."""
-    theta = shape()[1](jnp.asarray(row, jnp.float32))
+    theta = in_layers(row)
     slope = jax.vmap(jax.grad(lambda x: network_energy(theta, x)))
 
     def step(x: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
@@ -112,8 +113,7 @@ def samples(row: np.ndarray) -> np.ndarray:
 
 def tuned(record: Mapping[str, Any], method: str, beta: float, seeds: int) -> dict[str, Any]:
     """The rings' model of SOSMC-ULA, tuned to lie below the axis: exact reward and KL on the way, and the optimum's."""
-    _, back = shape()
-    reference = back(jnp.asarray(record["energy model, circles"]["SOSMC-ULA"]["found"]["theta"], jnp.float32))
+    reference = in_layers(record["energy model, circles"]["SOSMC-ULA"]["found"]["theta"])
     family = energy_networks.tuned_energy_model(reference, beta=beta)
     found = run(speaking(family, lambda task, x: lower_half(x)), TUNING[method], rate=RATE, steps=STEPS, seeds=seeds)
     steps, theta = _at_points(found, STEPS)

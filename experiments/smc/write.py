@@ -17,6 +17,8 @@ from typing import Any
 import jax
 
 from experiments.smc import learned, mixtures, planar
+from experiments.smc.page import page
+from experiments.smc.pictures import draw
 from metaopt.evaluation.statistics import jsonable
 
 HERE = Path(__file__).parent
@@ -24,13 +26,11 @@ HERE = Path(__file__).parent
 
 def work(record: dict[str, Any]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """(group, part, what computes it), in order: the later read the earlier, and the page can do without the last."""
-    rows = list(mixtures.ROWS)
-    first = [name for name in rows if "dual, smooth, K" in name or "tight, K" in name or mixtures.REVERSE in name]
-    yield from mixtures.work(name for name in first if name in rows[:8])
+    yield from mixtures.work(name for name in mixtures.ROWS if name not in mixtures.BESIDES)
     yield "cycles", "swings", mixtures.cycles
     yield from planar.work(record)
     yield from learned.work()
-    yield from mixtures.work(name for name in rows if name not in first or name in rows[8:])
+    yield from mixtures.work(mixtures.BESIDES)
 
 
 def main() -> None:
@@ -47,9 +47,8 @@ def main() -> None:
             file.write_text(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n", encoding="utf-8")
             print(f"{group}, {part}: {time.time() - began:.0f} s", flush=True)
             jax.clear_caches()
-    from experiments.smc.page import write_page
-
-    write_page(record)
+    draw(record, HERE / "figures")
+    (HERE / "README.md").write_text(page(record), encoding="utf-8")
 
 
 if __name__ == "__main__":
