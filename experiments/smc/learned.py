@@ -33,7 +33,7 @@ ARMS = {
 }
 # What needs values has the exact ones.
 VALUED = {"ES": (LSTM.format("direct", "none"), "evolution_strategies:sigma=0.03")}
-SEEDS, HORIZON, NUM_TASKS, META_STEPS, TESTED = 5, 50, 16, 500, 50
+SEEDS, HORIZON, NUM_TASKS, META_STEPS, TESTED = 5, 50, 16, 300, 50
 MULTIPLES = (1, 10)
 RATE = 3e-3
 TEST, TUNING = (jax.random.key(seed) for seed in (161, 162))

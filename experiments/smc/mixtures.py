@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,19 +15,19 @@ import numpy as np
 import optax
 
 from metaopt.choices import parse_choice
-from metaopt.evaluation.curves import as_optimizer
 from metaopt.experiment import build_family
 from metaopt.inner.devices import compiler_options
 from metaopt.inner.step import Seen, bind_tasks, reset
 from metaopt.inner.unroll import unroll
 from metaopt.registry import ORACLES
 from metaopt.tasks import energy
-from metaopt.types import Batch, Params, Scalar, Task, TaskFamily
+from metaopt.types import Batch, Optimizer, Params, Scalar, Task, TaskFamily
 
 SEEDS, STEPS, EVERY = 10, 3000, 5  # EVERY: steps between exact values
 WINDOW = 4  # of them are averaged where a run is judged
 SETTLED = 0.1  # of the regret that the reference has
 RATE = 0.1  # of Adam
+RATES = (0.1, 0.03, 0.01, 0.003)  # of the cycles
 KEY = jax.random.key(16)
 METHODS = {
     "SOSMC-ULA": "sosmc:num_particles={n},step_size={h}",
@@ -85,13 +85,7 @@ def _rows() -> dict[str, Row]:
 
 
 ROWS = _rows()
-BESIDES = (
-    f"dual, hard, {FORWARD}",
-    f"hexagon, sparse, {FORWARD}",
-    f"{LARGE}, {FORWARD}",
-    f"{LONG}, {REVERSE}",
-)
-
+FIRST = tuple(name for name in ROWS if name.startswith(("dual, smooth, K", "hexagon, tight, K")))
 FEW = ("SOSMC-ULA", "ImpDiff", "SOUL")  # on the rows that ask about a setting
 
 
@@ -138,31 +132,40 @@ class Run(NamedTuple):
     task: Task  # [seeds, ...]
 
 
-def run(family: TaskFamily, oracle: str, *, rate: float, steps: int, seeds: int) -> Run:
-    """Adam on θ under an oracle."""
-    picked = parse_choice(oracle)
-    family = dataclasses.replace(family, oracle=ORACLES[picked.name](**picked.options))
-    adam = optax.multi_transform(
+def adam(rate: jax.Array) -> optax.GradientTransformationExtraArgs:
+    return optax.multi_transform(
         {"moved": optax.adam(rate), "held": optax.set_to_zero()}, {"theta": "moved", "said": "held"}
     )
-    optimizer, phi = as_optimizer(adam, family)
+
+
+def runs(family: TaskFamily, oracle: str, *, rates: Sequence[float], steps: int, seeds: int) -> Iterator[Run]:
+    """Adam on θ under an oracle, at each rate."""
+    picked = parse_choice(oracle)
+    family = dataclasses.replace(family, oracle=ORACLES[picked.name](**picked.options))
+    optimizer = Optimizer(init=lambda key: jnp.zeros(()), bind=adam)
 
     def watch(seen: Seen) -> tuple[Any, jax.Array]:
         return seen.moved["theta"], seen.estimate.gradient["said"]
 
-    def all_steps(keys: jax.Array) -> Any:
-        tx = bind_tasks(optimizer, phi)
+    def all_steps(rate: jax.Array, keys: jax.Array) -> Any:
+        tx = bind_tasks(optimizer, rate)
         task, state = reset(tx, family, keys)
         _, trace = unroll(tx, family, task, state, length=steps, observe=watch)
         return trace.observed, trace.info, task
 
     keys = jax.random.split(KEY, seeds)
-    compiled = jax.jit(all_steps, compiler_options=compiler_options()).lower(keys).compile()
-    began = time.process_time()
-    observed, info, task = jax.block_until_ready(compiled(keys))
-    seconds = (time.process_time() - began) / (steps * seeds)
-    (theta, said), info = jax.device_get((observed, info))
-    return Run(theta, said, info, seconds, task)
+    compiled = jax.jit(all_steps, compiler_options=compiler_options()).lower(jnp.float32(0), keys).compile()
+    for rate in rates:
+        began = time.process_time()
+        observed, info, task = jax.block_until_ready(compiled(jnp.float32(rate), keys))
+        seconds = (time.process_time() - began) / (steps * seeds)
+        (theta, said), info = jax.device_get((observed, info))
+        yield Run(theta, said, info, seconds, task)
+
+
+def run(family: TaskFamily, oracle: str, *, rate: float, steps: int, seeds: int) -> Run:
+    """One rate's."""
+    return next(runs(family, oracle, rates=(rate,), steps=steps, seeds=seeds))
 
 
 def values(row: Row, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -278,9 +281,8 @@ def cycles() -> list[dict[str, Any]]:
     family = speaking(row.family, lambda task, x: energy._reward(row.reward, task.centre, x))  # pyright: ignore
     likely = int(best(row)["weights"].argmax())
     for method, step in (("SOSMC-ULA", 0.1), ("ImpDiff", 0.1), ("ImpDiff", 0.5)):
-        for rate in (0.1, 0.03, 0.01, 0.003):
-            text = row._replace(step_size=step).oracle(METHODS[method])
-            one = run(family, text, rate=rate, steps=STEPS, seeds=SEEDS)
+        text = row._replace(step_size=step).oracle(METHODS[method])
+        for rate, one in zip(RATES, runs(family, text, rates=RATES, steps=STEPS, seeds=SEEDS), strict=True):
             weight = np.asarray(jax.nn.softmax(jnp.asarray(one.theta[STEPS // 2 :]), axis=-1))[..., likely]
             record = {"method": method, "step": step, "rate": rate, "mean": weight.mean(axis=0)}
             found.append({**record, "least": weight.min(axis=0), "most": weight.max(axis=0)})

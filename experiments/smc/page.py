@@ -27,6 +27,7 @@ REPORTED = {
     f"hexagon, tight, {REVERSE}": (0.0142, 0.2497, 0.0),
     f"hexagon, tight, {FORWARD}": (0.0133, 0.2815, 0.0),
 }
+RIVALS = ("ImpDiff", "SOUL", "PCD")
 ALIKE = 1e-3  # of the reference's regret: what lies closer is as good
 CURRENCIES = ("steps", "gradients", "seconds")
 
@@ -145,28 +146,33 @@ def cycle_table(record: Mapping[str, Any]) -> Iterator[str]:
 
 def verdicts(record: Mapping[str, Any]) -> Iterator[str]:
     rows = {name: parts for name, parts in complete(record).items() if not name.startswith((LARGE, LONG))}
-    rivals = ("ImpDiff", "SOUL", "PCD")
     yield from weight_of_dual(rows)
     yield (
         "- “Higher” and “lower” below: the 95% interval of the paired difference lies beyond a thousandth of the "
         "reference's regret."
     )
-    for currency, words in zip(CURRENCIES, ("outer steps", "energy gradients", "core seconds"), strict=True):
-        told = []
-        for rival in rivals:
-            pairs = [
-                np.array(against(parts, rival, currency, name)[1]) / scale(parts)
-                for name, parts in rows.items()
-                if rival in parts
-            ]
-            worse, better = sum(low > ALIKE for low, _ in pairs), sum(high < -ALIKE for _, high in pairs)
-            told.append((rival, worse, better, len(pairs)))
-        said = "; ".join(f"{rival}: higher on {w} of {t} rows, lower on {b}" for rival, w, b, t in told)
-        verdict = part(sum(worse for _, worse, _, _ in told), sum(total for *_, total in told))
-        yield f"- **“More efficient”, at equal {words}: {verdict}.** The rivals' regret against SOSMC-ULA's ({said})."
+    for kl in (FORWARD, REVERSE):
+        own = {name: parts for name, parts in rows.items() if name.endswith(kl)}
+        told, worse, total = [], 0, 0
+        for currency in CURRENCIES:
+            each = []
+            for rival in RIVALS:
+                pairs = [
+                    np.array(against(parts, rival, currency, name)[1]) / scale(parts)
+                    for name, parts in own.items()
+                    if rival in parts
+                ]
+                higher, lower = sum(low > ALIKE for low, _ in pairs), sum(high < -ALIKE for _, high in pairs)
+                worse, total = worse + higher, total + len(pairs)
+                each.append(f"{rival} {higher}, {lower}")
+            told.append(f"At equal {currency}: {'; '.join(each)}")
+        yield (
+            f"- **“More efficient”, under {kl}: {part(worse, total)}.** On how many of {len(own)} rows a rival's "
+            f"regret is higher, and on how many lower, than SOSMC-ULA's. {'. '.join(told)}."
+        )
     faster, pairs = 0, 0
     for parts in rows.values():
-        for rival in rivals:
+        for rival in RIVALS:
             if rival in parts:
                 mine, other = (settle(found(parts, name)) for name in (ULA, rival))
                 faster, pairs = faster + (mine < other), pairs + 1
@@ -201,8 +207,19 @@ def shrinking(rows: Mapping[str, Parts]) -> Iterator[str]:
     ends = ", ".join(text(found(parts, ULA)["curves"]["step_size"][-1], 2) for parts in rows.values())
     yield (
         "- **The paper's step rule** shortens ULA's h wherever ESS rests between .9 N, where it is resampled, and "
-        f".95 N, where h grows: h ends at {ends} on the rows below, in their order."
+        f".95 N, where h grows: h ends at {ends} on the rows below, in their order. Under the other kernels "
+        f"weights do not depend on h, so that ESS cannot tell a good one: {frozen(rows)}."
     )
+
+
+def frozen(rows: Mapping[str, Parts]) -> str:
+    told = []
+    for name in (f"dual, smooth, {FORWARD}", f"hexagon, tight, {REVERSE}"):
+        if name in rows and "SOSMC-MALA" in rows[name]:
+            entry = found(rows[name], "SOSMC-MALA")
+            share = text(entry["acceptance"], 2)
+            told.append(f"MALA's h ends at {text(entry['curves']['step_size'][-1], 2)} with {share} accepted on {name}")
+    return ", and ".join(told)
 
 
 def part(held: int, of: int) -> str:

@@ -26,11 +26,11 @@ HERE = Path(__file__).parent
 
 def work(record: dict[str, Any]) -> Iterator[tuple[str, str, Callable[[], Any]]]:
     """(group, part, what computes it), in order: the later read the earlier, and the page can do without the last."""
-    yield from mixtures.work(name for name in mixtures.ROWS if name not in mixtures.BESIDES)
+    yield from mixtures.work(mixtures.FIRST)
+    yield from learned.work()
     yield "cycles", "swings", mixtures.cycles
     yield from planar.work(record)
-    yield from learned.work()
-    yield from mixtures.work(mixtures.BESIDES)
+    yield from mixtures.work(name for name in mixtures.ROWS if name not in mixtures.FIRST)
 
 
 def main() -> None:
