@@ -16,6 +16,7 @@ from metaopt.report.panels import INK, frame
 from metaopt.report.svg import save_png
 from metaopt.tasks.energy_networks import CELLS, REACH, on_grid, points
 
+FLOOR = 1e-6  # of a regret in single precision
 COLOURS = {
     "SOSMC-ULA": "#0072B2",
     "SOSMC-MALA": "#56B4E9",
@@ -210,10 +211,17 @@ def _learned(arms: Mapping[str, Any], path: Path) -> None:
         for multiple, dash in zip(learned.MULTIPLES, ((0, (2, 1.5)), "-"), strict=True):
             entry = parts["Adam"][f"for {multiple}x"]
             label = f"Adam, tuned for {multiple} T"
-            axes.plot(entry["steps"], entry["curve"][0], color=INK, linestyle=dash, linewidth=1.3, label=label)
+            axes.plot(
+                entry["steps"],
+                np.maximum(entry["curve"][0], FLOOR),
+                color=INK,
+                linestyle=dash,
+                linewidth=1.3,
+                label=label,
+            )
         for arm, colour in colours.items():
             if arm in parts:
-                curve = np.array(parts[arm]["curve"], float)
+                curve = np.maximum(np.array(parts[arm]["curve"], float), FLOOR)
                 axes.plot(parts[arm]["steps"], np.median(curve, axis=0), color=colour, linewidth=1.6, label=arm)
                 axes.fill_between(
                     parts[arm]["steps"], curve.min(0), curve.max(0), color=colour, alpha=0.18, linewidth=0
