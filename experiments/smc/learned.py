@@ -24,15 +24,19 @@ TASK = parse_choice("tuned_mixture:target=asymmetric")
 ORACLES = {
     "exact gradients": "minibatch",
     "N = 200": "sosmc:num_particles=200",
-    "N = 20": "sosmc:num_particles=20",  # the last, which has the noisiest
+    "N = 20": "sosmc:num_particles=20",
 }
 LSTM = "lstm:step_rule={},noise={}"  # of one step rule, so that the arms differ by the noise alone
 ARMS = {
     "BP": (LSTM.format("direct", "none"), "truncated_backprop"),
     "RL": (LSTM.format("direct", "per_step"), "reparameterised"),
 }
-# What needs values has the exact ones.
-VALUED = {"ES": (LSTM.format("direct", "none"), "evolution_strategies:sigma=0.03")}
+# By exact values, under the noisiest gradients: what needs values, and the two above with a meta-loss without noise.
+VALUED = {
+    "ES": (LSTM.format("direct", "none"), "evolution_strategies:sigma=0.03"),
+    "BP, exact meta-loss": (LSTM.format("direct", "none"), "truncated_backprop:objective_batch=full"),
+    "RL, exact meta-loss": (LSTM.format("direct", "per_step"), "reparameterised:objective_batch=full"),
+}
 SEEDS, HORIZON, NUM_TASKS, META_STEPS, TESTED = 5, 50, 16, 300, 50
 MULTIPLES = (1, 10)
 RATE = 3e-3

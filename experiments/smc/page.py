@@ -397,6 +397,7 @@ def learned_table(record: Mapping[str, Any]) -> Iterator[str]:
                 yield f"| {name} | {arm} | {' | '.join(cells)} | {entry['diverged']} |"
     yield ""
     yield from noise_verdict(groups)
+    yield from exact_verdict(*list(groups.items())[-1])
 
 
 def noise_verdict(groups: Mapping[str, Parts]) -> Iterator[str]:
@@ -409,10 +410,35 @@ def noise_verdict(groups: Mapping[str, Parts]) -> Iterator[str]:
         verdict = "Yes" if high < 1 else "No, it hurts" if low > 1 else "Not measurably"
         if high < 1 and without[1] < 1:
             verdict += ", and no less where they are exact" if told[0][1] <= told[-1][1] else ", more than where exact"
+        last = groups[told[-1][0]]
+        arms = [f"{arm}, exact meta-loss" for arm in ("RL", "BP")]
+        if all(arm in last for arm in arms):
+            told.append(("by an exact meta-loss", *compared(*(regret(found(last, arm), multiple) for arm in arms))))
         each = "; ".join(f"{name}: {text(ratio, 2)} {span(interval, 2)}" for name, ratio, interval in told)
         yield (
             f"- **Does RL's noise help where gradients are noisy, at {multiple} T? {verdict}.** RL's mean regret over "
             f"BP's: {each}."
+        )
+
+
+def exact_verdict(name: str, parts: Parts) -> Iterator[str]:
+    """Where the particles' error does its harm: in what is learned from, or in what is learned to be done."""
+    multiple = learned.MULTIPLES[0]
+    start = array(found(parts, "BP")["start"]).mean()
+    told = []
+    for arm in ("BP", *learned.VALUED, "RL"):
+        if arm in parts:
+            told.append(f"{arm} {text(regret(found(parts, arm), multiple).mean(), 2)}")
+    exact = [arm for arm in learned.VALUED if arm in parts]
+    if exact:
+        rest = regret(found(parts, "BP"), multiple)
+        better = sum(compared(regret(found(parts, arm), multiple), rest)[1][1] < 1 for arm in exact)
+        verdict = "Yes" if better == len(exact) else "In part" if better else "No"
+        yield (
+            f"- **Is it the meta-loss that the noise spoils, more than what the optimizer reads? {verdict}.** {name}, "
+            f"mean regrets at {multiple} T from {text(start, 2)} at the start: {'; '.join(told)}. Under particles the "
+            "meta-loss is their own word. A likely reason: particles are kept, so that their error at one step is there "
+            "at the next as well, and a step along it looks like a gain."
         )
 
 

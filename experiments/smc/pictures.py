@@ -205,7 +205,8 @@ def _beta(shown: Mapping[str, Any], path: Path) -> None:
 
 def _learned(arms: Mapping[str, Any], path: Path) -> None:
     colours = {"BP": "#0072B2", "RL": "#D55E00", "ES": "#009E73"}
-    figure = Figure(figsize=(11, 3.9), layout="constrained")
+    colours |= {"BP, exact meta-loss": "#56B4E9", "RL, exact meta-loss": "#b58900"}
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     panels = figure.subplots(1, len(arms), squeeze=False, sharey=True)[0]
     for (name, parts), axes in zip(arms.items(), panels, strict=True):
         for multiple, dash in zip(learned.MULTIPLES, ((0, (2, 1.5)), "-"), strict=True):
@@ -222,7 +223,9 @@ def _learned(arms: Mapping[str, Any], path: Path) -> None:
         for arm, colour in colours.items():
             if arm in parts:
                 curve = np.maximum(np.array(parts[arm]["curve"], float), FLOOR)
-                axes.plot(parts[arm]["steps"], np.median(curve, axis=0), color=colour, linewidth=1.6, label=arm)
+                dash = (0, (5, 1.5)) if "exact" in arm else "-"
+                middle, steps = np.median(curve, axis=0), parts[arm]["steps"]
+                axes.plot(steps, middle, color=colour, linewidth=1.6, linestyle=dash, label=arm)
                 axes.fill_between(
                     parts[arm]["steps"], curve.min(0), curve.max(0), color=colour, alpha=0.18, linewidth=0
                 )
@@ -230,5 +233,7 @@ def _learned(arms: Mapping[str, Any], path: Path) -> None:
         axes.set(yscale="log", xlabel="inner step")
         _title(axes, name)
     panels[0].set_ylabel("median exact regret")
-    panels[-1].legend(frameon=False, fontsize=8.5)
+    figure.legend(
+        *panels[-1].get_legend_handles_labels(), loc="outside lower center", ncols=7, frameon=False, fontsize=8.5
+    )
     _save(figure, path)
