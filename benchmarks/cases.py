@@ -142,6 +142,20 @@ def evolution(name: str, window: int | None) -> metaopt.Experiment:
     return experiment("RL", 64, 1000 // (window or HORIZON), estimator=metaopt.choice(name), unroll_length=window)
 
 
+def outer_steps(num_tasks: int, steps: int, **options: Any) -> Run:
+    """Adam's steps under SOSMC with Langevin moves of 10,000 particles in the plane, on the dual target.
+
+    `options` are those of `jax.jit`.
+    """
+    oracle = metaopt.ORACLES["sosmc"](num_particles=10_000)
+    family = dataclasses.replace(metaopt.TASKS["tuned_mixture"](target="dual", spread=0.0), oracle=oracle)
+    optimizer = metaopt.build_optimizer(metaopt.choice("adam"))
+    tx = metaopt.bind_tasks(optimizer, optimizer.init(jax.random.key(0)))
+    task, state = jax.jit(lambda keys: metaopt.reset(tx, family, keys))(jax.random.split(jax.random.key(1), num_tasks))
+    run = jax.jit(lambda task, state: metaopt.unroll(tx, family, task, state, length=steps)[1].update_norm, **options)
+    return lambda: run(task, state)
+
+
 # Name -> makes what is timed; a call takes about half a second on one core.
 CASES: dict[str, Callable[[], Run]] = {
     "meta-step, quadratics, BP, 64 tasks": lambda: chunks(experiment("BP", 64, 10)),
@@ -156,6 +170,7 @@ CASES: dict[str, Callable[[], Run]] = {
     "meta-step, ES": lambda: chunks(evolution("evolution_strategies", None)),
     "meta-step, PES": lambda: chunks(evolution("persistent_evolution_strategies", 50)),
     "update of a million parameters": lambda: inference(1_000_000),
+    "500 outer steps of SOSMC, 10,000 particles": lambda: outer_steps(1, 500),
     "evaluation, quadratics, 1000 steps": lambda: evaluation(100),
     "start of a run, warm cache": lambda: start,
 }

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metaopt
-from benchmarks.cases import DIGITS_DIM, DIM, HIDDEN, HORIZON, chunks, digits, experiment, learned
+from benchmarks.cases import DIGITS_DIM, DIM, HIDDEN, HORIZON, chunks, digits, experiment, learned, outer_steps
 from benchmarks.measure import COLUMNS, FEATURES, BoundMeter, Bounds, Options, Row, measured, number, seconds
 from benchmarks.plain_reference import plain_chunks
 from metaopt.choices import choice
@@ -73,6 +73,25 @@ def _meta_step(
     limits = [bound.recompute for bound in defaults.seen]
     yield measured("meta_step", "recompute bound under XLA's default options", where, "Mcs/s", limits)
     yield measured("meta_step", "2048^3 product", where, "GFLOP/s", meter.gflops)
+
+
+# ----- particles ------------------------------------------------------------------------------------------------------
+
+
+def particles(options: Options) -> Iterator[Row]:
+    """An outer step of SOSMC with Langevin moves: 10,000 particles in the plane, one task and ten side by side."""
+    steps = 5 if options.quick else 100
+    programs = {num_tasks: outer_steps(num_tasks, steps, compiler_options=compiler_options()) for num_tasks in (1, 10)}
+    for program in programs.values():
+        program()
+    times: dict[int, list[float]] = {num_tasks: [] for num_tasks in programs}
+    for _ in range(options.repeats):
+        for num_tasks, program in programs.items():
+            times[num_tasks].append(1e3 * seconds(program) / steps)
+    for num_tasks, values in times.items():
+        yield measured("particles", "outer step of SOSMC, N = 10,000, d = 2", {"tasks": num_tasks}, "ms", values)
+    ratios = [ten / one for one, ten in zip(times[1], times[10], strict=True)]
+    yield measured("particles", "ten tasks over one", {}, "times", ratios)
 
 
 # ----- the network alone ----------------------------------------------------------------------------------------------

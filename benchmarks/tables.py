@@ -16,6 +16,7 @@ PARTS: tuple[str, ...] = (
     "meta_step",
     "network",
     "evolution",
+    "particles",
     "inference",
     "scale",
     "devices",

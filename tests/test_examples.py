@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from metaopt import testing
@@ -85,3 +86,11 @@ def test_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert after < 0.7 * before
     assert "meta-step 0: loss" in capsys.readouterr().out
     assert len((EXAMPLES / "by_hand.py").read_text().splitlines()) < 70
+
+
+def test_an_oracle_by_itself_finds_the_law_of_given_moments() -> None:
+    own = imported("own_energy")
+    x = jnp.linspace(-4.0, 4.0, 4001)
+    weights = jax.nn.softmax(own.theta[0] * x + own.theta[1] * x**2 - x**4)
+    moments = jnp.stack([weights @ x, weights @ x**2])
+    assert jnp.allclose(moments, own.MOMENTS, atol=0.02) and own.info["collapsed"].sum() == 0

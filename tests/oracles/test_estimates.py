@@ -217,7 +217,8 @@ def test_sosmc_settles_at_the_dual_optimum_and_langevin_chains_cycle():
         told = dataclasses.replace(family, oracle=oracle)
         tasks, state = reset(tx, told, keys)
         run = jax.jit(
-            lambda tasks, state, told=told: unroll(tx, told, tasks, state, length=600, observe=lambda s: s.moved)
+            lambda tasks, state, told=told: unroll(tx, told, tasks, state, length=600, observe=lambda s: s.moved),
+            compiler_options={"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False},
         )
         right[name] = np.asarray(jax.nn.softmax(run(tasks, state)[1].observed)[-250:, :, 1])
     assert np.abs(right["sosmc"].mean() - best[1]) < 0.02  # .01 at N = 10,000
@@ -344,13 +345,16 @@ def test_meta_training_by_the_surrogate(augmented):
     few = choice("sosmc", num_particles=30)
     given = dataclasses.replace(TINY, tasks=(choice("tuned_mixture"),), oracle=few, **augmented)
     metrics = {}
-    for exact in (False, True):
+    for exact in (True,) if augmented else (False, True):
         oracle = choice("sosmc", num_particles=30, exact_value=exact)
         trainer = metaopt.Trainer(dataclasses.replace(given, oracle=oracle))
         _, metrics[exact] = trainer.run_chunk(trainer.init())
-    assert np.all(metrics[False]["alive"] == 1) and np.all(metrics[False]["grad_norm"] > 0)
+    assert np.all(metrics[True]["alive"] == 1) and np.all(metrics[True]["grad_norm"] > 0)
+    assert np.all(metrics[True]["oracle/ess"] > 0.3) and np.all(metrics[True]["meta_loss"] < 1)
+    if augmented:
+        return
     np.testing.assert_allclose(metrics[False]["grad_norm"], metrics[True]["grad_norm"], rtol=1e-4)
-    assert np.all(metrics[False]["meta_loss"] == 0) and np.all(metrics[True]["meta_loss"] < 1)
+    assert np.all(metrics[False]["meta_loss"] == 0)
 
 
 @pytest.mark.parametrize("options", ["rescale=1", "companion=3", "bfloat16=1"])
