@@ -309,18 +309,20 @@ def models(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def fit_table(record: Mapping[str, Any]) -> Iterator[str]:
-    yield "| data | oracle | held-out loss: middle | end | core ms a step | least ESS/N | collapsed seeds |"
-    yield "| --- " * 7 + "|"
+    yield "| data | oracle | held-out loss: middle | end | core ms a step | least ESS/N | collapsed seeds | diverged |"
+    yield "| --- " * 8 + "|"
     for data in planar.DATA:
-        for method, held in record.get(f"energy model, {data}", {}).items():
-            entry = held["found"]
+        group = record.get(f"energy model, {data}", {})
+        for method in (name for name in planar.FITTING if name in group):
+            entry = found(group, method)
             loss = array(entry["loss"])
             middle, end = loss[:, loss.shape[1] // 2 - 1], loss[:, -1]
             lost = (array(entry["collapsed"]) > 0) | (array(entry["nonfinite"]) > 0)
             yield (
                 f"| {data} | {method} | {text(middle.mean())} | {text(end.mean())} {span((end.min(), end.max()))} "
                 f"| {text(1e3 * entry['seconds'], 2)} | "
-                f"{text(array(entry['least_ess']).min(), 2) if method == ULA else '-'} | {lost.sum()}/{len(lost)} |"
+                f"{text(array(entry['least_ess']).min(), 2) if method == ULA else '-'} | {lost.sum()}/{len(lost)} "
+                f"| {(end > loss[:, 0]).sum()}/{len(lost)} |"
             )
 
 
@@ -437,8 +439,8 @@ def exact_verdict(name: str, parts: Parts) -> Iterator[str]:
         yield (
             f"- **Is it the meta-loss that the noise spoils, more than what the optimizer reads? {verdict}.** {name}, "
             f"mean regrets at {multiple} T from {text(start, 2)} at the start: {'; '.join(told)}. Under particles the "
-            "meta-loss is their own word. A likely reason: particles are kept, so that their error at one step is there "
-            "at the next as well, and a step along it looks like a gain."
+            "meta-loss is their own word. A likely reason: particles are kept, so that their error at one step is "
+            "there at the next as well, and a step along it looks like a gain."
         )
 
 
@@ -462,11 +464,11 @@ def page(record: Mapping[str, Any]) -> str:
         "seeds": mixtures.SEEDS,
         "steps": f"{STEPS:,}",
         "rate": mixtures.RATE,
-        "fit_steps": planar.FIT_STEPS,
+        "fit_steps": f"{planar.FIT_STEPS:,}",
         "fit_seeds": planar.FIT_SEEDS,
         "beta": planar.BETA,
         "tune_seeds": planar.SEEDS,
-        "tune_steps": planar.STEPS,
+        "tune_steps": f"{planar.STEPS:,}",
         "horizon": learned.HORIZON,
         "meta_seeds": learned.SEEDS,
         "meta_steps": learned.META_STEPS,

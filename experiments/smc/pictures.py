@@ -16,6 +16,7 @@ from metaopt.report.panels import INK, frame
 from metaopt.report.svg import save_png
 from metaopt.tasks.energy_networks import CELLS, REACH, on_grid, points
 
+FRAME = 3.4  # of the samples' panels
 FLOOR = 1e-6  # of a regret in single precision
 COLOURS = {
     "SOSMC-ULA": "#0072B2",
@@ -166,7 +167,7 @@ def _gradients(rows: Mapping[str, Any], path: Path) -> None:
 
 
 def _samples(fits: Mapping[str, Any], path: Path) -> None:
-    figure = Figure(figsize=(10, 3.2 * len(planar.FITTING) + 0.3), layout="constrained")
+    figure = Figure(figsize=(9, 3.0 * len(planar.FITTING) + 0.3), layout="constrained")
     panels = figure.subplots(len(planar.FITTING), len(planar.DATA), squeeze=False, sharex=True, sharey=True)
     for column, data in enumerate(planar.DATA):
         real = points(data, planar.SHOWN, 2)
@@ -178,8 +179,11 @@ def _samples(fits: Mapping[str, Any], path: Path) -> None:
                 drawn = np.array(entry["samples"])
                 axes.plot(*drawn.T, ".", color="#D55E00", markersize=2.5, alpha=0.7, label="model")
                 _title(axes, f"{method}, {data}")
-            axes.set(xlim=(-3.4, 3.4), ylim=(-3.4, 3.4), aspect="equal")
-    panels[0, 0].legend(frameon=False, fontsize=8.5, loc="upper right", markerscale=3)
+                inside = np.mean(np.all(np.abs(drawn) < FRAME, axis=1))
+                if inside < 0.99:
+                    axes.text(0, 3.0, f"{inside:.0%} within the frame", ha="center", fontsize=9, color=INK)
+            axes.set(xlim=(-FRAME, FRAME), ylim=(-FRAME, FRAME), aspect="equal")
+    panels[0, 0].legend(frameon=False, fontsize=8.5, loc="lower left", markerscale=3)
     _save(figure, path)
 
 

@@ -24,6 +24,8 @@ FITTING = {
     "SOSMC-ULA": "sosmc:num_particles=1000,step_size=0.01,min_step_size=0.0005,max_step_size=0.05",
     "ImpDiff": "impdiff:num_particles=1000,step_size=0.01",
     "PCD": "pcd:num_particles=50,steps=20,replay=2000,step_size=0.01",
+    "ImpDiff, h = .002": "impdiff:num_particles=1000,step_size=0.002",
+    "PCD, h = .002": "pcd:num_particles=50,steps=20,replay=2000,step_size=0.002",
 }
 FIT_SEEDS, FIT_STEPS, FIT_RATE = 5, 4000, 2e-3
 TUNING = {
