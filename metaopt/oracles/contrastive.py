@@ -201,7 +201,7 @@ def pcd(
         law, look = _at(family, task, params, "pcd")
         x = jax.lax.dynamic_slice_in_dim(state.x, state.next, num_particles, axis=1)
         begun = particles.first_particles(family, law, task, params, start_key, num_particles)
-        anew = jax.random.bernoulli(anew_key, fresh, (num_particles,))
+        anew = jax.random.bernoulli(anew_key, float(fresh), (num_particles,))
         x = _walk(move_key, look, jnp.where(anew, begun, x), step_size, steps)
         kept = jax.lax.dynamic_update_slice_in_dim(state.x, x, state.next, axis=1)
         batch = family.batch(batch_key, task, family.data)
