@@ -31,6 +31,7 @@ class EvaluateArguments:
     seed: int = 0  # decides the tasks
     baselines: tuple[str, ...] = BASELINES  # hand-designed optimizers to tune
     tuning: str = TUNING  # what is tried of each: 9x1 (rates), 9x3 (rates by momenta), full (these by schedules)
+    oracle: str | None = None  # where gradients come from; None: as the runs were meta-trained
     patience: int | None = None  # early stopping on the validation loss, after so many checks that were no better
     check_every: int | None = None  # inner steps between its checks; None: about a hundredth of the horizon
     noise: bool = False  # beside each optimizer that was trained with step noise, the same with the noise on

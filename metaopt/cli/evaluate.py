@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt import files
+from metaopt.choices import Choice, parse_choice
 from metaopt.cli.arguments import EvaluateArguments
 from metaopt.errors import UserError
 from metaopt.experiment import explores
@@ -64,8 +66,9 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     horizons = arguments.horizon or tuple(dict.fromkeys(horizon for _, horizon in own))
     plan = tuple((task, horizon) for task in tasks for horizon in dict.fromkeys(horizons))
     learned = [one.optimizer for one in trained.values()]
+    oracle = _oracle(arguments.oracle, trained)
     stopping = stopping_of(arguments.patience, arguments.check_every)
-    how = {"num_tasks": arguments.num_tasks, "optimizers": learned, "early_stopping": stopping}
+    how = {"num_tasks": arguments.num_tasks, "optimizers": learned, "oracle": oracle, "early_stopping": stopping}
     check(plan, arguments.baselines, arguments.tuning, **how)
     clashes = sorted(set(trained) & set(arguments.baselines))
     if clashes:
@@ -87,10 +90,11 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
             seed=arguments.seed,
             baselines=arguments.baselines,
             tuning=arguments.tuning,
+            oracle=oracle,
             early_stopping=stopping,
             num_devices=arguments.num_devices,
             trained={name: one.card.get("meta_step") for name, one in trained.items()},
-            experiments={name: one.experiment for name, one in trained.items()},
+            experiments={name: dataclasses.replace(one.experiment, oracle=oracle) for name, one in trained.items()},
             look=keep_failures,
             progress=lambda line: say(console, f"  {line}"),
         )
@@ -117,6 +121,17 @@ def _with_noise(trained: Mapping[str, Trained]) -> dict[str, Trained]:
     if not noisy:
         raise UserError(f"{', '.join(trained)}: trained without step noise; leave --noise out.")
     return noisy
+
+
+def _oracle(asked: str | None, trained: Mapping[str, Trained]) -> Choice:
+    """What is asked for, or that of all runs."""
+    if asked is not None:
+        return parse_choice(asked)
+    oracles = {name: one.experiment.oracle for name, one in trained.items()}
+    if len(set(map(str, oracles.values()))) > 1:
+        listed = ", ".join(f"{name} {oracle}" for name, oracle in oracles.items())
+        raise UserError(f"the optimizers were trained under different oracles ({listed}); say which with --oracle.")
+    return next(iter(oracles.values()))
 
 
 def _same_training_horizon(trained: Mapping[str, Trained]) -> None:

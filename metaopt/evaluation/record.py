@@ -39,6 +39,7 @@ def evaluate_run_on(
     baselines: Sequence[str] = BASELINES,
     tuning: str = TUNING,
     num_tuning_tasks: int | None = None,
+    oracle: Choice | None = None,
     num_devices: int | None = None,
     early_stopping: EarlyStopping | None = None,
     progress: Callable[[str], None] | None = None,
@@ -52,6 +53,7 @@ def evaluate_run_on(
       baselines: hand-designed optimizers, by name and options such as `sgd:power=0.5`.
       tuning: what is tried of each: `9x1`, `9x3`, `full`; see `tune_baselines`.
       num_tuning_tasks: default: `num_tasks`, at least 50, at most 400 (64 for families with a data set).
+      oracle: where gradients come from, for baselines too; default: minibatches, or the exact gradient.
       early_stopping: what it would have saved, and the loss it would have restored, beside those at the end.
       progress: called with one line before each step of the work.
       look: called with the family, the evaluation's key and the curves.
@@ -69,7 +71,7 @@ def evaluate_run_on(
     if clashes:
         raise UserError(f"{', '.join(clashes)}: a learned optimizer bears a baseline's name; give it another.")
     say = progress or (lambda line: None)
-    family = build_family(task)
+    family = build_family(task, oracle=oracle)
     early_stopping = early_stopping and early_stopping.fitted(family, horizon, train_horizon)
     label = family.name or str(task)  # one name however the choice is written
     evaluation_key, tuning_key = evaluation_keys(seed)
@@ -120,6 +122,7 @@ def evaluate_run_on(
             "tuning": tuning,
             "evaluated_on": family.evaluated_on,
             **({} if early_stopping is None else {"early_stopping": dataclasses.asdict(early_stopping)}),
+            **({} if family.oracle is None else {"oracle": str(oracle)}),
             **described,
             **({} if seen is None else {"landscape": seen}),
         }

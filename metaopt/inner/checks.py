@@ -12,7 +12,18 @@ from metaopt.errors import UserError
 from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
 from metaopt.tasks.checks import explained
-from metaopt.types import Families, Key, MetaGradient, Objective, Optimizer, Oracle, PyTree, TaskFamily
+from metaopt.types import (
+    Estimate,
+    Families,
+    Key,
+    MetaGradient,
+    Objective,
+    Optimizer,
+    Oracle,
+    Params,
+    PyTree,
+    TaskFamily,
+)
 
 TASKS = 11  # a number that nothing else has
 
@@ -40,23 +51,45 @@ def check_oracle(oracle: Oracle, family: TaskFamily) -> None:
             raise ValueError(f"`estimate` gives {what} of shape {jnp.shape(value)}, and it has to be one number.")
 
 
+def first_estimate(family: TaskFamily, *, differentiated: bool = False) -> Estimate | None:
+    """The shapes of what a family's oracle gives at the start of a run; None for a family without an oracle.
+
+    Args:
+      differentiated: as its derivative in the parameters is taken, too.
+
+    Raises:
+      UserError: the oracle cannot serve the family.
+    """
+    oracle = family.oracle
+    if oracle is None:
+        return None
+
+    def first(key: Key) -> Estimate:
+        task = family.sample(key, family.data)
+        params = family.init(key, task)
+        state = oracle.init(family, task, params, key)
+
+        def at(params: Params) -> Estimate:
+            return oracle.estimate(family, task, params, state, key)[0]
+
+        return jax.jvp(at, (params,), (params,))[0] if differentiated else at(params)
+
+    try:
+        return jax.eval_shape(first, jax.random.key(0))
+    except ValueError as error:
+        raise UserError(f"{family.name or 'the family'}: {error}") from error
+
+
 def check_value(name: str, optimizer: Optimizer, family: TaskFamily) -> None:
     """Refuses an optimizer that goes by losses where the gradients come without.
 
     Raises:
       UserError: with what to take instead.
     """
-    oracle = family.oracle
-    if not optimizer.needs_value or oracle is None:
+    if not optimizer.needs_value:
         return
-
-    def value(key: Key) -> PyTree:
-        task = family.sample(key, family.data)
-        params = family.init(key, task)
-        state = oracle.init(family, task, params, key)
-        return oracle.estimate(family, task, params, state, key)[0].value
-
-    if jax.eval_shape(value, jax.random.key(0)) is None:
+    found = first_estimate(family)
+    if found is not None and found.value is None:
         raise UserError(
             f"{name} goes by the loss of each step, and {family.name or 'the family'} has none, for its oracle gives "
             "gradients alone; take another optimizer, or another schedule."

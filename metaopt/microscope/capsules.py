@@ -79,7 +79,7 @@ class Capsule(NamedTuple):
 
 def build_family_of(setting: Setting) -> TaskFamily:
     if not setting.as_trained:
-        return build_family(setting.task)
+        return build_family(setting.task, oracle=setting.experiment.oracle)
     return build_families(dataclasses.replace(setting.experiment, tasks=(setting.task,)))[0]
 
 

@@ -170,7 +170,9 @@ def _watched_families(experiment: Experiment) -> list[tuple[Choice, TaskFamily, 
     added = experiment.rescale or experiment.companion or experiment.min_batch_size or experiment.bfloat16
     known = set() if added else {str(picked) for picked in experiment.tasks}
     others = {str(picked): picked for picked in experiment.evaluation.tasks if str(picked) not in known}
-    return found + [(picked, build_family(picked), False, horizon) for picked in others.values()]
+    return found + [
+        (picked, build_family(picked, oracle=experiment.oracle), False, horizon) for picked in others.values()
+    ]
 
 
 class _Examination:

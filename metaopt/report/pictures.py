@@ -117,8 +117,10 @@ def meta_training_figure(rows: Sequence[Mapping[str, Any]], *, narrow: bool = Fa
     """The meta-loss against the meta-step, and the validation losses where there are any."""
     steps, low, middle, high = binned(*series(rows, "meta_loss"))
     style = Style("meta-loss (median, and 10 to 90%)", "learned-0", "-")
-    panels = [Panel("Meta-loss", "meta-step", "meta-loss", [Line(style, steps, middle, band=(low, high))])]
     validation = [Line(style, at, values) for style, (at, values) in validation_lines(rows).values()]
+    panels = []
+    if len(steps) or not validation:  # gradients may come without values
+        panels = [Panel("Meta-loss", "meta-step", "meta-loss", [Line(style, steps, middle, band=(low, high))])]
     if validation:
         panels.append(Panel("Validation: final loss on held-out tasks", "meta-step", "loss", validation))
     return panels_figure(panels, narrow=narrow, legend=legend and bool(validation))

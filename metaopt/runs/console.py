@@ -97,8 +97,9 @@ class Progress:
 
 def _train_text(rows: list[Row], each: float) -> str:
     failed = fmean(row.get("failed", 0) for row in rows)
+    loss = sum(number(row["meta_loss"]) for row in rows) / len(rows)
     parts = [
-        f"loss {sum(number(row['meta_loss']) for row in rows) / len(rows):.4g}",
+        "loss unknown" if math.isnan(loss) else f"loss {loss:.4g}",  # where gradients come without values
         f"{1 / each:.3g} steps/s" if each > 0 else "",  # a clock may stand still
         f"failed {failed:.0%}" if failed >= 0.005 else "",  # see `evaluation.statistics.failed`
     ]

@@ -19,7 +19,7 @@ from metaopt.evaluation.tuning import TUNED, Budget
 from metaopt.experiment import TUNING, Experiment, build_family, build_optimizer
 from metaopt.files import read_json, try_writing, write_json
 from metaopt.inner import limits
-from metaopt.inner.checks import check_value
+from metaopt.inner.checks import check_value, first_estimate
 from metaopt.registry import OPTIMIZERS, UnknownEntry
 from metaopt.runs import tables
 from metaopt.runs.folder import EVALUATION, new_folder
@@ -55,6 +55,7 @@ def check(
     *,
     num_tasks: int,
     optimizers: Sequence[Optimizer],
+    oracle: Choice | None = None,
     early_stopping: EarlyStopping | None = None,
     names: tuple[str, str] = ("horizon", "num_tasks"),
 ) -> None:
@@ -72,10 +73,11 @@ def check(
         horizons = [horizon for other, horizon in plan if other == task]
         if min(horizons) < 1:
             raise UserError(f"`horizon` ({min(horizons)}) must be at least 1.")
-        family = build_family(task)
+        family = build_family(task, oracle=oracle)
+        first_estimate(family)
         if early_stopping is not None:
             early_stopping.fitted(family, min(horizons))
-        _check_size(task, family, max(horizons), num_tasks, optimizers, names)
+        _check_size(task, family, max(horizons), num_tasks, optimizers, names, oracle)
         for text in baselines:
             if parse_choice(text).name in OPTIMIZERS:
                 check_value(f"baseline {text!r}", build_optimizer(parse_choice(text)), family)
@@ -103,6 +105,7 @@ def _check_size(
     num_tasks: int,
     optimizers: Sequence[Optimizer],
     names: tuple[str, str],
+    oracle: Choice | None,
 ) -> None:
     def needed(family: TaskFamily, num_tasks: int) -> int:
         run = max(sum(limits.sizes(optimizer, family)) for optimizer in optimizers)
@@ -110,7 +113,7 @@ def _check_size(
 
     def with_option(key: str) -> Callable[[int], bool]:
         def would(value: int) -> bool:
-            smaller = build_family(Choice(task.name, {**task.options, key: value}))
+            smaller = build_family(Choice(task.name, {**task.options, key: value}), oracle=oracle)
             return limits.fits(needed(smaller, num_tasks), horizon, room=limits.ROOM)
 
         return would
@@ -184,6 +187,7 @@ def evaluate_all(
     seed: int,
     baselines: Sequence[str],
     tuning: str = TUNING,
+    oracle: Choice | None = None,
     early_stopping: EarlyStopping | None = None,
     num_devices: int | None = None,
     trained: Mapping[str, int | None] | None = None,
@@ -204,9 +208,11 @@ def evaluate_all(
     trained = dict(trained or {})
     results = []
     for task, horizon in plan:
-        family = build_family(task)
+        family = build_family(task, oracle=oracle)
         stopping = early_stopping and early_stopping.fitted(family, horizon, train_horizon)
-        wanted = (family.name or str(task), horizon, num_tasks, seed, *_stopping(stopping), sorted(set(baselines)))
+        under = None if family.oracle is None else str(oracle)
+        name = family.name or str(task)
+        wanted = (name, horizon, num_tasks, seed, under, *_stopping(stopping), sorted(set(baselines)))
         result = next((r for r in read_results(path) if identity(r) == wanted), None)
         names = {*learned, *baselines}
         made = {"meta_steps": trained, "tuning": tuning}
@@ -221,6 +227,7 @@ def evaluate_all(
                 seed=seed,
                 baselines=tuple(baselines),
                 tuning=tuning,
+                oracle=oracle,
                 early_stopping=stopping,
                 num_devices=num_devices,
                 progress=progress,
@@ -279,7 +286,7 @@ def identity(result: Result) -> tuple[Any, ...]:
     """What a new result must share with an older one to take its place."""
     baselines = sorted(name for name, record in result["optimizers"].items() if record["kind"] != "learned")
     stopping = _stopping(result.get("early_stopping"))
-    return (*(result.get(key) for key in ("task", "horizon", "num_tasks", "seed")), *stopping, baselines)
+    return (*(result.get(key) for key in ("task", "horizon", "num_tasks", "seed", "oracle")), *stopping, baselines)
 
 
 def _stopping(told: EarlyStopping | Mapping[str, Any] | None) -> tuple[Any, Any]:

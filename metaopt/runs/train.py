@@ -148,6 +148,7 @@ def prepare(experiment: Experiment) -> Trainer:
         experiment.evaluation.tuning,
         num_tasks=experiment.evaluation.num_tasks,
         optimizers=[trainer.optimizer],
+        oracle=experiment.oracle,
         early_stopping=stopping_of(experiment.evaluation.patience, experiment.evaluation.check_every),
         names=("evaluation.horizons", "evaluation.num_tasks"),
     )
@@ -285,6 +286,7 @@ def _evaluate(
             seed=EVALUATION_SEED,
             baselines=experiment.evaluation.baselines,
             tuning=experiment.evaluation.tuning,
+            oracle=experiment.oracle,
             early_stopping=stopping_of(experiment.evaluation.patience, experiment.evaluation.check_every),
             num_devices=trainer.alone().experiment.num_devices,
             trained={name: step},

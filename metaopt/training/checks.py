@@ -11,9 +11,9 @@ import jax
 from metaopt.choices import Choice, build, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
-from metaopt.inner.checks import check_objective, check_optimizer, check_oracle, check_value
+from metaopt.inner.checks import check_objective, check_optimizer, check_oracle, check_value, first_estimate
 from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, Registry
-from metaopt.types import Estimate, Families, Key, MetaGradient, Optimizer, Oracle, Params, TaskFamily
+from metaopt.types import Families, Key, MetaGradient, Optimizer
 
 
 def check_own_parts(experiment: Experiment, optimizer: Optimizer, families: Families) -> None:
@@ -32,8 +32,11 @@ def check_own_parts(experiment: Experiment, optimizer: Optimizer, families: Fami
         check_value(str(experiment.optimizer), optimizer, family)
 
 
-def check_estimates(experiment: Experiment, optimizer: Optimizer, families: Families) -> None:
+def check_estimates(experiment: Experiment, optimizer: Optimizer, families: Families) -> bool:
     """Refuses a family without what the oracle draws from, and whatever reads values where the oracle gives none.
+
+    Returns:
+      Whether the meta-loss is known: gradients may come without values.
 
     Raises:
       UserError: one line, with the setting that mends it.
@@ -44,27 +47,15 @@ def check_estimates(experiment: Experiment, optimizer: Optimizer, families: Fami
     default = parameters["second_order"].default if "second_order" in parameters else False
     differentiated = estimator.options.get("second_order", default) is True
     elsewhere = estimator.options.get("objective_batch", "fresh") != "fresh"
+    known = True
     for family in families:
-        oracle = family.oracle
-        if oracle is None:
-            continue
-
-        def first(key: Key, family: TaskFamily = family, oracle: Oracle = oracle) -> Estimate:
-            task = family.sample(key, family.data)
-            params = family.init(key, task)
-            state = oracle.init(family, task, params, key)
-
-            def at(params: Params) -> Estimate:
-                return oracle.estimate(family, task, params, state, key)[0]
-
-            return jax.jvp(at, (params,), (params,))[0] if differentiated else at(params)
-
         try:
-            found = jax.eval_shape(first, jax.random.key(0))
-        except ValueError as error:
+            found = first_estimate(family, differentiated=differentiated)
+        except UserError as error:
             raise UserError(f"oracle {experiment.oracle.name!r}: {error}") from error
-        if found.value is not None:
+        if found is None or found.value is not None:
             continue
+        known &= elsewhere
         reads = None
         if optimizer.needs_value:
             reads = f"optimizer {experiment.optimizer.name}"
@@ -77,6 +68,7 @@ def check_estimates(experiment: Experiment, optimizer: Optimizer, families: Fami
                 f"{reads} reads the values of losses, and oracle {experiment.oracle.name} gives none with its "
                 "gradients; set its option exact_value=true, for the family's own value at every step."
             )
+    return known
 
 
 def check_own(registry: Registry[Any], picked: Choice, check: Callable[[], None]) -> None:

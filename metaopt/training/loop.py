@@ -64,7 +64,7 @@ class Trainer:
             raise UserError("`min_batch_size` is set, but none of the task families has minibatches; leave it out.")
         self.optimizer = optimizer_of(experiment)
         check_own_parts(experiment, self.optimizer, self.families)
-        check_estimates(experiment, self.optimizer, self.families)
+        self.values_known = check_estimates(experiment, self.optimizer, self.families)
         check_size(experiment, self.optimizer, self.families)
         self.estimator = build_estimator(experiment, experiment.estimator, self.optimizer, self.families)
         check_own(
@@ -163,6 +163,8 @@ class Trainer:
 
     def _name_families(self, metrics: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = {f"meta_loss/{i}": f"meta_loss/{choice}" for i, choice in enumerate(self.experiment.tasks)}
+        if not self.values_known:  # they count as 0, which is no loss
+            metrics = metrics | {name: np.full_like(metrics[name], np.nan) for name in metrics if "loss" in name}
         return {names.get(name, name): values for name, values in metrics.items()}
 
     @usual_rules()
