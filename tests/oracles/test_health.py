@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 
 import pytest
@@ -27,7 +28,13 @@ def test_health_and_collapse_reach_metrics_console_and_page(tiny, tmp_path, rows
     assert all(0 < row["oracle/ess"] <= 1 and row["oracle/energy_gradients"] == 0 for row in trained)
     page = re.sub(r"\s+", " ", write_report(run).read_text())
     assert "The oracle's particles" in page and "energy gradients" in page
+    # Its gradients come without values, and evaluations take them too.
+    assert all(row["meta_loss"] is None and row["last_loss"] is None for row in trained)
+    (result,) = json.loads((run / "evaluation.json").read_text())["results"]
+    assert (
+        result["oracle"] == "sosmc:kernel=random_walk,num_particles=20" and "Gradients are those of the oracle" in page
+    )
     collapsed, said = any(row["oracle/collapsed"] > 0 for row in trained), capsys.readouterr()
-    assert collapsed == (steep > 1)
+    assert collapsed == (steep > 1) and "loss unknown" in said.out + said.err
     assert ("Particles collapsed in" in page) == collapsed == ("particles collapsed in" in said.out + said.err)
     assert ("They collapsed nowhere" in page) == (not collapsed)

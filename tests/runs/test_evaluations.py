@@ -207,3 +207,31 @@ def test_runs_of_different_training_horizons(copy: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"different horizons \(tiny/run 4, tiny/other 8\).*by themselves"):
         evaluate_command.evaluate(EvaluateArguments(runs=(str(copy), str(other)), out=str(out)))
     assert not out.exists()
+
+
+def test_gradients_come_from_the_oracle_that_is_asked_for(tmp_path: Path) -> None:
+    optimizer = build_optimizer(choice("sgd"))
+    learned = {"mine": (optimizer, optimizer.init(jax.random.key(0)))}
+    how: dict[str, Any] = {
+        "train_horizon": 4,
+        "num_tasks": 2,
+        "seed": 0,
+        "baselines": (),
+        "num_devices": 1,
+        "keep": True,
+    }
+    plan = ((choice("linear_regression"), 4),)
+    found = [
+        evaluations.evaluate_all(tmp_path, learned, plan, oracle=oracle, **how)[0]
+        for oracle in (None, choice("minibatch"), choice("exact"), choice("exact"))
+    ]
+    assert [result.get("oracle") for result in found] == [None, None, "exact", "exact"]
+    drawn, again, exact, _ = (result["optimizers"]["mine"]["per_task"]["final"] for result in found)
+    assert drawn == again != exact
+    assert len(evaluations.read_results(tmp_path)) == 2
+
+
+def test_an_oracle_that_cannot_serve_a_task_is_refused_at_once() -> None:
+    how: dict[str, Any] = {"num_tasks": 2, "optimizers": [build_optimizer(choice("sgd"))]}
+    with pytest.raises(UserError, match="quadratic"):
+        evaluations.check(((choice("quadratic"), 4),), (), oracle=choice("sosmc"), **how)
