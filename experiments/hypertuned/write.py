@@ -54,7 +54,7 @@ class Part(NamedTuple):
 PARTS = {
     "quadratic": Part(choice("quadratic"), 100, 16, 2000, 400),
     "linear_regression": Part(choice("linear_regression"), 100, 16, 1000, 200),
-    "classifier": Part(choice("classifier"), 50, 8, 800, 64),
+    "classifier": Part(choice("classifier"), 50, 8, 500, 64),
 }
 SUBJECTS = {
     "momentum": "momentum:tunes=all",

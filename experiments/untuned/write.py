@@ -150,7 +150,8 @@ def main() -> None:
                 else:
                     keep(kind, label, calibration(name, horizon))
                 print(f"{kind}: {label}, {time.time() - began:.0f} s", flush=True)
-    draw(record, HERE / "figures" / "field.png")
+    if fields(record):
+        draw(record, HERE / "figures" / "field.png")
     (HERE / "README.md").write_text(page(record), encoding="utf-8")
 
 
@@ -160,7 +161,7 @@ def main() -> None:
 def fields(record: Mapping[str, Any]) -> dict[str, dict[int, list[float]]]:
     """optimizer -> horizon -> ratios to the best tuned baseline, one a family; the calibrated last."""
     found: dict[str, dict[int, list[float]]] = {}
-    for label, each in record["comparison"].items():
+    for label, each in record.get("comparison", {}).items():
         horizon = int(label.rsplit(" ", 1)[1])
         for name, one in each.items():
             if one["kind"] != "baseline" and one["ratio"] is not None:
@@ -189,6 +190,8 @@ def page(record: Mapping[str, Any]) -> str:
     single = {rate: regret[rates == rate].min() for rate in RATES}
     left = [settings()[choose(record["calibration"], without=name)[0]] for name in FAMILIES]
     words = (HERE / "page.md").read_text(encoding="utf-8")
+    if len(record.get("comparison", {})) < len(FAMILIES) * len(HORIZONS):
+        words = words.partition("## Beside")[0]  # the comparison is not complete
     return words.format(
         families=len(FAMILIES),
         listed=", ".join(f"`{name}`" for name in FAMILIES),
