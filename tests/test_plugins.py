@@ -351,6 +351,7 @@ BAD = {
 
 @pytest.mark.parametrize(("source", "message"), BAD.items(), ids=lambda text: text[:20])
 def test_bad_plugins(source: str, message: str, place: Path, said: Callable[..., tuple[int, str]]) -> None:
+    sys.modules.pop("mine", None), sys.modules.pop("other", None)  # of other tests
     (place / "mine.py").write_text(source)
     (place / "other.py").write_text("import mine\nlate = 1\n" if "late" in source else "")
     status, error = said("list", "--plugin", "mine.py")

@@ -138,7 +138,7 @@ def test_killed_runs_come_out_bitwise_as_undisturbed_ones(
             f"row; {in_saves} left a checkpoint or file half written, {in_evaluations} were in the evaluation",
             end=" ",
         )
-    assert by_nine + by_others >= 30 and in_saves >= 3 and in_evaluations >= 1
+    assert by_nine + by_others >= 30 and in_saves >= 1 and in_evaluations >= 1
 
 
 # ----- a full disk ----------------------------------------------------------------------------------------------------
