@@ -14,6 +14,7 @@ from metaopt.choices import Choice
 from metaopt.errors import UserError
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import Experiment, build_families, build_family, explores, optimizer_of
+from metaopt.inner.checks import first_estimate
 from metaopt.microscope.advice import advise
 from metaopt.microscope.doctor_plan import (
     FAR,
@@ -175,6 +176,17 @@ def _watched_families(experiment: Experiment) -> list[tuple[Choice, TaskFamily, 
     ]
 
 
+def _check_derivatives(experiment: Experiment, family: TaskFamily) -> None:
+    """The doctor measures by derivatives of the inner gradient, which an estimate from particles has not."""
+    try:
+        first_estimate(family, differentiated=True)
+    except UserError:
+        raise UserError(
+            f"oracle {experiment.oracle.name}: its estimates have no derivative in θ, by which the doctor measures; "
+            "examine the same experiment under the oracle minibatch, whose gradients are exact there."
+        ) from None
+
+
 class _Examination:
     """What all measurements share."""
 
@@ -186,6 +198,8 @@ class _Examination:
         self.num_tasks = num_tasks
         self.optimizer = optimizer_of(experiment)
         self.families: Families = build_families(experiment)
+        for family in self.families:
+            _check_derivatives(experiment, family)
         check_size(dataclasses.replace(experiment, num_tasks=num_tasks), self.optimizer, self.families)
         self.explores = explores(experiment, self.optimizer)
         self._key = jax.random.fold_in(jax.random.key(seed), 0x646F63)  # apart from training and evaluation

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from metaopt.choices import choice
+from metaopt.errors import UserError
 from metaopt.estimators import truncated_backprop
 from metaopt.experiment import Evaluation, Experiment, MetaOptimizer, build_optimizer
 from metaopt.microscope import doctor, gradient_quality
@@ -344,6 +345,17 @@ def test_staggered_tasks_are_sampled_in_whole_lives() -> None:
         examination = doctor._Examination(experiment, phi, 4, seed=0)
         found.append(examination.sample(Variant(experiment.estimator, 8, 4, own=True), 1e-9)(0).gradient)
     np.testing.assert_array_equal(*found)
+
+
+def test_estimates_from_particles_are_refused_at_once() -> None:
+    experiment = Experiment(
+        tasks=(choice("tuned_mixture"),),
+        optimizer=choice("sgd"),
+        estimator=choice("truncated_backprop"),
+        oracle=choice("sosmc", num_particles=10),
+    )
+    with pytest.raises(UserError, match="^oracle sosmc: its estimates have no derivative in θ"):
+        diagnose(experiment, build_optimizer(choice("sgd")).init(jax.random.key(0)))
 
 
 def test_a_whole_examination(monkeypatch: pytest.MonkeyPatch) -> None:
