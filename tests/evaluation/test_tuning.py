@@ -201,7 +201,7 @@ def test_a_rate_that_fails_on_reported_tasks_is_lowered(monkeypatch: pytest.Monk
         sample=lambda key, data: jnp.where(jax.random.uniform(key) < 0.2, 25.0, 10.0),
         loss=lambda params, task, batch: task * params**2 / 2,
     )
-    monkeypatch.setattr(comparison, "build_family", lambda task: family)
+    monkeypatch.setattr(comparison, "build_family", lambda task, **how: family)
     how = {"horizon": 60, "num_tasks": 12, "num_tuning_tasks": 1, "baselines": ("sgd",)}
     said: list[str] = []
     result = evaluate_run_on({"best": optax.sgd(0.1)}, choice("any"), **how, progress=said.append)
