@@ -32,7 +32,7 @@ from metaopt.evaluation.curves import evaluate
 from metaopt.evaluation.early_stopping import EarlyStopping
 from metaopt.evaluation.recording import recorded_steps
 from metaopt.experiment import build_family
-from metaopt.microscope.inspection import follow
+from metaopt.microscope.inspection import follow, planes
 from metaopt.optimizers.settings import LOG
 from metaopt.oracles.gradient import exact
 
@@ -57,30 +57,18 @@ SMALL = {"sgd": 0.02, "momentum": 0.02, "nesterov": 0.02, "adagrad": 0.2, "rmspr
 
 @functools.cache
 def _plane() -> TaskFamily:
-    starts = jnp.array([start for _, start in VIEWS.values()])
-
-    def loss(params: jax.Array, task: Any, batch: Any) -> jax.Array:
+    def heights(params: jax.Array) -> list[jax.Array]:
         x, y = params
         along, across = 0.8776 * x + 0.4794 * y, 0.8776 * y - 0.4794 * x  # the ravine lies in no one's axes
-        return jnp.stack(
-            [
-                0.5 * (along**2 + 50 * across**2),
-                (1 - x) ** 2 + 100 * (y - x**2) ** 2,
-                0.5 * x**2 + 0.1 * (y**2 - 1) ** 2,
-                -jnp.expm1(-0.5 * (x**2 + 0.3 * y**2)),
-                (x**2 - 1) ** 2 + 0.3 * x + 0.5 * y**2 + TILTED,
-            ]
-        )[task]
+        return [
+            0.5 * (along**2 + 50 * across**2),
+            (1 - x) ** 2 + 100 * (y - x**2) ** 2,
+            0.5 * x**2 + 0.1 * (y**2 - 1) ** 2,
+            -jnp.expm1(-0.5 * (x**2 + 0.3 * y**2)),
+            (x**2 - 1) ** 2 + 0.3 * x + 0.5 * y**2 + TILTED,
+        ]
 
-    return TaskFamily(
-        data=jnp.int32(0),
-        sample=lambda key, which: which,
-        init=lambda key, task: starts[task],
-        batch=lambda key, task, which: (),
-        loss=loss,
-        eval_batch=lambda task, which, split: (),
-        name="plane",
-    )
+    return planes(heights, [start for _, start in VIEWS.values()])
 
 
 def view(name: str) -> TaskFamily:

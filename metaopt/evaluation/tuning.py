@@ -24,13 +24,12 @@ from metaopt.errors import UserError
 from metaopt.evaluation import statistics
 from metaopt.evaluation.curves import Outcome, run_each, task_keys
 from metaopt.evaluation.recording import plan
-from metaopt.experiment import BASELINES, TUNING, build_optimizer
+from metaopt.experiment import BASELINES, MOMENTA, TUNING, build_optimizer
 from metaopt.optimizers.schedules import Schedule
 from metaopt.registry import OPTIMIZERS
 from metaopt.types import Key, MetaParams, Optimizer, TaskFamily
 
 TUNED = "learning_rate"
-MOMENTA = ("mu", "beta1", "beta", "decay")  # the first that an optimizer has is searched
 SCHEDULES = ("constant", "step", "cosine", "warmup_cosine")  # of a full search, where none is asked for
 RATE = -3  # the middle of the rates, in half-decades as all exponents here: 10^(-3/2)
 BOUNDS = (-12, 6)  # how far the rates may be extended: 1e-6 to 1e3

@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what only looks at run folders reads this file too, and mus
 # horizon.
 BASELINES = ("sgd", "momentum", "adam", "adamw:schedule=cosine", "nadamw:schedule=warmup_cosine")
 TUNING = "9x3"  # what is tried of each
+MOMENTA = ("mu", "beta1", "beta", "decay")  # settings of optimizers; the first that one has is searched beside its rate
 
 
 @dataclass(frozen=True)

@@ -152,29 +152,31 @@ def _noisy(subject: tuple[Optimizer, MetaParams], name: str, noise: float, key: 
 # ----- paths ----------------------------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _landscapes() -> TaskFamily:
-    starts = jnp.array([start for _, start in VIEWS.values()])
-
-    def loss(params: Params, task: Any, batch: Any) -> jax.Array:
-        x, y = params
-        return jnp.stack(
-            [
-                (1 - x) ** 2 + 100 * (y - x**2) ** 2,
-                0.5 * (x**2 + 50 * y**2),
-                0.5 * x**2 + 0.25 * (y**2 - 1) ** 2,  # at (0, 0), between minima at y = ±1
-            ]
-        )[task]
-
+def planes(heights: Callable[[Params], list[jax.Array]], starts: Any) -> TaskFamily:
+    """Functions of (x, y) as one family, for which one program serves; its `data` says which of them a task is."""
+    begun = jnp.asarray(starts)
     return TaskFamily(
         data=jnp.int32(0),
         sample=lambda key, which: which,
-        init=lambda key, task: starts[task],
+        init=lambda key, task: begun[task],
         batch=lambda key, task, which: (),
-        loss=loss,
+        loss=lambda params, task, batch: jnp.stack(heights(params))[task],
         eval_batch=lambda task, which, split: (),
         name="landscape",
     )
+
+
+@functools.cache
+def _landscapes() -> TaskFamily:
+    def heights(params: Params) -> list[jax.Array]:
+        x, y = params
+        return [
+            (1 - x) ** 2 + 100 * (y - x**2) ** 2,
+            0.5 * (x**2 + 50 * y**2),
+            0.5 * x**2 + 0.25 * (y**2 - 1) ** 2,  # at (0, 0), between minima at y = ±1
+        ]
+
+    return planes(heights, [start for _, start in VIEWS.values()])
 
 
 @functools.partial(jax.jit, static_argnames=("optimizer", "length"), compiler_options=QUICKLY_COMPILED)

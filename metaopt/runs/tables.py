@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from metaopt.errors import printable
+from metaopt.experiment import MOMENTA
 from metaopt.runs.console import clock, say
 from metaopt.runs.index import Run
 from metaopt.runs.metrics import number as to_number
@@ -27,7 +28,6 @@ COLOURS = {
 ORDER = (*("finished", "running", "waiting", "interrupted", "cancelled"), "diverged", "failed", "lost")
 NAME_WIDTH = 12  # characters; longer names are folded before columns are left out
 LONGEST_NOTE = 160  # characters
-MOMENTA = ("mu", "beta1", "beta", "decay")  # settings of baselines that are shown where they were searched
 WIDE = 200  # columns where there is no terminal, so that no line is broken
 
 # ----- values ---------------------------------------------------------------------------------------------------------
