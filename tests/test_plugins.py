@@ -111,14 +111,12 @@ def forget() -> None:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     jax.devices()  # the command line sets their number only where jax has not yet begun
     held = [dict(registry._entries) for registry in REGISTRIES if len(registry)]
-    path = list(sys.path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv(plugins.VARIABLE, raising=False)
     monkeypatch.chdir(tmp_path)
     forget()
     yield tmp_path
     forget()
-    sys.path[:] = path
     importlib.invalidate_caches()
     for registry, entries in zip(REGISTRIES, held, strict=True):
         registry._entries.update(entries)
@@ -351,12 +349,10 @@ BAD = {
 
 @pytest.mark.parametrize(("source", "message"), BAD.items(), ids=lambda text: text[:20])
 def test_bad_plugins(source: str, message: str, place: Path, said: Callable[..., tuple[int, str]]) -> None:
-    sys.modules.pop("mine", None), sys.modules.pop("other", None)  # of other tests
     (place / "mine.py").write_text(source)
     (place / "other.py").write_text("import mine\nlate = 1\n" if "late" in source else "")
     status, error = said("list", "--plugin", "mine.py")
     assert status == 2 and message in error and "\n" not in error
-    sys.modules.pop("mine", None), sys.modules.pop("other", None)
 
 
 def test_bad_names_of_plugins(place: Path, said: Callable[..., tuple[int, str]]) -> None:
