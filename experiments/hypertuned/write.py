@@ -23,7 +23,7 @@ import numpy as np
 from metaopt.choices import Choice, choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics, tune_baselines
-from metaopt.evaluation.curves import run_each, task_keys
+from metaopt.evaluation.outcomes import run_each, task_keys
 from metaopt.evaluation.recording import plan
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import Experiment, MetaOptimizer, Validation, build_family, build_optimizer

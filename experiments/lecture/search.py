@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.lecture.families import FAMILIES, Entry
 from metaopt import bind_tasks, choice, reset, unroll
-from metaopt.evaluation.curves import Outcome, run_each, task_keys
+from metaopt.evaluation.outcomes import Outcome, run_each, task_keys
 from metaopt.evaluation.recording import Segments, plan, recorded_steps
 from metaopt.evaluation.statistics import bootstrap_interval, quantile
 from metaopt.experiment import build_optimizer

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.smc.mixtures import optimum
 from metaopt.choices import parse_choice
 from metaopt.evaluation import tune_baselines
-from metaopt.evaluation.curves import run_each, task_keys
+from metaopt.evaluation.outcomes import run_each, task_keys
 from metaopt.evaluation.recording import plan, recorded_steps
 from metaopt.experiment import Experiment, MetaOptimizer, Validation, build_family, build_optimizer
 from metaopt.training.loop import Diverged, Trainer, meta_train

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 from metaopt.choices import parse_choice
 from metaopt.evaluation import BASELINES, evaluate_run_on, statistics
-from metaopt.evaluation.curves import run_each, task_keys
+from metaopt.evaluation.outcomes import run_each, task_keys
 from metaopt.evaluation.recording import plan
 from metaopt.experiment import build_family, build_optimizer
 from metaopt.registry import OPTIMIZERS

@@ -22,7 +22,7 @@ import numpy as np
 from metaopt.choices import Choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.evaluation import statistics
-from metaopt.evaluation.curves import Outcome, run_each, task_keys
+from metaopt.evaluation.outcomes import Outcome, run_each, task_keys
 from metaopt.evaluation.recording import plan
 from metaopt.experiment import BASELINES, MOMENTA, TUNING, build_optimizer
 from metaopt.optimizers.schedules import Schedule

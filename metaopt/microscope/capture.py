@@ -12,7 +12,7 @@ import numpy as np
 
 from metaopt.choices import Choice
 from metaopt.evaluation import Curves, statistics
-from metaopt.evaluation.curves import task_batches
+from metaopt.evaluation.outcomes import task_batches
 from metaopt.experiment import Experiment
 from metaopt.microscope.capsules import LIMIT, Batch, Setting, capsules_in, make_capsule, write_capsule
 from metaopt.runs.checkpoints import to_devices, to_host

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.choices import choice
-from metaopt.evaluation.curves import as_optimizer, run
+from metaopt.evaluation.curves import as_optimizer
+from metaopt.evaluation.outcomes import run
 from metaopt.evaluation.recording import plan, recorded_steps
 from metaopt.evaluation.statistics import jsonable
 from metaopt.evaluation.tuning import TUNED, tune_baselines

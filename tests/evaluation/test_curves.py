@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import metaopt
-from metaopt.evaluation import curves, evaluate, statistics
+from metaopt.evaluation import evaluate, outcomes, statistics
 from metaopt.evaluation.recording import plan, recorded_steps
 from metaopt.experiment import build_optimizer
 from metaopt.registry import OPTIMIZERS, TASKS
@@ -61,21 +61,21 @@ def test_other_parameters_of_an_optimizer_do_not_compile_anew(family: TaskFamily
     counted = adam._replace(bind=lambda phi: (traced.append(1), adam.bind(phi))[1])
     rates = [{"learning_rate": jnp.log(jnp.float32(rate))} for rate in (0.1, 0.01, 0.001)]
     first = evaluate({"adam": (counted, rates[0])}, family, KEY, horizon=6, num_tasks=3)
-    compiled = curves._jitted_run()._cache_size()
+    compiled = outcomes._jitted_run()._cache_size()
     for phi in rates[1:]:
         traced.clear()
         other = evaluate({"adam": (counted, phi)}, family, jax.random.key(9), horizon=6, num_tasks=3)
         assert len(traced) <= 1  # the shapes of the state, for the chunks
         assert not np.array_equal(first.loss["adam"], other.loss["adam"])
-    assert curves._jitted_run()._cache_size() == compiled
+    assert outcomes._jitted_run()._cache_size() == compiled
 
 
 def test_a_plain_transformation_compiles_once(family: TaskFamily) -> None:
     adam = optax.adam(0.1)
     evaluate({"adam": adam}, family, KEY, horizon=5, num_tasks=2)
-    compiled = curves._jitted_run()._cache_size()
+    compiled = outcomes._jitted_run()._cache_size()
     evaluate({"again": adam}, family, jax.random.key(1), horizon=5, num_tasks=2)
-    assert curves._jitted_run()._cache_size() == compiled
+    assert outcomes._jitted_run()._cache_size() == compiled
 
 
 @pytest.mark.parametrize("at_once", [None, 1, 4])
@@ -83,25 +83,25 @@ def test_runs_with_phi_of_their_own_equal_a_loop_over_them(at_once: int | None) 
     family, adam = noisy_bowl(), OPTIMIZERS["adam"]()
     rates = jnp.log(jnp.array([0.3, 0.1, 0.01]))
     segments = plan(family, 6, every=2)
-    keys = curves.task_keys(KEY, 5)
+    keys = outcomes.task_keys(KEY, 5)
     each = {"learning_rate": jnp.repeat(rates, 5)}, family, jnp.tile(keys, 3)
-    found = curves.run_each(adam, *each, segments=segments, at_once=at_once, splits=("train",))
+    found = outcomes.run_each(adam, *each, segments=segments, at_once=at_once, splits=("train",))
     assert found.loss.shape == found.alive.shape == (15, 4)
     assert found.final["train"]["loss"].shape == (15,)
     for index, rate in enumerate(rates):
-        one = curves.run(adam, {"learning_rate": rate}, family, KEY, segments=segments, num_tasks=5)
+        one = outcomes.run(adam, {"learning_rate": rate}, family, KEY, segments=segments, num_tasks=5)
         np.testing.assert_allclose(found.loss[5 * index : 5 * index + 5], one.loss, rtol=2e-5)
 
 
 def test_however_many_runs_there_are_one_program_runs_them() -> None:
     family, adam = noisy_bowl(), OPTIMIZERS["adam"]()
     segments = plan(family, 6, every=2)
-    keys = curves.task_keys(KEY, 9)
-    compiled = curves._jitted_run()._cache_size()
+    keys = outcomes.task_keys(KEY, 9)
+    compiled = outcomes._jitted_run()._cache_size()
     for total in (4, 1, 9):
         rows = {"learning_rate": jnp.zeros(total)}
-        curves.run_each(adam, rows, family, keys[:total], segments=segments, at_once=4)
-    assert curves._jitted_run()._cache_size() == compiled + 1
+        outcomes.run_each(adam, rows, family, keys[:total], segments=segments, at_once=4)
+    assert outcomes._jitted_run()._cache_size() == compiled + 1
 
 
 @pytest.mark.parametrize("num_tasks", [4, 5])
@@ -110,7 +110,7 @@ def test_neither_devices_nor_chunks_change_the_numbers(num_tasks: int, monkeypat
     family, adam = noisy_bowl(), optax.adam(0.1)
     results = []
     for devices, state_bytes in ((1, 2**20), (2, 2**20), (1, 100), (2, 100)):
-        monkeypatch.setattr(curves, "STATE_BYTES", state_bytes)
+        monkeypatch.setattr(outcomes, "STATE_BYTES", state_bytes)
         found = evaluate({"a": adam}, family, KEY, horizon=5, num_tasks=num_tasks, num_devices=devices)
         assert found.loss["a"].shape == (num_tasks, 6)
         results.append(found.loss["a"])

@@ -16,7 +16,7 @@ import pytest
 from metaopt.choices import choice
 from metaopt.cli.entry import main
 from metaopt.errors import UserError
-from metaopt.evaluation import curves, evaluate, evaluate_run_on
+from metaopt.evaluation import evaluate, evaluate_run_on, outcomes
 from metaopt.evaluation.early_stopping import EarlyStopping
 from metaopt.registry import OPTIMIZERS, TASKS
 from metaopt.runs.evaluations import identity, print_results
@@ -94,7 +94,7 @@ def test_it_stops_and_restores_as_by_hand(patience: int, every: int) -> None:
 def test_tasks_together_equal_tasks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     family, sgd, found = overfitting(), optax.sgd(RATE), []
     for state_bytes in (2**20, 1):
-        monkeypatch.setattr(curves, "STATE_BYTES", state_bytes)
+        monkeypatch.setattr(outcomes, "STATE_BYTES", state_bytes)
         how = {"horizon": HORIZON, "num_tasks": 5, "num_devices": 1}
         found.append(evaluate({"a": sgd}, family, KEY, early_stopping=EarlyStopping(2, 3), **how).stopped["a"])
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6), *found)

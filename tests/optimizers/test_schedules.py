@@ -13,7 +13,7 @@ import pytest
 
 from metaopt.choices import choice
 from metaopt.errors import MetaoptWarning, UserError
-from metaopt.evaluation import curves
+from metaopt.evaluation import outcomes
 from metaopt.evaluation.recording import plan
 from metaopt.experiment import build_optimizer, optimizer_of
 from metaopt.optimizers import adam, nadamw_calibrated, sgd
@@ -103,7 +103,7 @@ def test_evaluation_tells_the_horizon_and_training_its_own() -> None:
     optimizer = build_optimizer(picked)
     family = parabola(2.0)
     for horizon in (5, 10):
-        found = curves.run(optimizer, optimizer.init(KEY), family, KEY, segments=plan(family, horizon), num_tasks=2)
+        found = outcomes.run(optimizer, optimizer.init(KEY), family, KEY, segments=plan(family, horizon), num_tasks=2)
         factor = np.prod(1 - 2 * 0.1 * (1 - np.arange(horizon) / horizon))
         np.testing.assert_allclose(found.loss[:, -1] / found.loss[:, 0], factor**2, rtol=1e-4)
     experiment = dataclasses.replace(TINY, optimizer=picked, horizon=5)

@@ -1,0 +1,306 @@
+"""The programs that run one optimizer on many tasks: with one φ for all runs, or with one for each."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from metaopt.evaluation import early_stopping as stopping
+from metaopt.evaluation.early_stopping import EarlyStopping, Stopped, Watch
+from metaopt.evaluation.recording import Segments, recorded_steps
+from metaopt.inner.devices import compiler_options, map_chunks, matmul_precision
+from metaopt.inner.step import bind_tasks, judged_params, reset
+from metaopt.inner.unroll import unroll
+from metaopt.trees import usual_rules
+from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollState
+
+# Parameters and optimizer state that one chunk of tasks may hold on a device: what lies above falls out of the cache.
+STATE_BYTES = 4 * 2**20
+EACH_STATE_BYTES = 2**18  # where every run has its own φ: many small gradients need the cache more
+
+
+class Outcome(NamedTuple):
+    """Curves of one optimizer, one entry a run."""
+
+    loss: Any  # [runs, points]
+    peak: Any  # [runs, points]
+    alive: Any  # [runs, points]
+    final: dict[Split, dict[str, Any]]  # [runs]
+    lower_bound: Any  # [runs]
+    stopped: Stopped | None = None
+
+
+@usual_rules()
+def run(
+    optimizer: Optimizer,
+    meta_params: MetaParams,
+    family: TaskFamily,
+    key: Key,
+    *,
+    segments: Segments,
+    num_tasks: int,
+    splits: tuple[Split, ...] | None = None,
+    early_stopping: EarlyStopping | None = None,
+    num_devices: int | None = None,
+) -> Outcome:
+    """Runs one optimizer on `num_tasks` tasks.
+
+    An optimizer that goes by the length of the run is told it. Losses and metrics are taken where the optimizer is to
+    be judged; deaths, and the largest loss, also where it takes gradients.
+    `splits`: where the final loss and metrics are taken; default: every split of the family.
+    `early_stopping`: with its `every`, whose multiples are recorded steps.
+    """
+    optimizer = _told(optimizer, segments)
+    keys = task_batches(optimizer, meta_params, family, key, num_tasks, num_devices)
+    mesh = _mesh(_num_devices(num_tasks, num_devices))
+    how = {"segments": segments, "splits": family.splits if splits is None else splits, "mesh": mesh}
+    # Placed here, so that it does not matter for the compiled code where φ and the data come from.
+    shared = jax.device_put((meta_params, family), NamedSharding(mesh, PartitionSpec()))
+    keys = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("tasks")))
+    static = {"early_stopping": early_stopping, "each": False}
+    return _finished(_jitted_run()(optimizer, *shared, keys, **how, **static), num_tasks)
+
+
+@usual_rules()
+def run_each(
+    optimizer: Optimizer,
+    meta_params: MetaParams,
+    family: TaskFamily,
+    keys: Key,
+    *,
+    segments: Segments,
+    at_once: int | None = None,
+    splits: tuple[Split, ...] = (),
+    num_devices: int | None = None,
+) -> Outcome:
+    """Run i has its own φ, row i of every leaf of `meta_params`, and its own task, that of `keys[i]`, as `run` has it.
+
+    Args:
+      at_once: the runs of one block; however many runs there are, they go through the program for this many. Default:
+        all of them. Fewer, where their state is large.
+    """
+    optimizer, total = _told(optimizer, segments), len(keys)
+    devices = _num_devices(at_once or total, num_devices)
+    first = jax.tree.map(lambda leaf: leaf[0], meta_params)
+    most = max(1, EACH_STATE_BYTES // _state_bytes(optimizer, first, family))
+    size = min(most, -(-(at_once or total) // devices))
+    mesh = _mesh(devices)
+    spread = NamedSharding(mesh, PartitionSpec("tasks"))
+    family = jax.device_put(family, NamedSharding(mesh, PartitionSpec()))
+    parts = []
+    for start in range(0, total, devices * size):
+        # A fuller last block repeats runs, which are cut off again.
+        rows = np.arange(start, start + devices * size).reshape(devices, size) % total
+        block = jax.device_put(jax.tree.map(lambda leaf, rows=rows: leaf[rows], (meta_params, keys)), spread)
+        how = {"segments": segments, "splits": splits, "mesh": mesh, "early_stopping": None}
+        outcome = _jitted_run()(optimizer, block[0], family, block[1], **how, each=True)
+        parts.append(_finished(outcome, min(devices * size, total - start)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _told(optimizer: Optimizer, segments: Segments) -> Optimizer:
+    if optimizer.at_horizon is None:
+        return optimizer
+    return optimizer.at_horizon(int(recorded_steps(segments)[-1]))
+
+
+def _finished(outcome: Outcome, total: int) -> Outcome:
+    """The first `total` runs, in numpy."""
+    outcome = jax.tree.map(lambda leaf: leaf[:total], jax.device_get(outcome))
+    # Infinite from the first non-finite loss on, also where the run came back to numbers.
+    alive = np.logical_and.accumulate(outcome.alive & np.isfinite(outcome.loss), axis=-1)
+    loss, peak = (np.where(alive, part, np.inf).astype(np.float64) for part in (outcome.loss, outcome.peak))
+    bound, stopped = outcome.lower_bound, outcome.stopped
+    if stopped is not None:
+        # What is restored is from before a death.
+        stopped = stopped._replace(final=_of_those(np.isfinite(stopped.validation), stopped.final))
+    return Outcome(loss, peak, alive, _of_those(alive[..., -1], outcome.final), bound.astype(np.float64), stopped)
+
+
+def _of_those(alive: np.ndarray, final: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Losses and metrics by split; of the others infinity and nan."""
+    return {
+        split: {
+            name: np.where(alive, value, np.inf if name == "loss" else np.nan).astype(np.float64)
+            for name, value in values.items()
+        }
+        for split, values in final.items()
+    }
+
+
+def task_batches(
+    optimizer: Optimizer,
+    meta_params: MetaParams,
+    family: TaskFamily,
+    key: Key,
+    num_tasks: int,
+    num_devices: int | None = None,
+) -> Key:
+    """[batches, tasks] the keys of the tasks as `run` lays them out; task i is at i of the flattened array."""
+    if num_tasks < 1:
+        raise ValueError(f"`num_tasks` ({num_tasks}) must be at least 1")
+    devices = _num_devices(num_tasks, num_devices)
+    chunks, size = _chunks(optimizer, meta_params, family, -(-num_tasks // devices))
+    # A fuller last chunk repeats tasks, which are cut off again: nothing depends on how the tasks are spread.
+    padded = jnp.arange(devices * chunks * size) % num_tasks
+    return task_keys(key, num_tasks)[padded].reshape(devices * chunks, size)
+
+
+def task_keys(key: Key, num_tasks: int) -> Key:
+    """[num_tasks] the key of each task."""
+    return jax.random.split(key, num_tasks)
+
+
+def _num_devices(num_tasks: int, num_devices: int | None) -> int:
+    available = len(jax.local_devices())
+    if num_devices is not None and not 1 <= num_devices <= available:
+        raise ValueError(f"`num_devices` ({num_devices}) must be between 1 and {available}, the devices there are")
+    return min(num_devices or available, num_tasks)
+
+
+def _chunks(optimizer: Optimizer, meta_params: MetaParams, family: TaskFamily, tasks: int) -> tuple[int, int]:
+    """(chunks, tasks a chunk) for the tasks of one device, so that memory is bounded however many there are."""
+    chunks = -(-tasks // max(1, STATE_BYTES // _state_bytes(optimizer, meta_params, family)))
+    return chunks, -(-tasks // chunks)
+
+
+def _state_bytes(optimizer: Optimizer, meta_params: MetaParams, family: TaskFamily) -> int:
+    """What the parameters of one task and the optimizer's state take."""
+
+    def start(meta_params: MetaParams, key: Key) -> UnrollState:
+        return reset(bind_tasks(optimizer, meta_params), family, key[None])[1]
+
+    shapes = jax.tree.leaves(jax.eval_shape(start, meta_params, jax.random.key(0)))
+    numbers = [leaf for leaf in shapes if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in numbers)
+
+
+def _mesh(num_devices: int) -> Mesh:
+    # This process's own devices: every process of a job evaluates for itself.
+    devices = jax.local_devices()[:num_devices]
+    return jax.make_mesh((num_devices,), ("tasks",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+@functools.cache
+def _jitted_run() -> Callable[..., Outcome]:
+    static = ("optimizer", "segments", "splits", "early_stopping", "each", "mesh")
+    return jax.jit(_run, static_argnames=static, compiler_options=compiler_options())
+
+
+def _run(
+    optimizer: Optimizer,
+    meta_params: MetaParams,  # with `each`: [chunks of all devices, runs a chunk, ...]
+    family: TaskFamily,
+    keys: Key,  # [chunks of all devices, runs a chunk]
+    *,
+    segments: Segments,
+    splits: tuple[Split, ...],
+    early_stopping: EarlyStopping | None,
+    each: bool,
+    mesh: Mesh,
+) -> Outcome:
+    static = {"segments": segments, "splits": splits, "early_stopping": early_stopping}
+
+    def chunk(shared: tuple[MetaParams, TaskFamily], keys: Key) -> Outcome:
+        meta_params, family = shared
+        return _run_chunk(optimizer, meta_params, family=family, keys=keys, **static)
+
+    def chunk_of_each(family: TaskFamily, runs: tuple[MetaParams, Key]) -> Outcome:
+        def one(meta_params: MetaParams, key: Key) -> Outcome:
+            outcome = _run_chunk(optimizer, meta_params, family=family, keys=key[None], **static)
+            return jax.tree.map(lambda leaf: leaf[0], outcome)
+
+        return jax.vmap(one)(*runs)
+
+    with matmul_precision("highest"):
+        if each:
+            outcome = map_chunks(chunk_of_each, mesh, family, (meta_params, keys))
+        else:
+            outcome = map_chunks(chunk, mesh, (meta_params, family), keys)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outcome)
+
+
+def _estimates_are_full(family: TaskFamily) -> bool:
+    """Whether a step's own estimate is the loss on all of the training split: nothing is drawn, and the same is judged.
+
+    An oracle's value may be another thing; under a companion the batch to train on is marked, and its loss the sum.
+    """
+
+    def batches(key: Key) -> Any:
+        task = family.sample(key, family.data)
+        return family.batch(key, task, family.data), family.eval_batch(task, family.data, "train")
+
+    drawn, judged = jax.eval_shape(batches, jax.random.key(0))
+    same = jax.tree.structure(drawn) == jax.tree.structure(judged)
+    return family.oracle is None and same and not jax.tree.leaves((drawn, judged))
+
+
+def _run_chunk(
+    optimizer: Optimizer,
+    meta_params: MetaParams,
+    *,
+    family: TaskFamily,
+    keys: Key,
+    segments: Segments,
+    splits: tuple[Split, ...],
+    early_stopping: EarlyStopping | None,
+) -> Outcome:
+    tx = bind_tasks(optimizer, meta_params)
+    task, state = reset(tx, family, keys)
+
+    def full_loss(params: Any, split: Split) -> jax.Array:
+        return jax.vmap(lambda params, task: family.loss(params, task, family.eval_batch(task, family.data, split)))(
+            params, task
+        )
+
+    known = _estimates_are_full(family) and optimizer.eval_params is None
+
+    def judged_loss(state: UnrollState) -> jax.Array:
+        return full_loss(judged_params(optimizer, state), "train")
+
+    def watched(watch: Watch | None, state: UnrollState, due: Any) -> Watch | None:
+        if early_stopping is None or watch is None:
+            return None
+        params = judged_params(optimizer, state)
+        value = jnp.where(state.alive, full_loss(params, "validation"), jnp.inf)
+        return stopping.look(watch, early_stopping.patience, value, params, state.step, due)
+
+    def advance(length: int, carry: tuple[UnrollState, jax.Array, Watch | None], due: Any) -> Any:
+        state, peak, watch = carry
+        state, trace = unroll(tx, family, task, state, length=length)
+        loss = trace.loss[-1] if known else judged_loss(state)
+        peak = jnp.maximum(peak, jnp.maximum(trace.loss.max(axis=0), loss))
+        return (state, peak, watched(watch, state, due)), (loss, peak, state.alive)
+
+    peak, watch = judged_loss(state), None
+    checks: list[Any] = [None] * len(segments)
+    if early_stopping is not None:
+        judged = judged_params(optimizer, state)
+        watch, checks = stopping.begin(full_loss(judged, "validation"), judged), early_stopping.due(segments)
+    records = [(peak[None], peak[None], state.alive[None])]
+    for (length, count), due in zip(segments, checks, strict=True):
+        carry = (state, peak, watch)
+        (state, peak, watch), record = jax.lax.scan(functools.partial(advance, length), carry, due, length=count)
+        records.append(record)
+    loss, peak, alive = (jnp.concatenate(parts).T for parts in zip(*records, strict=True))
+
+    def at(params: Any, split: Split) -> dict[str, jax.Array]:
+        def one(params: Any, task: Any) -> dict[str, jax.Array]:
+            batch = family.eval_batch(task, family.data, split)
+            metrics = {} if family.metrics is None else family.metrics(params, task, batch)
+            return {"loss": family.loss(params, task, batch), **metrics}
+
+        return jax.vmap(one)(params, task)
+
+    end, stopped = judged_params(optimizer, state), None
+    if watch is not None:
+        step = jnp.where(watch.stopped < 0, state.step, watch.stopped)
+        stopped = Stopped(step, watch.best_step, watch.best, {split: at(watch.params, split) for split in splits})
+    return Outcome(loss, peak, alive, {split: at(end, split) for split in splits}, state.lower_bound, stopped)
