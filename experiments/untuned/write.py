@@ -11,7 +11,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ CALIBRATED = "nadamw_calibrated"
 # A learning rate of 10^(k/2) for all, and every combination with the others.
 RATES = tuple(float(f"{10 ** (k / 2):.3g}") for k in range(-7, 0))
 BETAS1, BETAS2, DECAYS, WARMUPS = (0.9, 0.95), (0.9, 0.99, 0.999), (1e-4, 1e-2, 1e-1), (0.02, 0.1, 0.3)
+SHORTER = (0.5, 0.8, 0.9)  # both β around the chosen setting, where the grid has no smaller ones
 FREE = ("learning_rate", "beta1", "beta2", "weight_decay")
 TASKS = 16  # of a family, for the calibration
 SCORED = 32  # for the comparison, other tasks
@@ -65,14 +66,25 @@ def settings() -> list[dict[str, float]]:
     return [dict(zip(("warmup", *FREE), values, strict=True)) for values in named]
 
 
-def calibration(name: str, horizon: int) -> list[float]:
-    """The mean over tasks of log((f_T - b)/(f_0 - b) + FLOOR) of every setting; a failed task counts as one at f_0."""
+def shorter(chosen: Mapping[str, float]) -> list[dict[str, float]]:
+    """A setting with shorter memories than the grid has, and itself."""
+    return [{**chosen, "beta1": beta1, "beta2": beta2} for beta1 in SHORTER for beta2 in SHORTER]
+
+
+def calibration(name: str, horizon: int, grid: Sequence[Mapping[str, float]]) -> list[float]:
+    """The mean over tasks of log((f_T - b)/(f_0 - b) + FLOOR) of every setting; a failed task counts as one at f_0.
+
+    Args:
+      grid: settings, in the order of WARMUPS.
+    """
     family, found = build_family(parse_choice(name)), []
     keys, segments = task_keys(CALIBRATION, TASKS), plan(family, horizon, every=max(1, horizon // 10))
     for warmup in WARMUPS:
         free = ",".join(FREE)
         optimizer = build_optimizer(parse_choice(f'nadamw:schedule=warmup_cosine,warmup={warmup},tunes="{free}"'))
-        each = [one for one in settings() if one["warmup"] == warmup for _ in range(TASKS)]
+        each = [one for one in grid if one["warmup"] == warmup for _ in range(TASKS)]
+        if not each:
+            continue
         rows = {key: optimizer.tunable[key].inverse(jnp.array([one[key] for one in each], jnp.float32)) for key in FREE}
         keyed = jnp.tile(keys, len(each) // TASKS)
         run = run_each(optimizer, rows, family, keyed, segments=segments, at_once=512, num_devices=1)
@@ -139,7 +151,7 @@ def main() -> None:
         jax.clear_caches()
 
     if "--page" not in sys.argv:
-        for kind in ("calibration", "comparison"):
+        for kind in ("calibration", "shorter", "comparison"):
             for name, horizon in pairs:
                 label, began = f"{name} {horizon}", time.time()
                 if label in record.get(kind, {}):
@@ -148,7 +160,10 @@ def main() -> None:
                     setting = settings()[choose(record["calibration"], without=name)[0]]
                     keep(kind, label, comparison(name, horizon, setting))
                 else:
-                    keep(kind, label, calibration(name, horizon))
+                    grid = settings()
+                    if kind == "shorter":
+                        grid = shorter(grid[choose(record["calibration"])[0]])
+                    keep(kind, label, calibration(name, horizon, grid))
                 print(f"{kind}: {label}, {time.time() - began:.0f} s", flush=True)
     if fields(record):
         draw(record, HERE / "figures" / "field.png")
@@ -189,6 +204,8 @@ def page(record: Mapping[str, Any]) -> str:
     rates = np.array([one["learning_rate"] for one in every])
     single = {rate: regret[rates == rate].min() for rate in RATES}
     left = [settings()[choose(record["calibration"], without=name)[0]] for name in FAMILIES]
+    beside = np.mean(list(record["shorter"].values()), axis=0)
+    own = beside[shorter(every[best]).index(every[best])]
     words = (HERE / "page.md").read_text(encoding="utf-8")
     if len(record.get("comparison", {})) < len(FAMILIES) * len(HORIZONS):
         words = words.partition("## Beside")[0]  # the comparison is not complete
@@ -202,6 +219,11 @@ def page(record: Mapping[str, Any]) -> str:
         best=as_choice(every[best]),
         regret=f"{math.exp(regret[best]):.2g}",
         by_rate=", ".join(f"{rate:g}: {math.exp(value):.2g}" for rate, value in single.items()),
+        shorter=", ".join(
+            f"{one['beta1']:g} and {one['beta2']:g}: {math.exp(value - own):.3g}"
+            for one, value in zip(shorter(every[best]), beside, strict=True)
+            if one != every[best]
+        ),
         same=sum(one == every[best] for one in left),
         rows="\n".join(rows(record)),
     )
