@@ -108,7 +108,7 @@ def evaluate_run_on(
     lower = functools.partial(run, progress=lambda name: say(f"{label}, {horizon} steps: {name} failed; a lower rate"))
     tuned, curves = _lower_what_failed(tuned, curves, lower)
     records = {name: record for name, (_, _, record) in tuned.items()}
-    described = describe_curves(curves, tuned=records, seed=seed, events=family.events)
+    described = describe_curves(curves, tuned=records, events=family.events)
     shown = {name: as_optimizer(entry, family, name) for name, entry in learned.items()}
     shown |= {name: (optimizer, meta_params) for name, (optimizer, meta_params, _) in tuned.items()}
     seen = landscape(shown, family, evaluation_key, horizon=horizon, num_tasks=num_tasks)
@@ -163,7 +163,7 @@ def evaluation_keys(seed: int) -> tuple[Key, Key]:
 
 
 def describe_curves(
-    curves: Curves, *, tuned: Mapping[str, dict[str, Any]], seed: int = 0, events: Sequence[str] = ()
+    curves: Curves, *, tuned: Mapping[str, dict[str, Any]], events: Sequence[str] = ()
 ) -> dict[str, Any]:
     """{"best_baseline", "keeps_improving_at", "optimizers": name -> record}; `tuned` names the baselines.
 
@@ -185,7 +185,6 @@ def describe_curves(
             train_horizon=train_horizon,
             scale=scale,
             reference=None if best is None else finals[best],
-            seed=seed,
         )
         optimizers[name] = {
             "kind": ("baseline" if name in finals else "untuned") if name in tuned else "learned",

@@ -1,4 +1,4 @@
-"""What curves say: location, spread, paired ratios with bootstrap intervals, three words for failure. numpy only."""
+"""What curves say: location, spread, paired ratios with their intervals, three words for failure. numpy only."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metaopt.evaluation.intervals import mean_of, too_few
 from metaopt.trees import FAILURE_FACTOR
 
 RISE_FACTOR = 2.0  # a run rises when its tail lies above this multiple of the loss at the training horizon ...
 RISE_SHARE = 0.1  # ... or, where the loss has no known bound, above it by this share of the largest fall seen
 TAIL = 0.05  # the last part of the curve that counts as its tail
+RATIO_FLOOR = 1e-6  # of f(θ_0) - bound, added to both sides of a ratio: what lies below is as good
 NUM_RESAMPLES = 2000
 
 
@@ -161,12 +163,15 @@ def wilson_interval(successes: int, trials: int, z: float = 1.96) -> tuple[float
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def summary(values: np.ndarray, *, seed: int = 0) -> dict[str, Any]:
-    """Mean with a 95% bootstrap interval, median and quartiles over tasks; infinite where failures make them so."""
+def summary(values: np.ndarray) -> dict[str, Any]:
+    """Mean with a 95% t-interval, median and quartiles over tasks; infinite where failures make them so.
+
+    `mean_interval` is None where there are too few tasks for a tail as heavy as theirs: no interval covers then.
+    """
     values = np.asarray(values, np.float64)
     return {
         "mean": float(values.mean()),
-        "mean_interval": list(bootstrap_interval(values, seed=seed)),
+        "mean_interval": None if too_few(values) else list(mean_of(values).interval()),
         "median": float(np.median(values)),
         "q25": float(quantile(values, 0.25)),
         "q75": float(quantile(values, 0.75)),
@@ -179,30 +184,51 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return np.where((numerator == 0) & (denominator == 0), 1.0, np.divide(numerator, denominator))
 
 
-def paired_ratio(values: np.ndarray, reference: np.ndarray, scale: Scale, *, seed: int = 0) -> dict[str, Any]:
-    """Final losses, less their bounds, over a reference's on the same tasks: ratio of means (with a 95% bootstrap
-    interval), median of ratios. See `paired_difference` for tasks without a bound."""
+def log_ratios(values: np.ndarray, reference: np.ndarray, scale: Scale) -> np.ndarray:
+    """[tasks] log((f - b + e)/(f_reference - b + e)), e = 1e-6 (f(θ_0) - b).
+
+    A loss above 10 (f(θ_0) - b), and one that is not finite, counts as that much: it is a failed run's, and how far it
+    went says nothing.
+    """
+    ceiling, floor = FAILURE_FACTOR * scale.unit, RATIO_FLOOR * scale.unit
+
+    def held(loss: np.ndarray) -> np.ndarray:
+        above = scale.above(np.asarray(loss, np.float64))
+        return np.log(np.clip(np.where(np.isnan(above), np.inf, above), 0.0, ceiling) + floor)
+
+    return held(values) - held(reference)
+
+
+def paired_ratio(values: np.ndarray, reference: np.ndarray, scale: Scale) -> dict[str, Any]:
+    """Final losses, less their bounds, over a reference's on the same tasks.
+
+    `geometric`: the geometric mean of the ratios as `log_ratios` takes them, with its 95% `interval`, None for a single
+    task; `of_means`: the ratio of means, of which no interval would hold what it says; `median`. See
+    `paired_difference` for tasks without a bound.
+    """
+    logs = mean_of(log_ratios(values, reference, scale))
     values, reference = (scale.above(np.asarray(part, np.float64)) for part in (values, reference))
     per_task = _divide(values, reference)
     known = per_task[~np.isnan(per_task)]
     return {
+        "geometric": float(np.exp(logs.mean)),
+        "interval": None if np.isnan(logs.error) else np.exp(logs.interval()).tolist(),
         "of_means": float(_divide(values.mean(), reference.mean())),
-        "interval": list(bootstrap_interval(values, reference, seed=seed, statistic=_divide)),
         "median": float(np.median(known)) if len(known) else float("nan"),
     }
 
 
-def paired_difference(values: np.ndarray, reference: np.ndarray, scale: Scale, *, seed: int = 0) -> dict[str, Any]:
-    """Where losses have no bound, and so no ratios: (value - reference)/(largest fall seen), mean with a 95% bootstrap
-    interval and median over tasks; below 0 is better."""
+def paired_difference(values: np.ndarray, reference: np.ndarray, scale: Scale) -> dict[str, Any]:
+    """Where losses have no bound, and so no ratios: (value - reference)/(largest fall seen), mean with its 95% interval
+    (None where there are too few tasks) and median over tasks; below 0 is better."""
     with np.errstate(invalid="ignore"):
         shares = (np.asarray(values, np.float64) - np.asarray(reference, np.float64)) / scale.unit
     known = shares[~np.isnan(shares)]
     if not len(known):
-        return {"mean": float("nan"), "interval": [float("nan")] * 2, "median": float("nan")}
+        return {"mean": float("nan"), "interval": None, "median": float("nan")}
     return {
         "mean": float(known.mean()),
-        "interval": list(bootstrap_interval(known, seed=seed)),
+        "interval": None if too_few(known) else list(mean_of(known).interval()),
         "median": float(np.median(known)),
     }
 
@@ -224,7 +250,6 @@ def describe(
     train_horizon: int | None,
     scale: Scale,
     reference: np.ndarray | None = None,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """All of the above for one optimizer on one family.
 
@@ -248,16 +273,14 @@ def describe(
     bounded = not np.isnan(scale.bound).any()
     curve = (scale.above(loss) if bounded else loss)[:, shown]
     compared = (
-        None
-        if reference is None
-        else (paired_ratio if bounded else paired_difference)(loss[:, -1], reference, scale, seed=seed)
+        None if reference is None else (paired_ratio if bounded else paired_difference)(loss[:, -1], reference, scale)
     )
     return {
-        "final": summary(loss[:, -1], seed=seed),
+        "final": summary(loss[:, -1]),
         "bounded": bounded,
-        "at_train_horizon": None if at_train is None else summary(at_train, seed=seed),
+        "at_train_horizon": None if at_train is None else summary(at_train),
         **{word: None if value is None else float(value.mean()) for word, value in words.items()},
-        "gap": summary(scale.above(loss[:, -1]), seed=seed) if bounded and np.any(scale.bound) else None,
+        "gap": summary(scale.above(loss[:, -1])) if bounded and np.any(scale.bound) else None,
         "ratio_to_best_baseline": compared if bounded else None,
         "difference_to_best_baseline": None if bounded else compared,
         "curve": {

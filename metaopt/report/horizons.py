@@ -33,7 +33,7 @@ class Point(NamedTuple):
     median: Any
     mean: Any
     above_bound: bool = False  # what the two and `baseline` are of
-    ratio: Mapping[str, Any] | None = None  # of mean losses, to the best baseline
+    ratio: Mapping[str, Any] | None = None  # to the best baseline, as `paired_ratio` has it
     difference: Mapping[str, Any] | None = None  # where there is no bound, and no ratio
     failed: float | None = None
     baseline: Any = None  # the best baseline's median

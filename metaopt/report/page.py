@@ -87,6 +87,7 @@ TEMPLATES = Environment(
 TEMPLATES.globals |= {"LIGHT": LIGHT, "DARK": DARK}
 TEMPLATES.filters |= {name: _optional(getattr(words, name)) for name in ("number", "interval", "share", "wordy")}
 TEMPLATES.filters |= {"sha256": _digest, "breakable": _breakable, "prose": _prose, "setting": tables.setting}
+TEMPLATES.filters["ratio"] = tables.ratio
 
 
 def write_page(template: str, out: Path, **context: Any) -> Path:

@@ -310,17 +310,18 @@ def print_results(console: Any, results: Sequence[Result]) -> None:
 
 def _cells(name: str, record: Mapping[str, Any], num_tasks: int) -> dict[str, str]:
     final, setting = record["final"], tables.setting(record)
+    ratio, less = (record.get(f"{kind}_to_best_baseline") for kind in ("ratio", "difference"))
     gap, accuracy = record.get("gap"), (record.get("test") or {}).get("accuracy")
     stopping = record.get("early_stopping") or {}
     return {
         "optimizer": f"{name} ({setting})" if setting else name,
         "final loss, mean": tables.number(final["mean"], missing="?"),
-        "95% interval": tables.interval(final.get("mean_interval")),
+        "95% interval": tables.interval(final.get("mean_interval")) or "too few tasks",
         "median": tables.number(final["median"], missing="?"),
         "above the bound": "" if gap is None else _estimate(gap["mean"], gap["mean_interval"]),
-        "to best baseline": _ratio(record, "ratio_to_best_baseline", "of_means"),
+        "to best baseline": "" if ratio is None else _estimate(tables.ratio(ratio), ratio["interval"]),
         # Where a loss has no bound, and so no ratios: in shares of the largest fall.
-        "less best baseline": _ratio(record, "difference_to_best_baseline", "mean"),
+        "less best baseline": "" if less is None else _estimate(less["mean"], less["interval"]),
         "gradients to tune": tables.number((record.get("tuned") or {}).get("gradients", 0)),
         "failed": tables.count(record.get("failed"), num_tasks),
         "rises": tables.count(record.get("rises"), num_tasks),
@@ -336,11 +337,6 @@ def _loss(stopping: Mapping[str, Any], where: str) -> str:
     """With the split that early stopping is judged on."""
     held = stopping.get(where) or {}
     return f"{tables.number(held['loss'])} ({stopping['split']})" if "loss" in held else ""
-
-
-def _ratio(record: Mapping[str, Any], kind: str, value: str) -> str:
-    held = record.get(kind)
-    return "" if held is None else _estimate(held[value], held["interval"])
 
 
 def _estimate(value: Any, interval: Sequence[Any] | None) -> str:

@@ -42,6 +42,11 @@ def interval(values: Sequence[Any] | None) -> str:
     return "" if not values else f"[{number(values[0], missing='?')}, {number(values[1], missing='?')}]"
 
 
+def ratio(held: Mapping[str, Any] | None) -> Any:
+    """Of what `paired_ratio` says, the number that its interval is of; records of old versions had that of means."""
+    return None if held is None else held.get("geometric", held.get("of_means"))
+
+
 def count(fraction: float | None, total: int) -> str:
     """`1/400`: never a rounded share, for one failure of 400 makes a mean infinite and would read 0%."""
     return "" if fraction is None else f"{round(fraction * total)}/{total}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from metaopt.runs import tables
 from metaopt.runs.folder import CONFIG, ENVIRONMENT, EVALUATION, OPTIMIZER
 
 Table = list[dict[str, Any]]  # rows, whose keys are the columns
@@ -35,7 +36,7 @@ def result_rows(results: Sequence[Mapping[str, Any]]) -> Table:
                 "mean_high": _number(high),
                 "median": _number(final.get("median")),
                 "mean_above_bound": _number(gap.get("mean")),
-                "to_best_baseline": _number(ratio.get("of_means")),
+                "to_best_baseline": _number(tables.ratio(ratio)),
                 "difference_to_best_baseline": _number(difference.get("mean")),
                 "failed": record.get("failed"),
                 "rises": record.get("rises"),
