@@ -62,6 +62,8 @@ class EstimatorTraits:
     windows: bool = True  # whether it may run a part of the horizon a meta-step
     unbiased_windows: bool = False  # whether windows leave its expectation as it is
     cost: float = 1.0  # of a meta-step, in those of back-propagation through the same runs, about
+    # The parts of φ that it can move, its option `of`, by default the first: the optimizer, the task's hyperparameters.
+    moves: tuple[Literal["optimizer", "task", "both"], ...] = ("optimizer", "task", "both")
     short: str | None = None  # what it is called where there is little room
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 Key = jax.Array
@@ -67,6 +68,26 @@ class DataSource(NamedTuple):
     classes: tuple[str, ...] = ()  # what the classes 0, 1, ... were called
 
 
+class Bijection(NamedTuple):
+    """Between a setting, as a person writes it, and a number that may be moved freely."""
+
+    forward: Callable[[Any], Any]  # free -> setting
+    inverse: Callable[[Any], Any]  # setting -> free
+
+
+LOG = Bijection(forward=jnp.exp, inverse=jnp.log)  # of settings above 0
+SHARE = Bijection(forward=jax.nn.sigmoid, inverse=lambda value: jnp.log(value) - jnp.log1p(-value))  # between 0 and 1
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Hyper:
+    """A setting of a family's loss that is left to others to choose: a weight decay, a precision for each layer."""
+
+    start: Any  # the setting as a person writes it: a number or an array of any shape
+    bijection: Bijection = _static(default=LOG)
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TaskFamily:
@@ -80,7 +101,7 @@ class TaskFamily:
     sample: Callable[[Key, Data], Task] = _static()
     init: Callable[[Key, Task], Params] = _static()
     batch: Callable[[Key, Task, Data], Batch] = _static()  # () where the task is deterministic
-    loss: Callable[[Params, Task, Batch], Scalar] = _static()
+    loss: Callable[..., Scalar] = _static()  # (params, task, batch) -> f, and `hyper=` where there are such
     eval_batch: Callable[[Task, Data, Split], Batch] = _static()  # all of a split, or a large fixed batch
     metrics: Callable[[Params, Task, Batch], dict[str, Scalar]] | None = _static(default=None)
     oracle: Oracle | None = _static(default=None)  # None: value and gradient of `loss` on a fresh batch
@@ -93,6 +114,21 @@ class TaskFamily:
     events: tuple[str, ...] = _static(default=())
     sources: tuple[DataSource, ...] = _static(default=())  # the data sets that `data` was read from
     law: Law | None = _static(default=None)  # what a particle oracle draws from; None: there is none
+    # What is left to others to choose, by name; `loss` then takes a keyword `hyper`, a dict of settings, by default the
+    # starts. Nothing else of the family reads it.
+    hyper: Mapping[str, Hyper] = field(default_factory=dict)
+    # By which `hyper` is chosen, and what curves then show: a loss of these arguments without it.
+    validation_loss: Callable[[Params, Task, Batch], Scalar] | None = _static(default=None)
+
+    @property
+    def judged_loss(self) -> Callable[[Params, Task, Batch], Scalar]:
+        """What says how good parameters are: `validation_loss` where there is one."""
+        return self.loss if self.validation_loss is None else self.validation_loss
+
+    @property
+    def judged_on(self) -> Split:
+        """The split that curves are drawn on."""
+        return "train" if self.validation_loss is None else "validation"
 
     @property
     def batch_size(self) -> int | None:
@@ -103,13 +139,6 @@ class TaskFamily:
 
         leaves = jax.tree.leaves(jax.eval_shape(draw, jax.random.key(0)))
         return leaves[0].shape[0] if leaves and leaves[0].shape else 1 if leaves else None
-
-
-class Bijection(NamedTuple):
-    """Between a setting, as a person writes it, and a number that may be moved freely."""
-
-    forward: Callable[[Any], Any]  # free -> setting
-    inverse: Callable[[Any], Any]  # setting -> free
 
 
 class Observe(NamedTuple):
@@ -147,6 +176,8 @@ class Optimizer(NamedTuple):
     # The same optimizer, told how many inner steps a run has, and itself where its own settings say it; None: it does
     # not go by that. Whoever knows says it.
     at_horizon: Callable[[int], Optimizer] | None = None
+    # φ -> the free numbers of the family's `hyper` that φ holds beside the optimizer's own; None: it holds none.
+    hyper: Callable[[MetaParams], dict[str, Any]] | None = None
     # The largest product of `learning_rate` and curvature at which its steps on a parabola do not grow; None: not told.
     stable_below: float | None = None
 

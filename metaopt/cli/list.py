@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 from metaopt.choices import Choice, hints_of
 from metaopt.cli import devices
 from metaopt.errors import UserError, suggest
-from metaopt.experiment import FAMILY_OPTIONS
+from metaopt.experiment import FAMILY_OPTIONS, OF
 from metaopt.experiment.plain import to_json
-from metaopt.registry import OPTIMIZERS, REGISTRIES, TASKS, Registry
+from metaopt.registry import ESTIMATORS, OPTIMIZERS, REGISTRIES, TASKS, Registry
 from metaopt.runs.experiments import experiment_files, first_line, load_experiment
 from metaopt.shipped.loading import SHIPPED, pretrained, read_optimizer
 
@@ -90,6 +90,9 @@ def _print_options(name: str, registry: Registry[Any]) -> None:
         print("\nevery task family also takes, as the experiment's fields of these names do for all of them")
         for key, (hint, default) in FAMILY_OPTIONS.items():
             print(f"  {key}={default}  {_type_in_words(hint)}")
+    if registry is ESTIMATORS:
+        moves = ESTIMATORS.traits(name).moves
+        print(f"\nwhat it moves: the optimizer, or the task's hyperparameters\n  {OF}={moves[0]}  {' | '.join(moves)}")
     if registry is OPTIMIZERS and OPTIMIZERS.traits(name).inputs_in_words:
         print(f"\n{OPTIMIZERS.traits(name).inputs_in_words}")
 

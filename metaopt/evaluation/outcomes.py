@@ -256,14 +256,15 @@ def _run_chunk(
     task, state = reset(tx, family, keys)
 
     def full_loss(params: Any, split: Split) -> jax.Array:
-        return jax.vmap(lambda params, task: family.loss(params, task, family.eval_batch(task, family.data, split)))(
-            params, task
-        )
+        return jax.vmap(
+            lambda params, task: family.judged_loss(params, task, family.eval_batch(task, family.data, split))
+        )(params, task)
 
-    known = _estimates_are_full(family) and optimizer.eval_params is None
+    itself = family.validation_loss is None  # what is judged is the loss that is descended
+    known = _estimates_are_full(family) and optimizer.eval_params is None and itself
 
     def judged_loss(state: UnrollState) -> jax.Array:
-        return full_loss(judged_params(optimizer, state), "train")
+        return full_loss(judged_params(optimizer, state), family.judged_on)
 
     def watched(watch: Watch | None, state: UnrollState, due: Any) -> Watch | None:
         if early_stopping is None or watch is None:
@@ -276,7 +277,7 @@ def _run_chunk(
         state, peak, watch = carry
         state, trace = unroll(tx, family, task, state, length=length)
         loss = trace.loss[-1] if known else judged_loss(state)
-        peak = jnp.maximum(peak, jnp.maximum(trace.loss.max(axis=0), loss))
+        peak = jnp.maximum(peak, jnp.maximum(trace.loss.max(axis=0), loss) if itself else loss)
         return (state, peak, watched(watch, state, due)), (loss, peak, state.alive)
 
     peak, watch = judged_loss(state), None
@@ -295,7 +296,7 @@ def _run_chunk(
         def one(params: Any, task: Any) -> dict[str, jax.Array]:
             batch = family.eval_batch(task, family.data, split)
             metrics = {} if family.metrics is None else family.metrics(params, task, batch)
-            return {"loss": family.loss(params, task, batch), **metrics}
+            return {"loss": family.judged_loss(params, task, batch), **metrics}
 
         return jax.vmap(one)(params, task)
 

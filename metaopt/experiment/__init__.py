@@ -228,9 +228,45 @@ def build_optimizer(picked: Choice) -> Optimizer:
     return _BUILT_OPTIMIZERS[key]
 
 
+OF = "of"  # the option of every estimator that names the part of φ it moves
+
+
+def part_moved(picked: Choice) -> str:
+    """The part of φ that an estimator moves, by its option `of`: `optimizer`, `task` or `both`.
+
+    Raises:
+      UserError: one that it cannot move.
+    """
+    known = ESTIMATORS.traits(picked.name).moves
+    of = picked.options.get(OF, known[0])
+    if of not in known:
+        raise UserError(f"estimator {picked.name!r}: {OF} is {of!r}; give one of {', '.join(known)}.")
+    return str(of)
+
+
+def whole_optimizer(experiment: Experiment) -> Optimizer:
+    """The optimizer whose φ an experiment's run holds: with the task's hyperparameters, where these are moved.
+
+    Raises:
+      UserError: there are none, or several families.
+    """
+    from metaopt.tasks.hyper import OPTIMIZER, with_task
+
+    optimizer, of = build_optimizer(experiment.optimizer), part_moved(experiment.estimator)
+    if of == OPTIMIZER:
+        return optimizer
+    asked = f"estimator {experiment.estimator.name} moves the task's hyperparameters ({OF}={of})"
+    if len(experiment.tasks) != 1:
+        raise UserError(f"{asked}, which are those of one family; give one of the {len(experiment.tasks)} `tasks`.")
+    (family,) = build_families(experiment)
+    if not family.hyper:
+        raise UserError(f"{asked}, and {family.name} leaves none to choose; take a family that states `hyper`.")
+    return with_task(optimizer, family)
+
+
 def optimizer_of(experiment: Experiment) -> Optimizer:
     """The optimizer that an experiment meta-trains, told its horizon if it goes by that."""
-    optimizer = build_optimizer(experiment.optimizer)
+    optimizer = whole_optimizer(experiment)
     return optimizer if optimizer.at_horizon is None else optimizer.at_horizon(experiment.horizon)
 
 

@@ -11,6 +11,7 @@ import optax
 
 from metaopt.oracles.gradient import minibatch
 from metaopt.tasks.checks import check_family
+from metaopt.tasks.hyper import with_hyper
 from metaopt.trees import LARGEST, inner_product, save_residuals, select_tasks, task_norm, usable_tasks, usual_rules
 from metaopt.types import (
     Estimate,
@@ -50,20 +51,30 @@ def check_objective_batch(name: str) -> None:
         raise ValueError(f"`objective_batch` is {name!r}; give one of {', '.join(get_args(ObjectiveBatch))}.")
 
 
-class Judged(optax.GradientTransformationExtraArgs):
-    """A task-batched transformation whose losses are to be taken at other parameters than its gradients."""
+class Bound(optax.GradientTransformationExtraArgs):
+    """A task-batched transformation that has more to say to the inner loop than its updates."""
 
-    at: Callable[[PyTree, Params], Params] | None = None  # (its state, params) -> those
+    # (its state, params) -> where losses are to be taken, if not where gradients are
+    at: Callable[[PyTree, Params], Params] | None = None
+    hyper: dict[str, Any] | None = None  # the free hyperparameters that φ sets the family to
 
 
 def bind_tasks(optimizer: Optimizer, meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
     """The optimizer's own task-batched form, or vmap of its one-task form; it knows where it is to be judged."""
     tx = _bind_tasks(optimizer, meta_params)
-    if optimizer.eval_params is None:
+    if optimizer.eval_params is None and optimizer.hyper is None:
         return tx
-    judged = Judged(tx.init, tx.update)
-    judged.at = _eval_params(optimizer)
-    return judged
+    bound = Bound(tx.init, tx.update)
+    if optimizer.eval_params is not None:
+        bound.at = _eval_params(optimizer)
+    if optimizer.hyper is not None:
+        bound.hyper = optimizer.hyper(meta_params)
+    return bound
+
+
+def as_set(tx: optax.GradientTransformationExtraArgs, family: TaskFamily) -> TaskFamily:
+    """The family with the hyperparameters that the transformation's φ holds for it."""
+    return with_hyper(family, tx.hyper) if isinstance(tx, Bound) else family
 
 
 def _eval_params(optimizer: Optimizer) -> Callable[[PyTree, Params], Params]:
@@ -170,6 +181,7 @@ def reset(tx: optax.GradientTransformationExtraArgs, family: TaskFamily, keys: K
       ValueError: the family's loss is no real scalar, or its parameters are no real arrays.
     """
     check_family(family)
+    family = as_set(tx, family)
     streams = jax.vmap(lambda key: jax.random.split(key, 4))(keys)
     task_keys, init_keys, run_keys, loss_keys = (streams[:, i] for i in range(4))
     task = jax.vmap(family.sample, in_axes=(0, None))(task_keys, family.data)
@@ -199,6 +211,22 @@ def reset(tx: optax.GradientTransformationExtraArgs, family: TaskFamily, keys: K
         lower_bound=lower_bounds(family, task, num_tasks, loss.dtype),
     )
     return task, state
+
+
+def estimated_anew(
+    tx: optax.GradientTransformationExtraArgs, family: TaskFamily, task: Task, state: UnrollState
+) -> UnrollState:
+    """The state with the estimate of a family whose hyperparameters are φ's, which may have moved since.
+
+    It is that of the same batch, and differentiable in them. Other families' estimates stay as they are.
+    """
+    bound = as_set(tx, family)
+    if bound is family:
+        return state
+    keys = step_keys(state.key, state.step - 1, 1).estimate[0]
+    estimate, _ = _estimates(bound, task, jax.lax.stop_gradient(state.params), state.oracle_state, keys)
+    alive = state.alive & _usable(estimate)
+    return state._replace(estimate=_of_the_alive(alive, estimate), alive=alive)
 
 
 # ----- one step -------------------------------------------------------------------------------------------------------
@@ -251,6 +279,7 @@ def step(
     if keys is None:
         keys = StepKeys(*(stream[0] for stream in step_keys(state.key, state.step, 1)))
     params, known = state.params, state.estimate
+    given, family = family, as_set(tx, family)
     if state_gradient == "stopped":
         params, known = jax.lax.stop_gradient((params, known))
     updates, opt_state = tx.update(
@@ -263,15 +292,18 @@ def step(
     # Losses and gradients are taken at a point that counts as a constant, and `_with_slope` puts the derivative back:
     # the reverse pass meets numbers that were checked, and never the inside of a loss that overflowed.
     here = jax.lax.stop_gradient(moved)
+    sound = usable_tasks(here)
+    if family is not given:  # the reverse pass goes through the loss, towards its hyperparameters
+        here = select_tasks(sound, here, jax.lax.stop_gradient(params))
     turn: Callable[[Params], Params] | None = None
     if second_order:
         found, oracle_state, turn = _linearised(family, task, here, state.oracle_state, keys.estimate)
     else:
         found, oracle_state = _estimates(family, task, here, state.oracle_state, keys.estimate)
-    alive = state.alive & usable_tasks(here) & _usable(found)
+    alive = state.alive & sound & _usable(found)
     elsewhere, judged = None, moved
     if objective_batch != "fresh":
-        judged = tx.at(opt_state, moved) if isinstance(tx, Judged) and tx.at is not None else moved
+        judged = tx.at(opt_state, moved) if isinstance(tx, Bound) and tx.at is not None else moved
         elsewhere = _on_split(family, task, jax.lax.stop_gradient(judged), _SPLITS[objective_batch])
         alive = alive & _usable(elsewhere)
         elsewhere = save_residuals(_of_the_alive(alive, elsewhere))
@@ -340,7 +372,7 @@ def _on_split(family: TaskFamily, task: Task, params: Params, split: Split) -> E
         )
 
     def one(task: Task, params: Params) -> tuple[jax.Array, Params]:
-        return jax.value_and_grad(family.loss)(params, task, family.eval_batch(task, family.data, split))
+        return jax.value_and_grad(family.judged_loss)(params, task, family.eval_batch(task, family.data, split))
 
     value, gradient = jax.vmap(one)(task, params)
     return Estimate(gradient, value)

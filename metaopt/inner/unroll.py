@@ -15,6 +15,7 @@ from metaopt.inner.step import (
     StateGradient,
     StepKeys,
     check_objective_batch,
+    estimated_anew,
     step,
     step_keys,
 )
@@ -62,6 +63,7 @@ def unroll(
       ValueError: `explore="scored"` and the optimizer's noise has no density, or an unknown `objective_batch`.
     """
     check_objective_batch(objective_batch)
+    state = estimated_anew(tx, family, task, state)
 
     def body(state: UnrollState, keys: StepKeys) -> tuple[UnrollState, Record]:
         return step(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from metaopt.choices import Choice
-from metaopt.experiment import Experiment, explores
+from metaopt.experiment import OF, Experiment, explores, part_moved
 from metaopt.microscope.gradient_quality import CLEARLY, Samples, resolved_norm
 from metaopt.numbers import largest_divisor
 from metaopt.registry import ESTIMATORS
@@ -44,13 +44,13 @@ def plan(
     backward = reverse
     if differentiates(own.name):
         backward = Choice(own.name, {key: value for key, value in own.options.items() if key != "staggered"})
-    kept = {key: value for key, value in own.options.items() if key == "objective_batch"}
+    kept = {key: value for key, value in own.options.items() if key in ("objective_batch", OF)}
     reference = Choice(reverse.name, {**kept, "second_order": True})
     found = [Variant(own, horizon, window, own=True), Variant(backward, horizon, horizon)]
     short = [largest_divisor(horizon, horizon // 5), largest_divisor(horizon, horizon // 20)]
     found += [Variant(backward, horizon, length) for length in short]
     for name in ESTIMATORS:
-        if name not in (own.name, backward.name):
+        if name not in (own.name, backward.name) and part_moved(own) in ESTIMATORS.traits(name).moves:
             length = short[0] if name in persistent() else horizon
             found.append(Variant(Choice(name, kept), horizon, length))
     references = [Variant(reference, horizon, horizon)]

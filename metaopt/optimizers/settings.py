@@ -18,12 +18,9 @@ from metaopt.optimizers.placement import explicit_mesh, laid_out_by_xla, shardin
 from metaopt.optimizers.schedules import Schedule, Told, lasting, refuse_untold
 from metaopt.registry import OPTIMIZERS
 from metaopt.trees import usual_rules
-from metaopt.types import Bijection, Optimizer, PyTree
+from metaopt.types import LOG, SHARE, Bijection, Optimizer, PyTree
 
 Make = Callable[..., optax.GradientTransformation]
-
-LOG = Bijection(forward=jnp.exp, inverse=jnp.log)  # of settings above 0
-SHARE = Bijection(forward=jax.nn.sigmoid, inverse=lambda value: jnp.log(value) - jnp.log1p(-value))  # between 0 and 1
 
 # The settings that may be a part of φ, by name, for all hand-designed optimizers.
 BIJECTIONS: dict[str, Bijection] = {

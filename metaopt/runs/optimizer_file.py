@@ -16,7 +16,7 @@ from safetensors.flax import save_file
 
 import metaopt
 from metaopt.errors import UserError
-from metaopt.experiment import Experiment, build_optimizer
+from metaopt.experiment import Experiment, whole_optimizer
 from metaopt.experiment.plain import from_json, to_json
 from metaopt.files import replacing
 from metaopt.registry import UnknownEntry
@@ -63,7 +63,7 @@ def read_optimizer(path: Path) -> Trained:
                 "use the version of metaopt that wrote it."
             )
         experiment, card = from_json(about["experiment"], str(path), unversioned=1), dict(about["card"])
-        optimizer = build_optimizer(experiment.optimizer)
+        optimizer = whole_optimizer(experiment)
         own_entries.tell_changed(card.get(own_entries.PLUGINS), path)
     except UnknownEntry as error:
         raise own_entries.with_files_to_import(error, path, card.get(own_entries.PLUGINS)) from None

@@ -10,6 +10,7 @@ from metaopt.tasks.images import autoencoder, classifier
 from metaopt.tasks.multimodal import ackley, double_well, griewank, rastrigin, styblinski_tang, tilted_double_well
 from metaopt.tasks.own import make_task
 from metaopt.tasks.regression import linear_regression, logistic_regression
+from metaopt.tasks.regularised import regularised_classifier, ridge_features
 from metaopt.tasks.tables import regression_network
 
 __all__ = [
@@ -28,7 +29,9 @@ __all__ = [
     "quadratic",
     "rastrigin",
     "regression_network",
+    "regularised_classifier",
     "rescaled",
+    "ridge_features",
     "rosenbrock",
     "styblinski_tang",
     "tilted_double_well",

@@ -60,11 +60,11 @@ def _wrapped(family: TaskFamily, augmentation: Augmentation, name: str) -> TaskF
         drawn = resize(family.batch(key, task.task, data), task.drawn)
         return drawn if beside is None else Training(drawn)
 
-    def loss(params: Params, task: AugmentedTask, batch: Batch) -> Scalar:
+    def loss(params: Params, task: AugmentedTask, batch: Batch, **hyper: Any) -> Scalar:
         own = inside(params, task.drawn)
         if beside is None or not isinstance(batch, Training):
-            return family.loss(own, task.task, batch)
-        value = family.loss(own, task.task, batch.batch)
+            return family.loss(own, task.task, batch, **hyper)
+        value = family.loss(own, task.task, batch.batch, **hyper)
         return value + beside(params, task.drawn).astype(value.dtype)
 
     def eval_batch(task: AugmentedTask, data: Data, split: Split) -> Batch:
@@ -75,6 +75,14 @@ def _wrapped(family: TaskFamily, augmentation: Augmentation, name: str) -> TaskF
         plain = batch.batch if beside is not None and isinstance(batch, Training) else batch
         return family.metrics(inside(params, task.drawn), task.task, plain)
 
+    def validation_loss(params: Params, task: AugmentedTask, batch: Batch) -> Scalar:
+        plain = batch.batch if beside is not None and isinstance(batch, Training) else batch
+        return family.judged_loss(inside(params, task.drawn), task.task, plain)
+
+    if family.hyper and family.oracle is not None:
+        raise ValueError(
+            "an augmentation hides the hyperparameters of the loss from an oracle; leave the one or the other out."
+        )
     bound: Any = family.lower_bound
     return dataclasses.replace(
         family,
@@ -84,6 +92,7 @@ def _wrapped(family: TaskFamily, augmentation: Augmentation, name: str) -> TaskF
         loss=loss,
         eval_batch=eval_batch,
         metrics=metrics if family.metrics else None,
+        validation_loss=validation_loss if family.validation_loss else None,
         oracle=None if family.oracle is None else _wrapped_oracle(family, family.oracle, augmentation),
         name=f"{family.name} {name}",
         lower_bound=(lambda task: bound(task.task)) if callable(bound) else bound,

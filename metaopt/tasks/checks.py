@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from metaopt.tasks.hyper import free_starts, with_hyper
 from metaopt.types import Key, TaskFamily
 
 
@@ -17,8 +18,9 @@ def check_family(family: TaskFamily) -> None:
 
     Raises:
       ValueError: a function that raises, or that needs a number where there is only its shape; parameters that are no
-        real floating arrays; a loss that is no real scalar, on a batch or on a split that is evaluated on; tasks,
-        parameters or batches that are of another shape when they are drawn again.
+        real floating arrays; hyperparameters without a validation loss, or this without its split; a loss that is no
+        real scalar, on a batch or on a split that is evaluated on; tasks, parameters or batches that are of another
+        shape when they are drawn again.
     """
     name = f"{family.name}: " if family.name else ""
 
@@ -38,10 +40,23 @@ def check_family(family: TaskFamily) -> None:
             if _kind(batch) not in seen:  # what the loss does with more examples is known
                 found[f" on {split}'s `eval_batch`"] = called("loss", family.loss, params, task, batch)
                 seen.append(_kind(batch))
+        if family.hyper:
+            bound = with_hyper(family, free_starts(family))
+            found[" under `hyper`"] = called("loss", bound.loss, params, task, drawn["batch"])
+        if family.validation_loss is not None:
+            judged = family.eval_batch(task, family.data, "validation")
+            found[" as `validation_loss`"] = called("validation_loss", family.validation_loss, params, task, judged)
         if family.metrics is not None and held_out:
             called("metrics", family.metrics, params, task, held_out[0])
         return found
 
+    if family.hyper and family.validation_loss is None:
+        raise ValueError(
+            f"{name}it leaves {', '.join(family.hyper)} to choose, and by what? Its own loss would choose itself away; "
+            "give `validation_loss`."
+        )
+    if family.validation_loss is not None and "validation" not in family.splits:
+        raise ValueError(f"{name}`validation_loss` needs data of its own; add validation to `splits`.")
     # Functions of their own, so that the second is traced as well.
     drawn, again = (jax.eval_shape(lambda key: draw(key), jax.random.key(0)) for _ in range(2))
     _check_params(name, drawn["init"])

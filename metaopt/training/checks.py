@@ -7,13 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from metaopt.choices import Choice, build, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.inner.checks import check_objective, check_optimizer, check_oracle, check_value, first_estimate
 from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, Registry
-from metaopt.types import Families, Key, MetaGradient, Optimizer
+from metaopt.types import Families, Key, MetaGradient, Optimizer, Split, TaskFamily
+
+SPLITS: tuple[Split, Split] = ("train", "validation")
 
 
 def check_own_parts(experiment: Experiment, optimizer: Optimizer, families: Families) -> None:
@@ -30,6 +33,21 @@ def check_own_parts(experiment: Experiment, optimizer: Optimizer, families: Fami
         )
     for family in families:
         check_value(str(experiment.optimizer), optimizer, family)
+        if optimizer.hyper is not None:
+            _check_held_out(family)
+
+
+def _check_held_out(family: TaskFamily) -> None:
+    """Refuses hyperparameters that would be chosen by the data that they are trained with."""
+    task = family.sample(jax.random.key(0), family.data)
+    train, held_out = (jax.tree.leaves(family.eval_batch(task, family.data, split)) for split in SPLITS)
+    if [leaf.shape for leaf in train] != [leaf.shape for leaf in held_out]:
+        return
+    if all(np.array_equal(a, b) for a, b in zip(train, held_out, strict=True)):
+        raise UserError(
+            f"the validation data of {family.name or 'the family'} are its training data, by which the hyperparameters "
+            "that fit most would win; hold some out as `eval_batch`'s validation split."
+        )
 
 
 def check_estimates(experiment: Experiment, optimizer: Optimizer, families: Families) -> bool:

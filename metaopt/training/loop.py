@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from metaopt.choices import Choice, build, parse_choice
 from metaopt.errors import UserError
 from metaopt.estimators.curriculum import check_curriculum, log_uniform, stages, with_curriculum
+from metaopt.estimators.parts import moving, of_part
 from metaopt.estimators.windows import Schedule
 from metaopt.experiment import Experiment, build_families, optimizer_of
 from metaopt.inner.checks import check_estimator
@@ -84,6 +85,8 @@ class Trainer:
         decay = experiment.meta_optimizer.ema
         if decay is not None and not 0 < decay < 1:
             raise UserError(f"`meta_optimizer.ema` ({decay}) must lie between 0 and 1; try 0.99.")
+        # The part of φ that does not move is left alone by a meta-optimizer's decay too.
+        self._moving = moving(self.optimizer, experiment.estimator)
         self._clips = make_clips(experiment.meta_optimizer)
         self.meta_optimizer, self.schedule = make_meta_optimizer(experiment.meta_optimizer, experiment.num_meta_steps)
         # Fixed at every border of a chunk; a sharding that changed after the first chunk would compile it twice.
@@ -206,6 +209,7 @@ class Trainer:
         updates, opt_state = self.meta_optimizer.update(gradient, state.opt_state, before)
         rate = jnp.asarray(self.schedule(state.meta_step), before.dtype)
         updates = rate * updates
+        updates = updates if self._moving is None else jnp.where(self._moving, updates, 0.0)
         # A meta-step without a usable gradient leaves φ and the meta-optimizer's moments as they were.
         meta_params = unravel(jnp.where(usable, before + updates, before))
         opt_state = jax.tree.map(lambda new, old: jnp.where(usable, new, old), opt_state, state.opt_state)
@@ -259,7 +263,7 @@ def build_estimator(
         )
     except ValueError as error:
         raise UserError(str(error)) from error
-    return build(picked, ESTIMATORS, optimizer, build(objective, OBJECTIVES), schedule)
+    return of_part(picked, optimizer, build(objective, OBJECTIVES), schedule)
 
 
 def _levels(experiment: Experiment) -> tuple[int, ...]:
