@@ -56,8 +56,8 @@ def check_metaparameters(metaparameters: Metaparameters) -> None:
         check_positive(name, getattr(metaparameters, name), zero=True)
     check_temperature("temperature", metaparameters.temperature)
     if (metaparameters.shape > 0) != (metaparameters.rate > 0):
-        raise ValueError(f"`shape` is {metaparameters.shape} and `rate` {metaparameters.rate}; give both above 0, for an "
-                         "inverse gamma law of 1/precision, or leave both out.")  # fmt: skip
+        raise ValueError(f"`shape` is {metaparameters.shape} and `rate` {metaparameters.rate}; give both above 0, for "
+                         "an inverse gamma law of 1/precision, or leave both out.")  # fmt: skip
     laws, struct = (0 if part is None else len(part) for part in (metaparameters.laws, metaparameters.struct))
     if laws != struct:
         raise ValueError(f"there are {laws} `laws` and {struct} weights of them in `struct`; give each law one.")

@@ -31,11 +31,11 @@ class Solution(NamedTuple):
     """Where both levels came to rest; with a leading axis for each λ of a sweep."""
 
     params: Params  # θ*
-    hyper: dict[str, np.ndarray]  # h*
-    value: np.ndarray  # Q
-    fit: np.ndarray  # E_q log p(y|X, w, Γ)
-    divergence: np.ndarray  # KL(q‖p(w, Γ|h))
-    path: np.ndarray  # [outer steps, edges, candidates] softmax of the prior's logits
+    hyper: dict[str, Any]  # h*
+    value: Any  # Q
+    fit: Any  # E_q log p(y|X, w, Γ)
+    divergence: Any  # KL(q‖p(w, Γ|h))
+    path: Any  # [outer steps, edges, candidates] softmax of the prior's logits
 
 
 def solve(
