@@ -108,7 +108,7 @@ class TaskFamily:
     name: str = _static(default="")
     splits: tuple[Split, ...] = _static(default=("train",))  # the splits that `eval_batch` knows
     evaluated_on: str = _static(default="the exact loss")  # what `eval_batch` holds, in words, for reports
-    # What no loss falls below: a number, a function of the task, or None where it is not known.
+    # What no loss on `eval_batch` falls below: a number, a function of the task, or None where it is not known.
     lower_bound: float | Callable[[Task], Any] | None = _static(default=0.0)
     # The metrics that a run has or has not, 1.0 or 0.0: reported as the share of tasks, P(name), with an interval.
     events: tuple[str, ...] = _static(default=())

@@ -5,12 +5,14 @@ from __future__ import annotations
 from metaopt.tasks.augment import augmented, in_bfloat16, rescaled, with_batch_sizes, with_companion
 from metaopt.tasks.energy import latent_gaussian, tuned_mixture
 from metaopt.tasks.energy_networks import energy_model, tuned_energy_model
+from metaopt.tasks.evidence import elbo_linear
 from metaopt.tasks.functions import quadratic, rosenbrock
 from metaopt.tasks.images import autoencoder, classifier
 from metaopt.tasks.multimodal import ackley, double_well, griewank, rastrigin, styblinski_tang, tilted_double_well
 from metaopt.tasks.own import make_task
 from metaopt.tasks.regression import linear_regression, logistic_regression
 from metaopt.tasks.regularised import regularised_classifier, ridge_features
+from metaopt.tasks.structure import elbo_structure
 from metaopt.tasks.tables import regression_network
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "autoencoder",
     "classifier",
     "double_well",
+    "elbo_linear",
+    "elbo_structure",
     "energy_model",
     "griewank",
     "in_bfloat16",

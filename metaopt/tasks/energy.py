@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.registry import TASKS
-from metaopt.tasks.settings import check_count, check_option
+from metaopt.tasks.settings import check_count, check_option, check_positive
 from metaopt.types import Batch, Data, Key, Law, Params, Scalar, TaskFamily
 
 # ----- reward tuning of mixtures --------------------------------------------------------------------------------------
@@ -183,12 +183,6 @@ def separated_optimum(rewards: np.ndarray, reference: np.ndarray, beta: float, k
         low, high = (middle, high) if np.sum(beta * reference / (middle - rewards)) > 1 else (low, middle)
     weights = beta * reference / (high - rewards)
     return weights / weights.sum()
-
-
-def check_positive(name: str, value: float, *, zero: bool = False) -> None:
-    """Refuses what is not a finite number above 0, or at least 0."""
-    if not (0 <= value if zero else 0 < value) or not value < math.inf:
-        raise ValueError(f"`{name}` ({value}) must be {'at least' if zero else 'above'} 0.")
 
 
 def _log_density(logits: jax.Array, task: MixtureTask, x: jax.Array) -> jax.Array:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.registry import TASKS
-from metaopt.tasks.energy import Divergence, check_positive, tuning_surrogate
-from metaopt.tasks.settings import check_batch_size, check_count, check_option
+from metaopt.tasks.energy import Divergence, tuning_surrogate
+from metaopt.tasks.settings import check_batch_size, check_count, check_option, check_positive
 from metaopt.types import Batch, Data, Key, Law, Params, Scalar, Split, TaskFamily
 
 Points = Literal["moons", "circles", "blobs"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def check_count(name: str, value: int, *, least: int = 1, most: int | None = None, why: str = "") -> None:
     """Refuses what is not a whole number in [least, most].
@@ -26,3 +28,9 @@ def check_option(name: str, value: str, known: tuple[str, ...]) -> None:
     """Refuses a word that is not one of `known`."""
     if value not in known:
         raise ValueError(f"`{name}` is {value!r}; give one of {', '.join(known)}.")
+
+
+def check_positive(name: str, value: float, *, zero: bool = False) -> None:
+    """Refuses what is not a finite number above 0, or at least 0."""
+    if not (0 <= value if zero else 0 < value) or not value < math.inf:
+        raise ValueError(f"`{name}` ({value}) must be {'at least' if zero else 'above'} 0.")
