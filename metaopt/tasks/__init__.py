@@ -5,6 +5,8 @@ from __future__ import annotations
 from metaopt.tasks.augment import augmented, in_bfloat16, rescaled, with_batch_sizes, with_companion
 from metaopt.tasks.energy import latent_gaussian, tuned_mixture
 from metaopt.tasks.energy_networks import energy_model, tuned_energy_model
+from metaopt.tasks.expectation_maximisation import em, em_oracle
+from metaopt.tasks.experts import mixture_of_experts, table_experts
 from metaopt.tasks.functions import quadratic, rosenbrock
 from metaopt.tasks.images import autoencoder, classifier
 from metaopt.tasks.multimodal import ackley, double_well, griewank, rastrigin, styblinski_tang, tilted_double_well
@@ -18,6 +20,8 @@ __all__ = [
     "autoencoder",
     "classifier",
     "double_well",
+    "em",
+    "em_oracle",
     "energy_model",
     "griewank",
     "in_bfloat16",
@@ -25,12 +29,14 @@ __all__ = [
     "linear_regression",
     "logistic_regression",
     "make_task",
+    "mixture_of_experts",
     "quadratic",
     "rastrigin",
     "regression_network",
     "rescaled",
     "rosenbrock",
     "styblinski_tang",
+    "table_experts",
     "tilted_double_well",
     "tuned_energy_model",
     "tuned_mixture",

@@ -1,0 +1,352 @@
+"""Multimodels: mixtures of linear experts with a gate or with constant weights, and partitions of the objects.
+
+    p(y, W | X, V) = Π_k p(w_k) Π_i Σ_k π_k(x_i) N(y_i | w_kᵀx_i, 1/β),    π(x) = softmax(V1ᵀ σ(V2ᵀ x))
+
+with p(w_k) = N(w⁰_k, I/a) and means that are drawn to each other, ε_kk' = w⁰_k - w⁰_k' ~ N(0, I/ξ) for each pair. x
+ends with a 1. The reference without a gradient is expectation-maximisation, in
+`metaopt.tasks.expectation_maximisation`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metaopt.data import load_dataset
+from metaopt.registry import TASKS
+from metaopt.tasks.examples import SPLITS, evaluated_on, source_of, to_device
+from metaopt.tasks.settings import check_batch_size, check_count, check_option
+from metaopt.types import Batch, Data, DataSource, Key, Params, Scalar, Split, Task, TaskFamily
+
+Gate = Literal["network", "constant", "partition"]
+MOST_EXPERTS = 20
+SHARPNESS = 4.0  # of the true gate's logits: regions with narrow borders
+RECOVERED = 0.25  # root mean square over its coefficients that every true expert lies within
+
+
+class Rows(NamedTuple):
+    """Objects, or a batch of them."""
+
+    X: Any  # [objects, inputs], the last input 1
+    y: Any  # [objects]
+
+
+class ExpertsTask(NamedTuple):
+    train: Rows
+    validation: Rows
+    test: Rows
+    experts: Any  # [true experts, inputs] where the data were drawn from such; ()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The model, written for one task. Parameters are a dict:
+
+    "experts" [K, inputs]; "means" [K, inputs], the w⁰_k, where `coupling` is above 0; "gate": {"V2" [inputs, width],
+    "V1" [width, K]} of a network, "weights" [K] logits of a mixture with constant weights; "log_beta" where the noise
+    is learned. One expert is the plain linear model, and has no gate.
+
+    Raises:
+      ValueError: settings out of range, a gate over one expert.
+    """
+
+    num_experts: int
+    num_inputs: int  # with the 1
+    gate: Gate = "network"
+    gate_width: int = 4
+    prior_precision: float = 1.0  # a
+    coupling: float = 1.0  # ξ; 0: the means are 0, and no parameters
+    gate_precision: float = 0.01  # of a normal prior on V; without one a gate that separates has no maximum
+    noise: float = 0.3  # 1/√β, where a learned one begins
+    learn_noise: bool = False
+
+    def __post_init__(self) -> None:
+        check_count("num_experts", self.num_experts, most=MOST_EXPERTS)
+        check_option("gate", self.gate, get_args(Gate))
+        check_count("gate_width", self.gate_width, most=1000)
+        if self.num_experts == 1 and self.gate != "constant":
+            raise ValueError(
+                f"`num_experts` is 1, and one expert leaves nothing to a {self.gate}; give gate=constant for the plain "
+                "linear model, or 2 experts or more."
+            )
+        for name, least in (("prior_precision", 0), ("noise", 0), ("coupling", None), ("gate_precision", None)):
+            value = getattr(self, name)
+            if not (0 <= value < math.inf and value != least):
+                raise ValueError(f"`{name}` ({value}) must be {'above 0' if least == 0 else '0 or more'} and finite.")
+
+    def init(self, key: Key) -> Params:
+        """Experts, and both layers of the gate, from normal laws of outputs about 1."""
+        expert_key, hidden_key, out_key = jax.random.split(key, 3)
+        params: dict[str, Any] = {"experts": jax.random.normal(expert_key, (self.num_experts, self.num_inputs))}
+        if self.coupling:
+            params["means"] = jnp.zeros_like(params["experts"])
+        if self.gate == "network":
+            V2 = jax.random.normal(hidden_key, (self.num_inputs, self.gate_width))
+            V1 = jax.random.normal(out_key, (self.gate_width, self.num_experts)) * self.gate_width**-0.5
+            params["gate"] = {"V1": V1, "V2": V2}
+        elif self.gate == "constant" and self.num_experts > 1:
+            params["weights"] = jnp.zeros_like(params["experts"][:, 0])
+        if self.learn_noise:
+            params["log_beta"] = jnp.full_like(params["experts"][0, 0], -2 * math.log(self.noise))
+        return params
+
+    def log_gate(self, params: Params, X: jax.Array) -> jax.Array:
+        """log π_k(x_i) [objects, K]; 0 for a partition, which has no weights."""
+        if "gate" in params:
+            V1, V2 = params["gate"]["V1"], params["gate"]["V2"]
+            return jax.nn.log_softmax(jax.nn.sigmoid(X @ V2) @ V1)
+        if "weights" in params:
+            return jnp.broadcast_to(jax.nn.log_softmax(params["weights"]), (X.shape[0], self.num_experts))
+        return jnp.zeros((X.shape[0], self.num_experts), X.dtype)
+
+    def log_beta(self, params: Params) -> Any:
+        return params["log_beta"] if self.learn_noise else -2 * math.log(self.noise)
+
+    def log_densities(self, params: Params, rows: Rows) -> jax.Array:
+        """log N(y_i | w_kᵀx_i, 1/β) [objects, K]."""
+        errors = rows.y[:, None] - rows.X @ params["experts"].T
+        log_beta = self.log_beta(params)
+        return 0.5 * (log_beta - math.log(2 * math.pi) - jnp.exp(log_beta) * errors**2)
+
+    def joint(self, params: Params, rows: Rows) -> jax.Array:
+        """log π_k(x_i) N(y_i | w_kᵀx_i, 1/β) [objects, K]."""
+        return self.log_gate(params, rows.X) + self.log_densities(params, rows)
+
+    def log_likelihood(self, params: Params, rows: Rows) -> jax.Array:
+        """Of each object [objects]; in a partition that of its own expert, the best."""
+        joint = self.joint(params, rows)
+        return jnp.max(joint, axis=1) if self.gate == "partition" else jax.nn.logsumexp(joint, axis=1)
+
+    def responsibilities(self, params: Params, rows: Rows) -> jax.Array:
+        """p(expert | x_i, y_i) [objects, K]; ones and zeros in a partition."""
+        joint = self.joint(params, rows)
+        if self.gate == "partition":
+            return jax.nn.one_hot(jnp.argmax(joint, axis=1), self.num_experts, dtype=joint.dtype)
+        return jax.nn.softmax(joint, axis=1)
+
+    def penalty(self, params: Params) -> Scalar:
+        """-log of the priors, without their constants: 0 or more."""
+        experts, means = params["experts"], params.get("means", 0.0)
+        penalty = 0.5 * self.prior_precision * jnp.sum((experts - means) ** 2)
+        if self.coupling:  # Σ over pairs of |m_k - m_k'|² = K Σ_k |m_k - m̄|²
+            spread = jnp.sum((means - jnp.mean(means, axis=0)) ** 2)
+            penalty += 0.5 * self.coupling * self.num_experts * spread
+        squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(params.get("gate", ()))]
+        return penalty + 0.5 * self.gate_precision * sum(squares)
+
+    def loss(self, params: Params, rows: Rows, num_objects: int) -> Scalar:
+        """-(log p(y_i, ...) on average) + penalty/num_objects, which are those of the whole training sample."""
+        return self.penalty(params) / num_objects - jnp.mean(self.log_likelihood(params, rows))
+
+    def predictive(self, params: Params, rows: Rows, seen: Rows) -> Scalar:
+        """Mean -log p(y | x) of rows that were not `seen` in training; a partition's weights are its parts' shares."""
+        if self.gate != "partition":
+            return -jnp.mean(self.log_likelihood(params, rows))
+        shares = jnp.mean(self.responsibilities(params, seen), axis=0)
+        return -jnp.mean(jax.nn.logsumexp(self.log_densities(params, rows), axis=1, b=shares))
+
+    @property
+    def lower_bound(self) -> float | None:
+        """No density is above √(β/2π), and no penalty below 0. None where β is learned: it can grow."""
+        return None if self.learn_noise else 0.5 * math.log(2 * math.pi) + math.log(self.noise)
+
+
+def check_sample(mixture: Mixture, num_objects: int) -> None:
+    """Refuses more experts than objects, and a learned noise that can go to 0.
+
+    Raises:
+      ValueError: with the remedy.
+    """
+    if mixture.num_experts > num_objects:
+        raise ValueError(
+            f"`num_experts` is {mixture.num_experts} and there are {num_objects} training examples; give at most as "
+            "many experts as examples."
+        )
+    if mixture.learn_noise and mixture.num_experts * mixture.num_inputs >= num_objects:
+        raise ValueError(
+            f"{mixture.num_experts} experts of {mixture.num_inputs} coefficients pass through all {num_objects} "
+            "training examples, and a learned noise goes to 0; give fewer experts, more examples, or learn_noise=false."
+        )
+
+
+def _matched(experts: jax.Array, truth: jax.Array) -> jax.Array:
+    """[true experts] root mean squares over coefficients, to experts of their own, as the least sum of squares has it.
+
+    Where there are fewer experts than true ones, one may stand for as many as it has to.
+    """
+    squares = jnp.mean((truth[:, None] - experts[None]) ** 2, axis=-1)
+    squares = jnp.where(jnp.isfinite(squares), squares, 1e30)  # the assignment would search for ever
+    squares = jnp.tile(squares, (1, math.ceil(len(truth) / len(experts))))
+    rows, columns = optax.assignment.hungarian_algorithm(squares)
+    return jnp.sqrt(squares[rows, columns])
+
+
+def _family(mixture: Mixture, num_objects: int, batch_size: int | None, known: bool, **parts: Any) -> TaskFamily:
+    check_sample(mixture, num_objects)
+    if batch_size is not None:
+        check_batch_size(batch_size, num_objects)
+
+    def rows(task: ExpertsTask, batch: Batch) -> Rows:
+        return batch if isinstance(batch, Rows) else task.train
+
+    def batch(key: Key, task: ExpertsTask, data: Data) -> Batch:
+        if batch_size is None:
+            return ()
+        drawn = jax.random.randint(key, (batch_size,), 0, num_objects)
+        return jax.tree.map(lambda x: x.at[drawn].get(mode="promise_in_bounds"), task.train)
+
+    def loss(params: Params, task: ExpertsTask, batch: Batch) -> Scalar:
+        return mixture.loss(params, rows(task, batch), num_objects)
+
+    def eval_batch(task: ExpertsTask, data: Data, split: Split) -> Batch:
+        return () if batch_size is None and split == "train" else getattr(task, split)
+
+    def metrics(params: Params, task: ExpertsTask, batch: Batch) -> dict[str, Scalar]:
+        found = {"nll": mixture.predictive(params, rows(task, batch), task.train)}
+        if known:
+            apart = _matched(params["experts"], task.experts)
+            found["expert_error"] = jnp.sqrt(jnp.mean(apart**2))
+            found["recovered"] = jnp.all(apart < RECOVERED).astype(jnp.float32)
+        return found
+
+    return TaskFamily(
+        init=lambda key, task: mixture.init(key),
+        batch=batch,
+        loss=loss,
+        eval_batch=eval_batch,
+        metrics=metrics,
+        splits=SPLITS,
+        lower_bound=mixture.lower_bound,
+        events=("recovered",) if known else (),
+        **parts,
+    )
+
+
+@TASKS.register
+def mixture_of_experts(
+    num_experts: int = 3,
+    dim: int = 2,
+    num_examples: int = 200,
+    true_experts: int | None = None,
+    gate: Gate = "network",
+    gate_width: int = 4,
+    prior_precision: float = 1.0,
+    coupling: float = 1.0,
+    gate_precision: float = 0.01,
+    noise: float = 0.3,
+    learn_noise: bool = False,
+    batch_size: int | None = None,
+) -> TaskFamily:
+    """-(1/N) log p(y, W | X, V) of a mixture of linear experts, on data drawn from known ones.
+
+    x ~ N(0, I) in `dim` dimensions, and a 1; w_k ~ N(0, I); object i belongs to expert k with probability
+    softmax(4 Uᵀx), U ~ N(0, I), or with equal ones unless `gate` is network; y = w_kᵀx + N(0, noise²). Validation and
+    test have `num_examples` each as well. Metrics: `nll`, mean -log p(y | x) without priors; `expert_error`, root mean
+    square of w's coefficients with experts matched to the true ones; `recovered`, every true expert within 0.25.
+
+    Args:
+      true_experts: that the data come from; default: as many.
+      gate: network: softmax(V1ᵀ σ(V2ᵀ x)); constant: weights that do not depend on x; partition: each object belongs
+        to the expert that fits it best, and the loss is the likelihood of such a multi-level model.
+      prior_precision: a of w_k ~ N(w⁰_k, I/a).
+      coupling: ξ of w⁰_k - w⁰_k' ~ N(0, I/ξ), with the w⁰_k as parameters; 0: they are 0.
+      gate_precision: of a normal prior on V, 0 for none.
+      noise: of the data and of the model, 1/√β.
+      learn_noise: β is a parameter that begins there; the loss then has no known bound.
+      batch_size: of minibatches with replacement; default: all objects, a deterministic loss.
+
+    Raises:
+      ValueError: settings out of range; a gate over one expert (gate=constant makes it the plain linear model); more
+        experts than examples.
+    """
+    check_count("dim", dim)
+    check_count("num_examples", num_examples)
+    mixture = Mixture(
+        num_experts, dim + 1, gate, gate_width, prior_precision, coupling, gate_precision, noise, learn_noise
+    )
+    num_true = num_experts if true_experts is None else true_experts
+    check_count("true_experts", num_true, most=MOST_EXPERTS)
+
+    def sample(key: Key, data: Data) -> ExpertsTask:
+        expert_key, gate_key, *split_keys = jax.random.split(key, 2 + len(SPLITS))
+        experts = jax.random.normal(expert_key, (num_true, dim + 1))
+        slopes = SHARPNESS * jax.random.normal(gate_key, (dim + 1, num_true)) * (gate == "network")
+
+        def draw(key: Key) -> Rows:
+            input_key, member_key, noise_key = jax.random.split(key, 3)
+            X = jax.random.normal(input_key, (num_examples, dim))
+            X = jnp.concatenate([X, jnp.ones_like(X[:, :1])], axis=1)
+            members = jax.random.categorical(member_key, X @ slopes)
+            y = jnp.sum(X * experts[members], axis=1) + noise * jax.random.normal(noise_key, (num_examples,))
+            return Rows(X, y)
+
+        train, validation, test = map(draw, split_keys)
+        return ExpertsTask(train, validation, test, experts)
+
+    words = {} if batch_size is None else {"evaluated_on": f"all {num_examples:,} examples of each task"}
+    return _family(mixture, num_examples, batch_size, True, data=(), sample=sample, **words)
+
+
+@TASKS.register(places=("data_dir",))
+def table_experts(
+    num_experts: int = 2,
+    data: str = "diabetes",
+    gate: Gate = "network",
+    gate_width: int = 4,
+    prior_precision: float = 1.0,
+    coupling: float = 1.0,
+    gate_precision: float = 0.01,
+    noise: float = 0.7,
+    learn_noise: bool = False,
+    batch_size: int | None = None,
+    data_dir: str | None = None,
+    split_seed: int = 0,
+) -> TaskFamily:
+    """A mixture of linear experts on a table of numbers, as `mixture_of_experts` on data from known ones.
+
+    Inputs and the one target are standardised. Tasks differ in their first parameters and minibatches only.
+
+    Raises:
+      ValueError: settings out of range, as there; an unknown data set, or one with several numbers to predict.
+      FileNotFoundError: the data set is not on this machine.
+    """
+    dataset = load_dataset(data, data_dir, targets="numbers", split_seed=split_seed)
+    outputs = dataset.train.targets.shape[1]
+    if outputs != 1:
+        raise ValueError(f"{data!r} has {outputs} numbers to predict an example; give a table with one.")
+    mixture = Mixture(
+        num_experts,
+        dataset.num_inputs + 1,
+        gate,
+        gate_width,
+        prior_precision,
+        coupling,
+        gate_precision,
+        noise,
+        learn_noise,
+    )
+    train, validation, test = (
+        rows_of(part.inputs, part.targets[:, 0]) for part in (dataset.train, dataset.validation, dataset.test)
+    )
+    parts: dict[str, Any] = {} if batch_size is None else {"evaluated_on": evaluated_on(train)}
+    sources: tuple[DataSource, ...] = (source_of(dataset),)
+    task = to_device(ExpertsTask(train, validation, test, ()))
+    return _family(
+        mixture, len(dataset.train.inputs), batch_size, False, data=task, sample=_shared, sources=sources, **parts
+    )
+
+
+def rows_of(inputs: Any, targets: Any) -> Rows:
+    """Rows of a table [objects, features] with the 1 that experts end with."""
+    inputs = np.asarray(inputs, np.float32)
+    return Rows(np.concatenate([inputs, np.ones_like(inputs[:, :1])], axis=1), np.asarray(targets, np.float32))
+
+
+def _shared(key: Key, data: Data) -> Task:
+    return data
