@@ -17,7 +17,7 @@ from scipy.stats import chi2
 
 from metaopt.evaluation.similarity import Gaussian, checked, dim_of, statistic
 from metaopt.tasks.expectation_maximisation import em
-from metaopt.tasks.experts import Mixture, Rows
+from metaopt.tasks.mixture import Mixture, Rows
 from metaopt.types import Params
 
 

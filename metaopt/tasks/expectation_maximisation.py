@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from metaopt.tasks.experts import Mixture, Rows, check_sample
+from metaopt.tasks.mixture import Mixture, Rows, check_sample
 from metaopt.types import Estimate, Key, Oracle, OracleState, Params, Task, TaskFamily
 
 GATE_STEPS = 3

@@ -13,7 +13,7 @@ from metaopt.evaluation.similarity import Gaussian, Samples
 from metaopt.evaluation.statistics import wilson_interval
 from metaopt.registry import TASKS
 from metaopt.tasks.expectation_maximisation import em
-from metaopt.tasks.experts import Mixture, Rows
+from metaopt.tasks.mixture import Mixture, Rows
 
 
 @pytest.mark.parametrize("dim", [1, 3])

@@ -18,7 +18,8 @@ from metaopt.evaluation import evaluate
 from metaopt.registry import TASKS
 from metaopt.tasks import expectation_maximisation
 from metaopt.tasks.expectation_maximisation import em, em_oracle, em_step
-from metaopt.tasks.experts import Mixture, Rows, _matched
+from metaopt.tasks.experts import _matched
+from metaopt.tasks.mixture import Mixture, Rows
 
 MODELS = {
     "network": Mixture(3, 3, gate_width=2),
