@@ -6,6 +6,8 @@ from metaopt.tasks.augment import augmented, in_bfloat16, rescaled, with_batch_s
 from metaopt.tasks.energy import latent_gaussian, tuned_mixture
 from metaopt.tasks.energy_networks import energy_model, tuned_energy_model
 from metaopt.tasks.evidence import elbo_linear
+from metaopt.tasks.expectation_maximisation import em, em_oracle
+from metaopt.tasks.experts import mixture_of_experts, table_experts
 from metaopt.tasks.functions import quadratic, rosenbrock
 from metaopt.tasks.images import autoencoder, classifier
 from metaopt.tasks.multimodal import ackley, double_well, griewank, rastrigin, styblinski_tang, tilted_double_well
@@ -23,6 +25,8 @@ __all__ = [
     "double_well",
     "elbo_linear",
     "elbo_structure",
+    "em",
+    "em_oracle",
     "energy_model",
     "griewank",
     "in_bfloat16",
@@ -30,6 +34,7 @@ __all__ = [
     "linear_regression",
     "logistic_regression",
     "make_task",
+    "mixture_of_experts",
     "quadratic",
     "rastrigin",
     "regression_network",
@@ -38,6 +43,7 @@ __all__ = [
     "ridge_features",
     "rosenbrock",
     "styblinski_tang",
+    "table_experts",
     "tilted_double_well",
     "tuned_energy_model",
     "tuned_mixture",
