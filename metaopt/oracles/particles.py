@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from metaopt.types import Batch, Data, Estimate, Key, Law, Params, Scalar, Task, TaskFamily
 
@@ -26,6 +27,7 @@ class Particles(NamedTuple):
     slope: Any  # [dim, N] ∇U_θ(x); () for kernels that do without
 
 
+FEW = 8  # coordinates, by each of which the energy of more particles than that is differentiated on its own
 Look = Callable[[jax.Array], Particles]  # [dim, N] -> the energy and its slope there
 
 
@@ -53,6 +55,20 @@ def law_of(family: TaskFamily, *, values: bool, slopes: bool, who: str) -> Law:
     return law
 
 
+def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as a program of its own, on CPUs, whose fusions take anew what they read: a proposal with all of its
+    random numbers half a dozen times. Optimisation barriers are gone before XLA fuses there."""
+    if jax.default_backend() != "cpu":
+        return function
+    called = jax.jit(function)
+
+    def call(*args: Any) -> Any:
+        with set_xla_metadata(inlineable="false"):
+            return called(*args)
+
+    return call
+
+
 def look(law: Law, params: Params, task: Task, *, slopes: bool) -> Look:
     """Energies, and slopes where a kernel needs them, at all particles; once each."""
 
@@ -68,7 +84,20 @@ def look(law: Law, params: Params, task: Task, *, slopes: bool) -> Look:
             return energy(params, task, x), slope(params, task, x)
         return jax.value_and_grad(energy, argnums=2)(params, task, x)
 
-    return lambda x: Particles(x, *jax.vmap(one, in_axes=1, out_axes=(0, 1))(x))
+    # By each coordinate, so that every number is a row of N: a gradient of [dim, N] would take U anew in each.
+    def along(*coordinates: jax.Array) -> tuple[Any, Any]:
+        assert energy is not None
+        return jax.value_and_grad(lambda *x: energy(params, task, jnp.stack(x)), tuple(range(law.dim)))(*coordinates)
+
+    by_rows = energy is not None and slope is None and slopes and law.dim <= FEW
+
+    def everywhere(x: jax.Array) -> Particles:
+        if not by_rows or x.shape[1] <= FEW:
+            return Particles(x, *jax.vmap(one, in_axes=1, out_axes=(0, 1))(x))
+        found, rows = jax.vmap(along)(*x)
+        return Particles(x, found, jnp.stack(rows))
+
+    return everywhere
 
 
 def check_energy(law: Law, params: Params, task: Task) -> None:
@@ -142,10 +171,8 @@ def _accepted(key: Key, log_ratio: jax.Array, at: Particles, proposed: Particles
     """Those that pass Metropolis's test, and their share; a proposal whose energy is not finite never does."""
     log_uniform = jnp.log1p(-jax.random.uniform(key, log_ratio.shape, log_ratio.dtype))
     taken = (log_uniform < log_ratio) & jnp.isfinite(proposed.energy)
-
-    return jax.tree.map(lambda new, old: jnp.where(taken, new, old), proposed, at), jnp.mean(
-        taken.astype(log_ratio.dtype)
-    )
+    chosen = _apart(lambda taken, new, old: jax.tree.map(lambda new, old: jnp.where(taken, new, old), new, old))
+    return chosen(taken, proposed, at), jnp.mean(taken.astype(log_ratio.dtype))
 
 
 def mala(key: Key, at: Particles, look: Look, step_size: jax.Array) -> tuple[Particles, jax.Array]:

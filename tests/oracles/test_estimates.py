@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from functools import partial
 from typing import Any
 
@@ -32,6 +33,18 @@ FEW = {"sosmc": {"num_particles": 20}, "impdiff": {"num_particles": 20}, "soul":
        "pcd": {"num_particles": 20, "replay": 40, "steps": 2}}  # fmt: skip
 
 
+# A law on the line, lopsided as well, whose programs compile at once: E x² is what its "gradient" estimates.
+LINE = family_of(
+    metaopt.Law(
+        dim=1,
+        energy=lambda theta, task, x: 0.25 * x[0] ** 4 - theta[0] * x[0] + jnp.sin(2 * x[0]),
+        start=lambda key, theta, task, data: jax.random.normal(key, (1,)),
+        surrogate=lambda theta, task, x, weights, batch: theta[0] * (weights @ x[:, 0] ** 2),
+    )
+)
+AT = jnp.array([[0.0], [0.3], [0.8]])
+
+
 def estimates(oracle: Any, number: int, family: Any = FAMILY, task: Any = TASK, path: Any = PATH) -> np.ndarray:
     """[number, D] gradients at the end of a path of θ, from so many independent runs."""
 
@@ -50,6 +63,19 @@ def estimates(oracle: Any, number: int, family: Any = FAMILY, task: Any = TASK, 
     return np.asarray(jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(7), number)), np.float64)
 
 
+@functools.cache
+def of_kernel(kernel: str, num_particles: int) -> np.ndarray:
+    """[64, 3] at the end of PATH."""
+    return estimates(sosmc(kernel=kernel, num_particles=num_particles), 64)
+
+
+@functools.cache
+def exact_at(index: int, kl: str = "ref_model") -> np.ndarray:
+    """[3] ∇f at a point of PATH."""
+    family = tuned_mixture(target="asymmetric", beta=0.5, spread=0.0, kl=kl)
+    return np.asarray(jax.jit(jax.grad(family.loss), static_argnums=2)(PATH[index], TASK, ()))
+
+
 def off(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
     """How many standard errors the mean is off."""
     return np.abs(found.mean(axis=0) - exact) / (found.std(axis=0) / np.sqrt(len(found)))
@@ -58,39 +84,36 @@ def off(found: np.ndarray, exact: np.ndarray) -> np.ndarray:
 # ----- the estimates --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("kernel", "kl"), [*((kernel, "ref_model") for kernel in KERNELS), ("ula", "model_ref"), ("mala", "model_ref")]
-)
-def test_the_mean_estimate_is_the_exact_gradient_of_a_law_that_has_moved(kernel, kl):
-    family = tuned_mixture(target="asymmetric", beta=0.5, spread=0.0, kl=kl)
-    exact = np.asarray(jax.grad(family.loss)(PATH[-1], TASK, ()))
-    found = estimates(sosmc(kernel=kernel, num_particles=600), 60, family)
-    assert np.all(off(found, exact) < 4), (found.mean(axis=0), exact)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_mean_estimate_is_the_exact_gradient_of_a_law_that_has_moved(kernel):
+    found = of_kernel(kernel, 1024)
+    assert np.all(off(found, exact_at(-1)) < 4), (found.mean(axis=0), exact_at(-1))
     if kernel == "ula":  # particles without weights are of the law that was: the check has power
-        assert off(estimates(impdiff(num_particles=600), 60, family), exact).max() > 8
+        assert off(estimates(impdiff(num_particles=600), 60), exact_at(-1)).max() > 8
+
+
+def test_the_mean_estimate_under_the_other_divergence():
+    found = estimates(sosmc(num_particles=600), 60, tuned_mixture(target="asymmetric", beta=0.5, kl="model_ref"))
+    assert np.all(off(found, exact_at(-1, "model_ref")) < 4), found.mean(axis=0)
 
 
 def test_a_sign_error_in_the_weights_does_not_pass(monkeypatch):
     right = particles.langevin_log_ratio
     monkeypatch.setattr(particles, "langevin_log_ratio", lambda *args: -right(*args))
-    found = estimates(sosmc(num_particles=600), 60)
-    assert off(found, np.asarray(jax.grad(FAMILY.loss)(PATH[-1], TASK, ()))).max() > 10
+    assert off(estimates(sosmc(num_particles=600), 60), exact_at(-1)).max() > 10
 
 
 @pytest.mark.parametrize("kernel", ["ula", "mala"])
 def test_the_error_falls_with_the_root_of_the_particles(kernel):
-    exact = np.asarray(jax.grad(FAMILY.loss)(PATH[-1], TASK, ()))
-    sizes = [64, 256, 1024]
-    errors = [((estimates(sosmc(kernel=kernel, num_particles=n), 64) - exact) ** 2).mean() ** 0.5 for n in sizes]
-    slope, intercept = np.polyfit(np.log(sizes), np.log(errors), 1)
+    sizes = [64, 1024]
+    errors = [((of_kernel(kernel, n) - exact_at(-1)) ** 2).mean() ** 0.5 for n in sizes]
+    slope = np.diff(np.log(errors)) / np.diff(np.log(sizes))
     # A root mean square over 64 runs of two free coordinates is known to 1/√256 of itself or so.
-    spread = np.log(sizes) - np.mean(np.log(sizes))
-    interval = 3 * (1 / 16) / np.sqrt((spread**2).sum())
+    interval = 3 * np.sqrt(2) * (1 / 16) / np.log(sizes[1] / sizes[0])
     assert abs(slope + 0.5) < interval, (slope, errors)
 
 
 def test_chains_that_are_long_or_short_of_step_come_near():
-    exact = np.asarray(jax.grad(FAMILY.loss)(PATH[0], TASK, ()))
     still = jnp.tile(PATH[:1], (2, 1))
     for oracle in (
         impdiff(num_particles=2000, step_size=0.003),
@@ -98,17 +121,26 @@ def test_chains_that_are_long_or_short_of_step_come_near():
         pcd(num_particles=2000, replay=2000, steps=3, step_size=0.003, fresh=0.1),
     ):
         found = estimates(oracle, 20, path=still)
-        np.testing.assert_allclose(found.mean(axis=0), exact, atol=0.01)
+        np.testing.assert_allclose(found.mean(axis=0), exact_at(0), atol=0.01)
 
 
-@pytest.mark.parametrize("scheme", ["stratified", "multinomial", "residual"])
+@functools.cache
+def square_on_the_line() -> float:
+    """E x² under LINE's law at the end of AT, by the trapezoid rule."""
+    x = np.linspace(-6, 6, 4001)
+    weights = np.exp(-(0.25 * x**4 - float(AT[-1, 0]) * x + np.sin(2 * x)))
+    return float(weights @ x**2 / weights.sum())
+
+
+@pytest.mark.parametrize("scheme", ["systematic", "stratified", "multinomial", "residual"])
 def test_every_resampling_serves(scheme):
-    exact = np.asarray(jax.grad(FAMILY.loss)(PATH[-1], TASK, ()))
-    found = estimates(sosmc(num_particles=500, resampling=scheme, resample_below=0.99), 60)
-    assert np.all(off(found, exact) < 4.5)
+    """Resampled at every step: copies without regard to the weights would be of the law that was."""
+    path = jnp.concatenate([AT, AT[-1:]])
+    found = estimates(sosmc(num_particles=500, resampling=scheme, resample_below=1.0), 100, LINE, (), path)
+    assert np.all(off(found, np.array([square_on_the_line()])) < 4.5), (found.mean(), square_on_the_line())
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", ["ula", "hmc"])
 def test_the_latent_gaussian_by_fishers_identity(kernel):
     family = latent_gaussian(dim=4, features=2)
     task = family.sample(jax.random.key(1), ())
@@ -119,16 +151,34 @@ def test_the_latent_gaussian_by_fishers_identity(kernel):
     assert np.all(off(found, np.asarray(exact)) < 4)
 
 
+def test_slopes_by_rows_are_those_of_vectors():
+    """An energy of few coordinates is differentiated by each, where there are many particles; the same numbers."""
+    x = jax.random.normal(jax.random.key(0), (2, particles.FEW + 1))
+    look = jax.jit(particles.look(FAMILY.law, PATH[1], TASK, slopes=True))
+    many, few = look(x), look(x[:, :5])
+    np.testing.assert_allclose(many.slope[:, :5], few.slope, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(many.energy[:5], few.energy, rtol=1e-6)
+
+
 # ----- weights and steps ----------------------------------------------------------------------------------------------
+
+
+def second(oracle: Any, thetas: jax.Array) -> tuple[Any, Any]:
+    """Estimate and state after LINE's oracle has seen each θ."""
+
+    def run(key: jax.Array) -> tuple[Any, Any]:
+        state, found = oracle.init(LINE, (), thetas[0], key), None
+        for index in range(len(thetas)):
+            found, state = oracle.estimate(LINE, (), thetas[index], state, jax.random.fold_in(key, index))
+        return found, state
+
+    return jax.jit(run)(jax.random.key(0))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_under_a_theta_that_rests_weights_stay_equal_if_the_kernel_is_invariant(kernel):
     oracle = sosmc(kernel=kernel, num_particles=200, step_size=0.3, adapt="none", resample_below=0.0)
-    state = oracle.init(FAMILY, TASK, PATH[0], jax.random.key(0))
-    estimate = jax.jit(partial(oracle.estimate, FAMILY, TASK))
-    for index in range(4):
-        found, state = estimate(PATH[0], state, jax.random.key(index))
+    found, state = second(oracle, jnp.tile(AT[:1], (4, 1)))
     weights = particles.normalised(state.log_weights) * 200
     if kernel == "ula":
         assert found.info["ess"] < 0.95 and weights.std() > 0.1  # what a test would refuse, its weights say
@@ -137,30 +187,28 @@ def test_under_a_theta_that_rests_weights_stay_equal_if_the_kernel_is_invariant(
         assert found.info["ess"] == pytest.approx(1.0, abs=1e-5)
 
 
-def test_resampling_takes_place_where_it_is_asked_for_and_leaves_equal_weights():
-    for below, resampled in ((0.0, 0.0), (1.0, 1.0)):
-        oracle = sosmc(num_particles=100, resample_below=below)
-        state = oracle.init(FAMILY, TASK, PATH[0], jax.random.key(0))
-        found, state = oracle.estimate(FAMILY, TASK, PATH[1], state, jax.random.key(1))
-        assert found.info["resampled"] == resampled
-        assert (jnp.ptp(state.log_weights) == 0) == bool(resampled)
-        # What is kept of the energy is that of the particles, also after they were copied.
-        at = particles.look(FAMILY.law, PATH[1], TASK, slopes=True)(state.particles.x)
-        np.testing.assert_allclose(at.energy, state.particles.energy, rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(at.slope, state.particles.slope, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(("below", "resampled"), [(0.0, 0.0), (1.0, 1.0)])
+def test_resampling_takes_place_where_it_is_asked_for_and_leaves_equal_weights(below, resampled):
+    found, state = second(sosmc(num_particles=100, resample_below=below), AT[:2])
+    assert found.info["resampled"] == resampled
+    assert (jnp.ptp(state.log_weights) == 0) == bool(resampled)
+    # What is kept of the energy is that of the particles, also after they were copied.
+    at = particles.look(LINE.law, AT[1], (), slopes=True)(state.particles.x)
+    np.testing.assert_allclose(at.energy, state.particles.energy, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(at.slope, state.particles.slope, rtol=1e-4, atol=1e-4)
+    assert found.info["max_weight"] * 100 > 1.1 and found.info["ess"] < 0.99  # there was something to do
 
 
 def test_steps_adapt_by_effective_particles_or_by_acceptance():
     def grown(step_size, **options):
         oracle = sosmc(num_particles=300, step_size=step_size, max_step_size=9.0, **options)
-        state = oracle.init(FAMILY, TASK, PATH[0], jax.random.key(0))
-        return float(oracle.estimate(FAMILY, TASK, PATH[0], state, jax.random.key(1))[1].step_size / step_size)
+        return float(second(oracle, AT[:1])[1].step_size / step_size)
 
     longer, shorter = pytest.approx(1.01), pytest.approx(1 / 1.01)
     assert grown(1.5, kernel="mala") == longer  # nothing is uneven under a θ that rests
     assert grown(1.5, kernel="mala", adapt="acceptance") == shorter
-    assert grown(0.1, kernel="mala", adapt="acceptance") == longer
-    assert grown(0.1) == longer and grown(0.5) == shorter
+    assert grown(0.002, kernel="mala", adapt="acceptance") == longer
+    assert grown(0.002) == longer and grown(0.5) == shorter
     assert grown(0.5, adapt="none") == 1
 
 
@@ -169,60 +217,60 @@ def test_steps_adapt_by_effective_particles_or_by_acceptance():
 
 @pytest.mark.parametrize("name", FEW)
 def test_vmapped_is_looped_and_two_windows_are_one(name):
-    family = dataclasses.replace(tuned_mixture(target="asymmetric"), oracle=ORACLES[name](**FEW[name]))
+    family = dataclasses.replace(LINE, oracle=ORACLES[name](**FEW[name]), init=lambda key, task: 1 + jnp.zeros(1))
     optimizer, phi = as_optimizer(optax.adam(0.1), family)
     tx, keys = bind_tasks(optimizer, phi), jax.random.split(jax.random.key(0), 3)
-
-    def run(keys, lengths):
-        task, state = reset(tx, family, keys)
-        traces = []
-        for length in lengths:
-            state, trace = unroll(tx, family, task, state, length=length)
-            traces.append(trace.info)
-        return state.params, jax.tree.map(lambda *parts: jnp.concatenate(parts), *traces)
-
-    run = jax.jit(run, static_argnums=1)
-    params, info = run(keys, (4,))
+    begin = jax.jit(partial(reset, tx, family))
+    window = jax.jit(partial(unroll, tx, family), static_argnames="length")
+    end, trace = window(*begin(keys), length=4)
+    params, info = end.params, trace.info
     assert np.all(np.isfinite(params)) and np.ptp(params, axis=0).min() > 0
     assert {"ess", "acceptance", "resampled", "energy_gradients", "collapsed", "nonfinite"} <= set(info)
-    np.testing.assert_allclose(run(keys, (2, 2))[0], params, rtol=2e-4, atol=2e-5)
-    for index in range(3):
-        alone, own = run(keys[index : index + 1], (4,))
-        np.testing.assert_allclose(alone[0], params[index], rtol=2e-4, atol=2e-5)
-        np.testing.assert_allclose(own["ess"][:, 0], info["ess"][:, index], rtol=1e-3)
+    for index in range(3):  # alone, and in two windows
+        task, state = begin(keys[index : index + 1])
+        state, first = window(task, state, length=2)
+        state, then = window(task, state, length=2)
+        np.testing.assert_allclose(state.params[0], params[index], rtol=2e-4, atol=2e-5)
+        own = np.concatenate([first.info["ess"], then.info["ess"]])
+        np.testing.assert_allclose(own[:, 0], info["ess"][:, index], rtol=1e-3)
 
 
 def test_one_device_or_two():
-    family = dataclasses.replace(tuned_mixture(), oracle=sosmc(num_particles=30))
+    family = dataclasses.replace(latent_gaussian(dim=3, features=2), oracle=sosmc(num_particles=30))
     one, two = (
         evaluate({"adam": optax.adam(0.1)}, family, jax.random.key(0), horizon=5, num_tasks=4, num_devices=devices)
         for devices in (1, 2)
     )
     np.testing.assert_allclose(one.loss["adam"], two.loss["adam"], rtol=1e-4)
-    assert (
-        one.evaluated_on == "the exact value, by quadrature"
-        and one.loss["adam"][:, -1].mean() < one.loss["adam"][:, 0].mean()
-    )
+    assert one.loss["adam"][:, -1].mean() < one.loss["adam"][:, 0].mean()
+    assert tuned_mixture().evaluated_on == "the exact value, by quadrature"
 
 
 def test_sosmc_settles_at_the_dual_optimum_and_langevin_chains_cycle():
     family = tuned_mixture(spread=0.0)
     task = family.sample(jax.random.key(0), ())
-    optimizer, phi = as_optimizer(optax.adam(0.1), family)
-    tx, keys = bind_tasks(optimizer, phi), jax.random.split(jax.random.key(1), 2)
     best = separated_optimum(np.array([0.000798, 0.648630]), np.full(2, 0.5), 0.1, "ref_model")
     np.testing.assert_allclose(best, [0.0713, 0.9287], atol=1e-4)
-    right = {}
-    for name, oracle in (("sosmc", sosmc(num_particles=600)), ("impdiff", impdiff(num_particles=300))):
-        told = dataclasses.replace(family, oracle=oracle)
-        tasks, state = reset(tx, told, keys)
-        run = jax.jit(
-            lambda tasks, state, told=told: unroll(tx, told, tasks, state, length=600, observe=lambda s: s.moved),
-            compiler_options={"xla_backend_optimization_level": 2, "xla_llvm_disable_expensive_passes": False},
-        )
-        right[name] = np.asarray(jax.nn.softmax(run(tasks, state)[1].observed)[-250:, :, 1])
-    assert np.abs(right["sosmc"].mean() - best[1]) < 0.02  # .01 at N = 10,000
-    assert np.ptp(right["impdiff"]) > 0.9
+    adam = optax.adam(0.1)
+
+    def weights(oracle):  # [steps, seeds] of the right mode
+        def run(key):
+            theta = family.init(key, task)
+
+            def body(carry, key):
+                theta, state, moments = carry
+                found, state = oracle.estimate(family, task, theta, state, key)
+                updates, moments = adam.update(found.gradient, moments)
+                return (optax.apply_updates(theta, updates), state, moments), jax.nn.softmax(theta)[1]
+
+            start = (theta, oracle.init(family, task, theta, key), adam.init(theta))
+            return jax.lax.scan(body, start, jax.random.split(key, 500))[1]
+
+        return np.asarray(jax.jit(jax.vmap(run, out_axes=1))(jax.random.split(jax.random.key(1), 3)))
+
+    # Single runs of 500 particles scatter by .014 (of 10,000 by .003).
+    assert np.abs(weights(sosmc(num_particles=500))[-200:].mean() - best[1]) < 0.02
+    assert np.ptp(weights(impdiff(num_particles=200))[-200:]) > 0.9
     values = mixture_values(jnp.log(jnp.asarray(best, jnp.float32)), task, "smooth", "ref_model")
     assert float(values.reward) == pytest.approx(0.6024, abs=1e-4)
     tuned = separated_optimum(np.array([0.000798, 0.648630]), np.full(2, 0.5), 0.1, "model_ref")
@@ -272,12 +320,11 @@ def test_an_energy_that_is_nan_costs_its_particles_or_all(kernel):
 
 @pytest.mark.parametrize("name", ["impdiff", "soul", "pcd"])
 def test_chains_that_leave_the_numbers_are_reported(name):
-    law = FAMILY.law._replace(slope=lambda params, task, x: x * jnp.inf)
+    family = dataclasses.replace(LINE, law=LINE.law._replace(slope=lambda params, task, x: x * jnp.inf))
     oracle = ORACLES[name](**FEW[name])
-    family = dataclasses.replace(FAMILY, law=law)
-    state = oracle.init(family, TASK, PATH[0], jax.random.key(0))
-    found, _ = oracle.estimate(family, TASK, PATH[0], state, jax.random.key(0))
-    assert found.info["collapsed"] == 1 and found.info["nonfinite"] > 0 and np.isnan(found.gradient).any()
+    estimate = lambda key: oracle.estimate(family, (), AT[0], oracle.init(family, (), AT[0], key), key)[0]  # noqa: E731
+    found = jax.jit(estimate)(jax.random.key(0))
+    assert found.info["collapsed"] == 1 and found.info["nonfinite"] > 0 and not np.isfinite(found.gradient).any()
 
 
 @pytest.mark.parametrize(
@@ -326,31 +373,29 @@ def test_laws_that_do_not_serve(register, law, options, message):
 
 
 def test_a_law_without_a_gradient_is_walked_on_and_one_without_values_is_followed():
-    stepped = dataclasses.replace(FAMILY, law=FAMILY.law._replace(smooth=False))
-    found = estimates(sosmc(kernel="random_walk", num_particles=200), 2, stepped)
-    np.testing.assert_array_equal(found, estimates(sosmc(kernel="random_walk", num_particles=200), 2))
-    slope = jax.grad(FAMILY.law.energy, argnums=2)
-    blind = dataclasses.replace(FAMILY, law=FAMILY.law._replace(energy=None, slope=slope))
-    np.testing.assert_allclose(
-        estimates(impdiff(num_particles=200), 2, blind), estimates(impdiff(num_particles=200), 2), rtol=1e-4
-    )
+    def found(oracle, **law):
+        return estimates(oracle, 2, dataclasses.replace(LINE, law=LINE.law._replace(**law)), (), AT)
+
+    walk, chains, slope = sosmc("random_walk", 200), impdiff(200), jax.grad(LINE.law.energy, argnums=2)
+    np.testing.assert_array_equal(found(walk, smooth=False), found(walk))
+    np.testing.assert_allclose(found(chains, energy=None, slope=slope), found(chains), rtol=1e-4)
 
 
 # ----- meta-training --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augmented", [{}, {"rescale": 1.0}, {"companion": 2}])
+@pytest.mark.parametrize("augmented", [{}, {"rescale": 1.0, "companion": 2}])
 def test_meta_training_by_the_surrogate(augmented):
     """First order, without values, or with the family's own; augmented, the oracle sees what is inside."""
     few = choice("sosmc", num_particles=30)
-    given = dataclasses.replace(TINY, tasks=(choice("tuned_mixture"),), oracle=few, **augmented)
+    given = dataclasses.replace(TINY, tasks=(choice("latent_gaussian", dim=3, features=2),), oracle=few, **augmented)
     metrics = {}
     for exact in (True,) if augmented else (False, True):
         oracle = choice("sosmc", num_particles=30, exact_value=exact)
         trainer = metaopt.Trainer(dataclasses.replace(given, oracle=oracle))
         _, metrics[exact] = trainer.run_chunk(trainer.init())
     assert np.all(metrics[True]["alive"] == 1) and np.all(metrics[True]["grad_norm"] > 0)
-    assert np.all(metrics[True]["oracle/ess"] > 0.3) and np.all(metrics[True]["meta_loss"] < 1)
+    assert np.all(metrics[True]["oracle/ess"] > 0.3) and np.all(np.isfinite(metrics[True]["meta_loss"]))
     if augmented:
         return
     np.testing.assert_allclose(metrics[False]["grad_norm"], metrics[True]["grad_norm"], rtol=1e-4)
@@ -366,8 +411,13 @@ def test_a_law_under_an_augmentation_is_that_of_what_is_inside(options):
     task = family.sample(jax.random.key(0), family.data)
     theta = family.init(jax.random.key(1), task)
     oracle = sosmc(num_particles=4000)
-    state = oracle.init(family, task, theta, jax.random.key(2))
-    found, _ = oracle.estimate(family, task, theta, state, jax.random.key(3))
-    exact = jax.grad(family.loss)(theta, task, family.batch(jax.random.key(0), task, family.data))
-    for one, other in zip(jax.tree.leaves(found.gradient), jax.tree.leaves(exact), strict=True):
+
+    @jax.jit
+    def both(theta):
+        state = oracle.init(family, task, theta, jax.random.key(2))
+        found, _ = oracle.estimate(family, task, theta, state, jax.random.key(3))
+        return found.gradient, jax.grad(family.loss)(theta, task, family.batch(jax.random.key(0), task, family.data))
+
+    found, exact = both(theta)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(one, other, atol=0.08)
