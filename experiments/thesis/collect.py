@@ -93,7 +93,7 @@ def _all_failed(like: Raw) -> Raw:
     for name in like:
         value = like[name]
         word = name.partition("_")[0]
-        lost = {"loss": np.inf, "area": np.inf, "curve": np.inf, "failed": True, "rises": False, "improves": False}
+        lost = {"loss": np.inf, "along": np.inf, "curve": np.inf, "failed": True, "rises": False, "improves": False}
         made[name] = np.full_like(value, lost[word]) if word in lost else value
     return made
 
@@ -135,10 +135,12 @@ def _pair(study: Study, runs: list[Raw], others: list[Raw], test: Test) -> dict[
 
 
 def _area(study: Study, runs: list[Raw]) -> np.ndarray | None:
-    """[seeds, tasks] the mean loss along the training horizon: of ten steps, for records are not equally fine.
+    """[seeds, tasks] the mean loss along the training horizon: of every step.
 
-    None where one of these is not among the points that were kept.
+    Files of old versions have ten of the steps; None where one of these is not among the points that were kept.
     """
+    if "along_1" in runs[0]:
+        return _need(runs, "along_1")
     wanted = [study.horizon * part // 10 for part in range(1, 11)]
     there = np.isin(runs[0]["steps"], wanted)
     return _need(runs, "curve")[..., there].mean(axis=-1) if there.sum() == len(wanted) else None

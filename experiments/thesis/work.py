@@ -157,6 +157,7 @@ def save(path: Path, curves: Curves, study: Study, test: Test, **more: Any) -> N
         upto = steps <= multiple * study.horizon
         part, some = loss[:, upto], steps[upto]
         kept[f"loss_{multiple}"] = part[:, -1]
+        kept[f"along_{multiple}"] = curves.along["it"][:, upto][:, -1]
         kept[f"failed_{multiple}"] = statistics.failed(peak[:, upto], scale)
         if multiple > 1:
             kept[f"rises_{multiple}"] = statistics.rises(part, some, study.horizon, scale)

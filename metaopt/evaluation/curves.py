@@ -35,6 +35,9 @@ class Curves(NamedTuple):
     lower_bound: np.ndarray  # [tasks] what no loss falls below; nan where that is not known
     evaluated_on: str  # what the losses of the curve are taken on, in words
     train_horizon: int | None
+    # [tasks, points]: the mean of f(θ_1), ..., f(θ_t) over every step, recorded or not; column 0 is f(θ_0). Where there
+    # are minibatches, of the losses as they came with the gradients, each on a fresh batch.
+    along: dict[str, np.ndarray] = {}
     stopped: dict[str, Stopped | None] = {}  # what early stopping would have made of it; None where not asked for
 
     @property
@@ -117,6 +120,7 @@ def evaluate(
         lower_bound=next(iter(runs.values())).lower_bound,
         evaluated_on=family.evaluated_on,
         train_horizon=train_horizon,
+        along={name: outcome.along for name, outcome in runs.items()},
         stopped={name: outcome.stopped for name, outcome in runs.items()},
     )
 

@@ -32,6 +32,7 @@ class Outcome(NamedTuple):
     loss: Any  # [runs, points]
     peak: Any  # [runs, points]
     alive: Any  # [runs, points]
+    along: Any  # [runs, points] mean of the steps' losses so far
     final: dict[Split, dict[str, Any]]  # [runs]
     lower_bound: Any  # [runs]
     stopped: Stopped | None = None
@@ -116,12 +117,14 @@ def _finished(outcome: Outcome, total: int) -> Outcome:
     outcome = jax.tree.map(lambda leaf: leaf[:total], jax.device_get(outcome))
     # Infinite from the first non-finite loss on, also where the run came back to numbers.
     alive = np.logical_and.accumulate(outcome.alive & np.isfinite(outcome.loss), axis=-1)
-    loss, peak = (np.where(alive, part, np.inf).astype(np.float64) for part in (outcome.loss, outcome.peak))
+    losses = (outcome.loss, outcome.peak, outcome.along)
+    loss, peak, along = (np.where(alive, part, np.inf).astype(np.float64) for part in losses)
     bound, stopped = outcome.lower_bound, outcome.stopped
     if stopped is not None:
         # What is restored is from before a death.
         stopped = stopped._replace(final=_of_those(np.isfinite(stopped.validation), stopped.final))
-    return Outcome(loss, peak, alive, _of_those(alive[..., -1], outcome.final), bound.astype(np.float64), stopped)
+    final = _of_those(alive[..., -1], outcome.final)
+    return Outcome(loss, peak, alive, along, final, bound.astype(np.float64), stopped)
 
 
 def _of_those(alive: np.ndarray, final: dict[Any, dict[str, Any]]) -> dict[Any, dict[str, Any]]:
@@ -273,24 +276,27 @@ def _run_chunk(
         value = jnp.where(state.alive, full_loss(params, "validation"), jnp.inf)
         return stopping.look(watch, early_stopping.patience, value, params, state.step, due)
 
-    def advance(length: int, carry: tuple[UnrollState, jax.Array, Watch | None], due: Any) -> Any:
-        state, peak, watch = carry
+    def advance(length: int, carry: tuple[UnrollState, jax.Array, jax.Array, Watch | None], due: Any) -> Any:
+        state, peak, total, watch = carry
         state, trace = unroll(tx, family, task, state, length=length)
         loss = trace.loss[-1] if known else judged_loss(state)
         peak = jnp.maximum(peak, jnp.maximum(trace.loss.max(axis=0), loss) if itself else loss)
-        return (state, peak, watched(watch, state, due)), (loss, peak, state.alive)
+        total = total + trace.loss.sum(axis=0)
+        return (state, peak, total, watched(watch, state, due)), (loss, peak, state.alive, total)
 
     peak, watch = judged_loss(state), None
     checks: list[Any] = [None] * len(segments)
     if early_stopping is not None:
         judged = judged_params(optimizer, state)
         watch, checks = stopping.begin(full_loss(judged, "validation"), judged), early_stopping.due(segments)
-    records = [(peak[None], peak[None], state.alive[None])]
+    total = jnp.zeros_like(peak)
+    records = [(peak[None], peak[None], state.alive[None], peak[None])]
     for (length, count), due in zip(segments, checks, strict=True):
-        carry = (state, peak, watch)
-        (state, peak, watch), record = jax.lax.scan(functools.partial(advance, length), carry, due, length=count)
+        carry = (state, peak, total, watch)
+        (state, peak, total, watch), record = jax.lax.scan(functools.partial(advance, length), carry, due, length=count)
         records.append(record)
-    loss, peak, alive = (jnp.concatenate(parts).T for parts in zip(*records, strict=True))
+    loss, peak, alive, total = (jnp.concatenate(parts).T for parts in zip(*records, strict=True))
+    along = total / np.maximum(recorded_steps(segments), 1)
 
     def at(params: Any, split: Split) -> dict[str, jax.Array]:
         def one(params: Any, task: Any) -> dict[str, jax.Array]:
@@ -304,4 +310,5 @@ def _run_chunk(
     if watch is not None:
         step = jnp.where(watch.stopped < 0, state.step, watch.stopped)
         stopped = Stopped(step, watch.best_step, watch.best, {split: at(watch.params, split) for split in splits})
-    return Outcome(loss, peak, alive, {split: at(end, split) for split in splits}, state.lower_bound, stopped)
+    final = {split: at(end, split) for split in splits}
+    return Outcome(loss, peak, alive, along, final, state.lower_bound, stopped)

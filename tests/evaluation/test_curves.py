@@ -41,6 +41,11 @@ def test_gradient_descent_on_quadratics_equals_a_hand_loop(family: TaskFamily) -
             x = x - 0.5 * 2 / 3 * matrix.T @ residual
     np.testing.assert_allclose(found.final["sgd"]["train"]["loss"], found.loss["sgd"][:, -1], rtol=1e-6)
     assert found.evaluated_on == "the exact loss"
+    # The mean along the run takes every step, recorded or not.
+    coarse = evaluate({"sgd": optax.sgd(0.5)}, family, KEY, horizon=20, num_tasks=5, train_horizon=4, record_every=5)
+    every = np.cumsum(found.loss["sgd"][:, 1:], axis=1) / np.arange(1, 21)
+    np.testing.assert_allclose(found.along["sgd"][:, 1:], every, rtol=1e-5)
+    np.testing.assert_allclose(coarse.along["sgd"][:, 1:], every[:, coarse.steps[1:] - 1], rtol=1e-5)
 
 
 def test_all_optimizers_see_the_same_tasks_starts_and_minibatches() -> None:

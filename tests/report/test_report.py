@@ -391,7 +391,7 @@ def test_losses_with_a_bound_are_shown_above_it(run: Path) -> None:
     (run / "evaluation.json").write_text(json.dumps({"results": [losses_from(-50, -50), losses_from(-50, -50, 20)]}))
     page = Page(write_report(run).read_text(encoding="utf-8"))
     for words in (
-        "mine ends at a mean loss 0.0252 above its bound; in the geometric mean 0.135 times that of the best baseline (",
+        "mine ends at a mean loss 0.0252 above its bound; in the geometric mean 0.135 times that of the best",
         "Curves show the loss above its bound",
         "Ratio to best baseline Mean final loss Mean above its bound Median above its bound",
         "−50 0.0252 ",
