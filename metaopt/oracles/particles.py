@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -69,6 +70,10 @@ def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def _joined(energy: Callable[..., Scalar], params: Params, task: Task, *coordinates: jax.Array) -> Scalar:
+    return energy(params, task, jnp.stack(coordinates))
+
+
 def look(law: Law, params: Params, task: Task, *, slopes: bool) -> Look:
     """Energies, and slopes where a kernel needs them, at all particles; once each."""
 
@@ -87,7 +92,8 @@ def look(law: Law, params: Params, task: Task, *, slopes: bool) -> Look:
     # By each coordinate, so that every number is a row of N: a gradient of [dim, N] would take U anew in each.
     def along(*coordinates: jax.Array) -> tuple[Any, Any]:
         assert energy is not None
-        return jax.value_and_grad(lambda *x: energy(params, task, jnp.stack(x)), tuple(range(law.dim)))(*coordinates)
+        at = partial(_joined, energy, params, task)
+        return jax.value_and_grad(at, tuple(range(law.dim)))(*coordinates)
 
     by_rows = energy is not None and slope is None and slopes and law.dim <= FEW
 
