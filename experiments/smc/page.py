@@ -408,19 +408,18 @@ def noise_verdict(groups: Mapping[str, Parts]) -> Iterator[str]:
         for name, parts in groups.items():
             rl, bp = (regret(found(parts, arm), multiple) for arm in ("RL", "BP"))
             told.append((name, *compared(rl, bp)))
-        (_, _, (low, high)), without = told[-1], told[0][2]
-        verdict = "Yes" if high < 1 else "No, it hurts" if low > 1 else "Not measurably"
-        if high < 1 and without[1] < 1:
-            verdict += ", and no less where they are exact" if told[0][1] <= told[-1][1] else ", more than where exact"
         last = groups[told[-1][0]]
         arms = [f"{arm}, exact meta-loss" for arm in ("RL", "BP")]
         if all(arm in last for arm in arms):
             told.append(("by an exact meta-loss", *compared(*(regret(found(last, arm), multiple) for arm in arms))))
-        each = "; ".join(f"{name}: {text(ratio, 2)} {span(interval, 2)}" for name, ratio, interval in told)
-        yield (
-            f"- **Does RL's noise help where gradients are noisy, at {multiple} T? {verdict}.** RL's mean regret over "
-            f"BP's: {each}."
+        words = {
+            name: "yes" if high < 1 else "no, it hurts" if low > 1 else "not measurably"
+            for name, _, (low, high) in told
+        }
+        each = "; ".join(
+            f"{name}: **{words[name]}**, {text(ratio, 2)} {span(interval, 2)}" for name, ratio, interval in told
         )
+        yield f"- **Does RL's noise help, at {multiple} T?** RL's mean regret over BP's: {each}."
 
 
 def exact_verdict(name: str, parts: Parts) -> Iterator[str]:
