@@ -11,6 +11,7 @@ import pytest
 from metaopt import TASKS, choice
 from metaopt.cli.train import train_with_everything
 from metaopt.report.run_page import write_report
+from metaopt.runs.metrics import grouped
 from metaopt.tasks import latent_gaussian
 
 
@@ -26,6 +27,9 @@ def test_health_and_collapse_reach_metrics_console_and_page(tiny, tmp_path, rows
     run = train_with_everything(given, tmp_path / "run", name="steep")
     trained = [row for row in rows(run) if row["kind"] == "train"]
     assert all(0 < row["oracle/ess"] <= 1 and row["oracle/energy_gradients"] == 0 for row in trained)
+    # Dashboards (wandb, trackio, TensorBoard) show rows by these names.
+    shown, held = ({name for name in row if name.startswith("oracle/")} for row in (grouped(trained[-1]), trained[-1]))
+    assert shown == held >= {"oracle/ess", "oracle/acceptance", "oracle/collapsed"}
     page = re.sub(r"\s+", " ", write_report(run).read_text())
     assert "The oracle's particles" in page and "energy gradients" in page
     # Its gradients come without values, and evaluations take them too.
