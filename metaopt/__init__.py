@@ -15,6 +15,7 @@ _WHERE = {
     "Estimate": "types",
     "Evaluation": "experiment",
     "Experiment": "experiment",
+    "Hyper": "types",
     "Log": "experiment",
     "Law": "types",
     "MetaGradient": "types",
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from metaopt.training.loop import Trainer as Trainer
     from metaopt.training.loop import meta_train as meta_train
     from metaopt.types import Estimate as Estimate
+    from metaopt.types import Hyper as Hyper
     from metaopt.types import Law as Law
     from metaopt.types import MetaGradient as MetaGradient
     from metaopt.types import Objective as Objective
