@@ -55,8 +55,9 @@ def _theorem(rows: Mapping[str, Any]) -> str:
         printed, meant = rows[name]["printed"], rows[name]["meant"]
         return (
             "as printed (a parameter counts whose KL to the prior is *below* λ): at "
-            f"λ = {printed['threshold']:.3f} q's mean jumps from {printed['before'][0]:.2f} to {printed['after'][0]:.2f}; counting those above λ: at "
-            f"{meant['threshold']:.3f} log σ jumps from {meant['before'][1]:.1f} to {meant['after'][1]:.2f}"
+            f"λ = {printed['threshold']:.3f} q's mean jumps from {printed['before'][0]:.2f} to "
+            f"{printed['after'][0]:.2f}; counting those above λ: at {meant['threshold']:.3f} log σ jumps from "
+            f"{meant['before'][1]:.1f} to {meant['after'][1]:.2f}"
         )
 
     gain, bayes = likelihood["gain"], likelihood["bayes"]
