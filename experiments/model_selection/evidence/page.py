@@ -23,6 +23,8 @@ def page(record: Mapping[str, Any]) -> str:
         "slides": _slides(shown["sweep"]["slides"]),
         "even": _even(shown["sweep"]["even"]),
         "recovery": _recovery(shown),
+        "hard": _hard(shown),
+        "hard_seeds": recovery.HARD_SEEDS,
         "sizes": _sizes(shown),
         "configurations": _configurations(shown),
         "claim": _claim(shown),
@@ -156,6 +158,15 @@ def _recovery(shown: Mapping[str, Any]) -> str:
     ]
     head = " | ".join(f"recovered, noise {noise:g} | loss" for noise in noises)
     return _table(f"method | {head}", rows)
+
+
+def _hard(shown: Mapping[str, Any]) -> str:
+    rows = [("all 256 structures, by evidence", _share(shown["hard, enumeration"]), "-")]
+    rows += [
+        (f"Adam, τ = {name}", _share(shown[f"hard, {name}"]), f"{shown[f'hard, {name}']['loss']:.1f}")
+        for name in recovery.HARD_SCHEDULES
+    ]
+    return _table("method | recovered | loss", rows)
 
 
 def _sizes(shown: Mapping[str, Any]) -> str:

@@ -40,6 +40,10 @@ def work() -> Iterator[tuple[str, Callable[[], Any]]]:
             yield f"schedule {name}, {noise}", functools.partial(recovery.schedule, name, noise)
         yield f"optimizers {noise}", functools.partial(recovery.optimizers, noise)
     yield "paths", recovery.paths
+    hard = {"noise": recovery.HARD_NOISE, "seeds": recovery.HARD_SEEDS, **recovery.HARD}
+    yield "hard, enumeration", functools.partial(recovery.enumeration, **hard)
+    for name in recovery.HARD_SCHEDULES:
+        yield f"hard, {name}", functools.partial(recovery.schedule, name, **hard)
 
 
 def main() -> None:
