@@ -52,7 +52,8 @@ def _linear(rows: Mapping[str, Any], path: Path) -> None:
         "orthogonal": "orthogonal columns: q can be the posterior",
         "any": "columns as drawn: q is diagonal, and cannot",
     }
-    for axes, (kind, row) in zip(figure.subplots(1, 2, sharey=True), rows.items(), strict=True):
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), words, strict=True):
+        row = rows[kind]
         for colour, (name, gap) in zip(COLOURS, row["gap"].items(), strict=False):
             axes.semilogy(row["steps"], np.maximum(gap, 1e-6), color=colour, label=name, linewidth=1.4)
         if row["least"] > 1e-5:

@@ -1,4 +1,4 @@
-"""Choosing a model by its evidence: `python -m experiments.model_selection.evidence.write` (six core-minutes).
+"""Choosing a model by its evidence: `python -m experiments.model_selection.evidence.write` (eight core-minutes).
 
 Writes results.json part by part, and goes on where it was stopped; then the pictures and README.md beside itself; with
 `--page` these alone, from the JSON.
