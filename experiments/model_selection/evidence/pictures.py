@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.model_selection.evidence import choice, recovery
 from metaopt.report.panels import INK, frame
@@ -51,13 +52,14 @@ def _linear(rows: Mapping[str, Any], path: Path) -> None:
         "orthogonal": "orthogonal columns: q can be the posterior",
         "any": "columns as drawn: q is diagonal, and cannot",
     }
-    for axes, (kind, row) in zip(figure.subplots(1, 2, sharey=True), rows.items(), strict=True):
+    for axes, kind in zip(figure.subplots(1, 2, sharey=True), words, strict=True):
+        row = rows[kind]
         for colour, (name, gap) in zip(COLOURS, row["gap"].items(), strict=False):
             axes.semilogy(row["steps"], np.maximum(gap, 1e-6), color=colour, label=name, linewidth=1.4)
         if row["least"] > 1e-5:
             axes.axhline(row["least"], color=INK, linewidth=1, linestyle=(0, (4, 3)), label="least of a diagonal q")
         axes.set(xlabel="inner step", ylabel="log evidence - bound, nats" if kind == "orthogonal" else "")
-        axes.set_ylim(bottom=1e-4)
+        axes.set_ylim(1e-2, 1e4)
         _title(axes, words[kind])
         axes.legend(frameon=False, fontsize=8, loc="upper right")
     _save(figure, path)
@@ -81,7 +83,7 @@ def _sweep(found: Mapping[str, Any], path: Path) -> None:
         true = row["structure"] == found["truth"]
         right.plot(row["evidence"], row["bound"], "s" if true else "o", color=COLOURS[1 if true else 0], markersize=7)
     right.set(xlabel="log evidence of a structure, closed form", ylabel="bound at λ_struct towards it")
-    _title(right, "towards each corner: every structure visited (square: the teacher's)")
+    _title(right, "towards each corner in turn (square: the teacher's)")
     _save(figure, path)
 
 
@@ -217,6 +219,7 @@ def _configurations(shown: Mapping[str, Any], path: Path) -> None:
         top.set_yticks([-index for index in range(5)], choice.CRITERIA if column == 0 else [""] * 5)
         top.set(xlabel="error ± spread")
         top.set_xlim(left=0)
+        top.xaxis.set_major_locator(MaxNLocator(4))
         _title(top, name)
         often = np.array([rows[criterion]["often"] for criterion in choice.CRITERIA])
         bottom.imshow(often, cmap="Blues", vmin=0, vmax=1, aspect="auto")

@@ -20,6 +20,9 @@ from metaopt.types import Optimizer
 SEEDS, HORIZON, ANNEALED = 20, 600, 400
 PROBLEM: dict[str, Any] = {"num_examples": 40, "edges": 3, "candidates": 4}
 NOISES = (0.5, 1.5)
+# A harder one, in which schedules differ, with more teachers: fewer examples, a single draw a step.
+HARD: dict[str, Any] = {"num_examples": 20, "edges": 4, "candidates": 4, "num_samples": 1}
+HARD_NOISE, HARD_SEEDS, HARD_SCHEDULES = 0.7, 100, ("0.1", "0.5", "2 to 0.1")
 # (temperature, start): one from the first step on, or falling to it geometrically within `ANNEALED` steps.
 SCHEDULES: dict[str, dict[str, float]] = {
     "0.1": {"temperature": 0.1},
@@ -45,14 +48,15 @@ def hand_designed(name: str, rate: float) -> tuple[Optimizer, Any]:
 
 
 def _share(recovered: Any) -> dict[str, Any]:
-    found = int(np.sum(recovered))
-    return {"share": found / SEEDS, "interval": wilson_interval(found, SEEDS)}
+    found, seeds = int(np.sum(recovered)), len(recovered)
+    return {"share": found / seeds, "interval": wilson_interval(found, seeds)}
 
 
-def schedule(name: str, noise: float) -> dict[str, Any]:
-    """Adam on `SEEDS` teachers under one schedule of the temperature."""
+def schedule(name: str, noise: float, *, seeds: int = SEEDS, **changed: Any) -> dict[str, Any]:
+    """Adam on `seeds` teachers under one schedule of the temperature."""
     entries: dict[str, Entry] = {"adam": hand_designed("adam", RATES["adam"])}
-    curves = metaopt.evaluate(entries, family(name, noise), jax.random.key(KEY), horizon=HORIZON, num_tasks=SEEDS)
+    where = family(name, noise, **changed)
+    curves = metaopt.evaluate(entries, where, jax.random.key(KEY), horizon=HORIZON, num_tasks=seeds)
     final = curves.final["adam"]["train"]
     return {**_share(final["recovered"]), "loss": final["loss"].mean(), "steps": curves.steps,
             "curve": np.median(curves.loss["adam"], axis=0)}  # fmt: skip
@@ -75,16 +79,16 @@ def optimizers(noise: float) -> dict[str, Any]:
     }
 
 
-def enumeration(noise: float) -> dict[str, Any]:
+def enumeration(noise: float, *, seeds: int = SEEDS, **changed: Any) -> dict[str, Any]:
     """The same teachers by the closed-form evidence of all structures: what the data can tell."""
-    keys = jax.random.split(jax.random.key(KEY), SEEDS)
-    where = family("0.5", noise)
-    chosen = structure.structures(PROBLEM["edges"], PROBLEM["candidates"])
+    keys = jax.random.split(jax.random.key(KEY), seeds)
+    where = family("0.5", noise, **changed)
+    shape = tuple({**PROBLEM, **changed}[name] for name in ("edges", "candidates"))
+    chosen = structure.structures(*shape)
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         task = where.sample(jax.random.split(key, 4)[0], ())
-        ones = jnp.ones((PROBLEM["edges"], PROBLEM["candidates"]))
-        evidence = structure.structure_evidence(task, chosen, ones, noise)
+        evidence = structure.structure_evidence(task, chosen, jnp.ones(shape), noise)
         best = jnp.asarray(chosen)[jnp.argmax(evidence)]
         chance = jax.nn.softmax(evidence) @ jnp.all(jnp.asarray(chosen) == task.truth, axis=1)
         return jnp.all(best == task.truth), chance

@@ -1,4 +1,4 @@
-"""Choosing a model by its evidence: `python -m experiments.model_selection.evidence.write` (six core-minutes).
+"""Choosing a model by its evidence: `python -m experiments.model_selection.evidence.write` (eight core-minutes).
 
 Writes results.json part by part, and goes on where it was stopped; then the pictures and README.md beside itself; with
 `--page` these alone, from the JSON.
@@ -40,6 +40,10 @@ def work() -> Iterator[tuple[str, Callable[[], Any]]]:
             yield f"schedule {name}, {noise}", functools.partial(recovery.schedule, name, noise)
         yield f"optimizers {noise}", functools.partial(recovery.optimizers, noise)
     yield "paths", recovery.paths
+    hard = {"noise": recovery.HARD_NOISE, "seeds": recovery.HARD_SEEDS, **recovery.HARD}
+    yield "hard, enumeration", functools.partial(recovery.enumeration, **hard)
+    for name in recovery.HARD_SCHEDULES:
+        yield f"hard, {name}", functools.partial(recovery.schedule, name, **hard)
 
 
 def main() -> None:
