@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 SINGULAR = 1e-12  # the least eigenvalue of a correlation matrix that is inverted
 FEWEST_POINTS, MOST_POINTS = 20, 300  # of each of two samples: a kernel estimate goes over all pairs
@@ -185,8 +185,8 @@ def _of_box_and_gaussian(box: Box, gaussian: Gaussian) -> float:
     deviation = np.sqrt(np.where(variances > 0, variances, 1.0))
     low, high = (box.low - gaussian.mean) / deviation, (box.high - gaussian.mean) / deviation
     half, centre = (high - low) / 2, np.abs(low + high) / 2
-    mass = norm.cdf(half - centre) - norm.cdf(-half - centre)  # in the tail that has digits
-    most = norm.cdf(half) - norm.cdf(-half)
+    mass = ndtr(half - centre) - ndtr(-half - centre)  # in the tail that has digits
+    most = ndtr(half) - ndtr(-half)
     shares = np.where(half > 0, mass / np.where(most > 0, most, 1.0), np.exp(-(centre**2) / 2))
     inside = (box.low <= gaussian.mean) & (gaussian.mean <= box.high)
     return float(np.prod(np.clip(np.where(variances > 0, shares, inside), 0.0, 1.0)))
