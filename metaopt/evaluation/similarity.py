@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import ndtr
 
 SINGULAR = 1e-12  # the least eigenvalue of a correlation matrix that is inverted
-FEWEST_POINTS, MOST_POINTS = 20, 300  # of each of two samples: a kernel estimate goes over all pairs
+FEWEST_POINTS, MOST_POINTS = 20, 200  # of each of two samples: a kernel estimate goes over all pairs
 GROUPS = 10  # of the jackknife
 STARTS, SHIFTS = 20, 50  # of the search for the mode
 

@@ -76,3 +76,10 @@ def test_the_page_is_what_the_figures_say():
     record = json.loads((write.HERE / "results.json").read_text(encoding="utf-8"))
     assert page.write(record) == (write.HERE / "README.md").read_text(encoding="utf-8")
     assert set(record) == set(write.PARTS)
+    known, table = (record["optimizers"][name]["rows"] for name in ("known experts", "diabetes"))
+    for rows in (known, table):  # what the page says in words
+        assert min(rows, key=lambda name: float(rows[name]["loss"])) == "EM"
+        assert min(rows, key=lambda name: float(rows[name]["nll"][1])) != "EM"
+    low, high = known["EM"]["interval"]
+    assert all(row["interval"][0] <= high and low <= row["interval"][1] for row in known.values())
+    assert known["networks_bp"]["curve"][1][-1] > known["networks_bp"]["curve"][1][0]
