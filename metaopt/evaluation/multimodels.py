@@ -30,9 +30,9 @@ class Adequacy(NamedTuple):
 def adequacy(laws: Sequence[Gaussian], alpha: float = 0.05) -> Adequacy:
     """Tests each pair: under equal parameters, estimated independently, -2 log s ~ χ²_d, and α is the test's level.
 
-    That level is not kept by the experts of one mixture: which objects are whose was found on the same data, and experts
-    that share one line are told apart far too often (experiments/model_selection/multimodels); what is not told apart
-    can be merged all the same. No correction is made for the number of pairs. Groups come from complete linkage.
+    That level is not kept by the experts of one mixture: which objects are whose was found on the same data, and
+    experts that share one line are told apart far too often (experiments/model_selection/multimodels); what is not told
+    apart can be merged all the same. No correction is made for the number of pairs. Groups come from complete linkage.
 
     Raises:
       ValueError: α outside (0, 1); no laws, laws that are not Gaussian or not of one dimension; a singular sum.

@@ -210,14 +210,13 @@ def _of_samples(first: Law, second: Law) -> Score:
         def weights(at: np.ndarray) -> np.ndarray:
             return np.exp(-0.5 * np.sum((points - at) ** 2, axis=1))
 
-        if at is None:
-            starts = [points.mean(0), np.median(points, axis=0), *points[:: max(1, len(points) // STARTS)]]
-            at = max(starts, key=lambda start: weights(start).mean())
+        starts = [points.mean(0), np.median(points, axis=0), *points[:: max(1, len(points) // STARTS)]]
+        found = starts[int(np.argmax([weights(start).mean() for start in starts]))] if at is None else at
         for _ in range(shifts):
-            here = weights(at)
-            at = here @ points / max(here.sum(), 1e-300)
-        zero = weights(np.zeros_like(at)).mean()
-        return float(zero / max(zero, weights(at).mean(), 1e-300)), at
+            here = weights(found)
+            found = here @ points / max(here.sum(), 1e-300)
+        zero = weights(np.zeros_like(found)).mean()
+        return float(zero / max(zero, weights(found).mean(), 1e-300)), found
 
     every = [np.arange(len(one)), np.arange(len(two))]
     value, mode = ratio(every[0], every[1], None, SHIFTS)
