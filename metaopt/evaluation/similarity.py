@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr
 
 SINGULAR = 1e-12  # the least eigenvalue of a correlation matrix that is inverted
-FEWEST_POINTS, MOST_POINTS = 20, 300  # of each of two samples: a kernel estimate goes over all pairs
+FEWEST_POINTS, MOST_POINTS = 20, 200  # of each of two samples: a kernel estimate goes over all pairs
 GROUPS = 10  # of the jackknife
 STARTS, SHIFTS = 20, 50  # of the search for the mode
 
@@ -185,8 +185,8 @@ def _of_box_and_gaussian(box: Box, gaussian: Gaussian) -> float:
     deviation = np.sqrt(np.where(variances > 0, variances, 1.0))
     low, high = (box.low - gaussian.mean) / deviation, (box.high - gaussian.mean) / deviation
     half, centre = (high - low) / 2, np.abs(low + high) / 2
-    mass = norm.cdf(half - centre) - norm.cdf(-half - centre)  # in the tail that has digits
-    most = norm.cdf(half) - norm.cdf(-half)
+    mass = ndtr(half - centre) - ndtr(-half - centre)  # in the tail that has digits
+    most = ndtr(half) - ndtr(-half)
     shares = np.where(half > 0, mass / np.where(most > 0, most, 1.0), np.exp(-(centre**2) / 2))
     inside = (box.low <= gaussian.mean) & (gaussian.mean <= box.high)
     return float(np.prod(np.clip(np.where(variances > 0, shares, inside), 0.0, 1.0)))
@@ -210,14 +210,13 @@ def _of_samples(first: Law, second: Law) -> Score:
         def weights(at: np.ndarray) -> np.ndarray:
             return np.exp(-0.5 * np.sum((points - at) ** 2, axis=1))
 
-        if at is None:
-            starts = [points.mean(0), np.median(points, axis=0), *points[:: max(1, len(points) // STARTS)]]
-            at = max(starts, key=lambda start: weights(start).mean())
+        starts = [points.mean(0), np.median(points, axis=0), *points[:: max(1, len(points) // STARTS)]]
+        found = starts[int(np.argmax([weights(start).mean() for start in starts]))] if at is None else at
         for _ in range(shifts):
-            here = weights(at)
-            at = here @ points / max(here.sum(), 1e-300)
-        zero = weights(np.zeros_like(at)).mean()
-        return float(zero / max(zero, weights(at).mean(), 1e-300)), at
+            here = weights(found)
+            found = here @ points / max(here.sum(), 1e-300)
+        zero = weights(np.zeros_like(found)).mean()
+        return float(zero / max(zero, weights(found).mean(), 1e-300)), found
 
     every = [np.arange(len(one)), np.arange(len(two))]
     value, mode = ratio(every[0], every[1], None, SHIFTS)
