@@ -27,8 +27,9 @@ from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import sgd
 from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, EstimatorTraits
-from metaopt.tasks import quadratic
+from metaopt.tasks import quadratic, ridge_features
 from metaopt.tasks.checks import check_family
+from metaopt.tasks.hyper import OPTIMIZER, with_task
 from metaopt.types import Key, MetaGradient, Optimizer, Params, PyTree, TaskFamily
 
 TASKS_AT_ONCE, STEPS = 3, 20
@@ -233,7 +234,8 @@ def check_estimator(
 
     Args:
       estimator: the factory, or the name of an entry.
-      optimizer: what it is to meta-train; default: momentum, or a small LSTM where the entry needs step noise.
+      optimizer: what it is to meta-train; default: momentum, a small LSTM where the entry needs step noise, or sgd
+        where it moves hyperparameters of the task alone.
       options: the estimator's own.
 
     Raises:
@@ -242,11 +244,14 @@ def check_estimator(
     """
     name = estimator if isinstance(estimator, str) else getattr(estimator, "__name__", "the estimator")
     traits = ESTIMATORS.traits(name) if name in ESTIMATORS else EstimatorTraits()
+    objective, family = OBJECTIVES["mean"](), _quadratic()
+    if OPTIMIZER not in traits.moves:
+        family = cast(TaskFamily, ridge_features(num_examples=20))
+        optimizer = with_task(optimizer or build(Choice("sgd", {"learning_rate": 1e-3}), OPTIMIZERS), family)
     if optimizer is None:
         noisy = Choice("lstm", {"hidden_size": 2, "num_layers": 1, "noise": "per_coordinate"})
         optimizer = build(noisy if traits.noise == "needed" else Choice("momentum"), OPTIMIZERS)
     assert optimizer is not None
-    objective, family = OBJECTIVES["mean"](), _quadratic()
     for unroll_length in (2, 4) if traits.windows else (4,):
         schedule = Schedule(num_tasks=4, horizon=4, unroll_length=unroll_length, num_devices=1)
         if isinstance(estimator, str):

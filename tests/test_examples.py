@@ -88,6 +88,13 @@ def test_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert len((EXAMPLES / "by_hand.py").read_text().splitlines()) < 70
 
 
+def test_hypergradients_on_an_own_problem() -> None:
+    own = imported("own_hypergradients")
+    assert min(own.cosines[name] for name in ("exact, forward", "HOAG", "Neumann, 20", "DrMAD")) > 0.999
+    assert own.cosines["T1-T2"] > 0.9 and own.kept > 0.7 and own.dropped < 0.1
+    assert own.losses[-1] < 0.6 * own.losses[0]
+
+
 def test_an_oracle_by_itself_finds_the_law_of_given_moments() -> None:
     own = imported("own_energy")
     x = jnp.linspace(-4.0, 4.0, 4001)

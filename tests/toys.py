@@ -14,7 +14,7 @@ from metaopt.choices import choice
 from metaopt.estimators import Schedule
 from metaopt.experiment import Evaluation, Experiment, Log, Validation
 from metaopt.files import read_json, write_json
-from metaopt.registry import OBJECTIVES
+from metaopt.registry import ESTIMATORS, OBJECTIVES
 from metaopt.types import MetaGradient, Optimizer, TaskFamily
 
 # A hand-designed optimizer, whose parameters are meta-trained as an LSTM's are.
@@ -31,6 +31,10 @@ TINY = Experiment(
     evaluation=Evaluation(num_tasks=2, horizons=(4,), baselines=()),
     log=Log(every=2),
 )
+
+# Estimators of every part of φ, and those of the task's hyperparameters alone.
+GENERAL = [name for name in ESTIMATORS if "optimizer" in ESTIMATORS.traits(name).moves]
+OF_TASK = [name for name in ESTIMATORS if name not in GENERAL]
 
 
 def begun_with(path: Path, config: dict[str, Any]) -> None:

@@ -140,8 +140,13 @@ def implicit(
 
 def solution(inner_loss: Callable[[Params, PyTree], Scalar], params: Params, hyper: PyTree, solve: Solve) -> Params:
     """θ*(h), which is `params` and found already, with its derivative in h: compose and `jax.grad` as you like."""
+
+    def solved(product: Callable[[Params], Params], b: Params) -> Params:
+        # A Hessian is its own transpose, which a `solve` by itself cannot know.
+        return jax.lax.custom_linear_solve(product, b, solve, symmetric=True)
+
     return jax.lax.custom_root(
-        lambda params: jax.grad(inner_loss)(params, hyper), params, lambda slope, start: start, solve
+        lambda params: jax.grad(inner_loss)(params, hyper), params, lambda slope, start: start, solved
     )
 
 

@@ -348,7 +348,7 @@ def _with_slope(value: jax.Array, slope: Params, params: Params) -> jax.Array:
 @_with_slope.defjvp
 def _with_slope_jvp(primals: tuple[Any, Any, Any], tangents: tuple[Any, Any, Any]) -> tuple[jax.Array, jax.Array]:
     value, slope, _ = primals
-    return value, inner_product(slope, tangents[2])
+    return value, inner_product(slope, tangents[2]).astype(value.dtype)  # losses may be wider than θ
 
 
 def _linearised(

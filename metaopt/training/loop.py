@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from metaopt.choices import Choice, build, parse_choice
 from metaopt.errors import UserError
 from metaopt.estimators.curriculum import check_curriculum, log_uniform, stages, with_curriculum
+from metaopt.estimators.hypergradients import INDEFINITE
 from metaopt.estimators.parts import moving, of_part
 from metaopt.estimators.windows import Schedule
 from metaopt.experiment import Experiment, build_families, optimizer_of
@@ -320,7 +321,7 @@ def meta_train(
 
     Raises:
       Diverged: half of the latest chunk of meta-steps (20 at least) had no task alive, or no finite meta-gradient.
-      UserError: the experiment's choices do not fit together.
+      UserError: the experiment's choices do not fit together, or a hypergradient needs damping.
     """
     trainer = experiment if isinstance(experiment, Trainer) else Trainer(experiment)
     state = trainer.init() if state is None else state
@@ -331,12 +332,24 @@ def meta_train(
             trainer.level = _first_ones(trainer.level)
         state, metrics = trainer.run_chunk(state)
         stop = [bool(callback(trainer, state, metrics)) for callback in callbacks]
+        _check_positive(metrics)
         recent.extend(zip(metrics["alive"] == 0, metrics["skipped"] > 0, strict=True))
         if len(recent) >= LOOK_BACK or int(state.meta_step) == num_meta_steps:
             _check_alive(recent, int(state.meta_step))
         if _agreed(any(stop)):
             break
     return state
+
+
+def _check_positive(metrics: dict[str, np.ndarray]) -> None:
+    """Refuses to go on with hypergradients at what is no minimum: they are left out, and nothing is learned."""
+    share = float(np.mean(metrics.get(f"oracle/{INDEFINITE}", 0.0)))
+    if share >= 0.5:
+        raise UserError(
+            f"the Hessian of the inner loss is not positive at the end of {share:.0%} of the latest windows, so that "
+            "no minimum depends on the hyperparameters there; set the estimator's `damping` (0.1, say), or take more "
+            "inner steps."
+        )
 
 
 def _agreed(stop: bool) -> bool:

@@ -16,7 +16,7 @@ from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm, sgd
 from metaopt.registry import ESTIMATORS, OBJECTIVES
-from tests.toys import bowl, cliff, made, noisy_bowl
+from tests.toys import GENERAL, bowl, cliff, made, noisy_bowl
 
 T = 5
 SMALL = dict(hidden_size=4, num_layers=1)
@@ -227,7 +227,7 @@ def test_reparameterised_mean_over_noise_is_the_gradient_of_the_expected_loss(x6
     assert abs(estimates.mean()) > 6 * error  # the check has power
 
 
-@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "evolution_strategies"])
+@pytest.mark.parametrize("name", [name for name in GENERAL if name != "evolution_strategies"])
 def test_truncation_carries_state_cuts_gradients_and_resets_at_the_horizon(name):
     optimizer = lstm(noise="per_coordinate", **SMALL)
     family, windows = noisy_bowl(), 3

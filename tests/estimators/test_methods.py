@@ -19,7 +19,7 @@ from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm, sgd
 from metaopt.registry import ESTIMATORS
 from metaopt.tasks import quadratic
-from tests.toys import bowl, cliff, made, noisy_bowl
+from tests.toys import GENERAL, bowl, cliff, made, noisy_bowl
 
 T = 4
 SMALL = dict(hidden_size=3, num_layers=1)
@@ -27,9 +27,9 @@ NOISY = lstm(noise="per_coordinate", **SMALL)
 FULL = dict(horizon=T, unroll_length=T)
 # The quickest to compile that will do.
 OPTIMIZER = {
-    name: NOISY if name in ("reparameterised", "score_function") else sgd(learning_rate=0.1) for name in ESTIMATORS
+    name: NOISY if name in ("reparameterised", "score_function") else sgd(learning_rate=0.1) for name in GENERAL
 }
-WINDOWED = [name for name in ESTIMATORS if name != "evolution_strategies"]
+WINDOWED = [name for name in GENERAL if name != "evolution_strategies"]
 
 
 def make(name, optimizer=NOISY, **settings):
@@ -82,8 +82,8 @@ def test_antithetic_pairs_equal_the_formula_with_common_random_numbers(name):
 
 
 CUT = [
-    *((name, {}) for name in ESTIMATORS),
-    *((name, dict(tasks_per_perturbation=2)) for name in ESTIMATORS if name.endswith("strategies")),
+    *((name, {}) for name in GENERAL),
+    *((name, dict(tasks_per_perturbation=2)) for name in GENERAL if name.endswith("strategies")),
     ("mixture", dict(tasks_per_perturbation=2)),
     ("score_function", dict(baseline="leave_one_out", rollouts=2)),
 ]
@@ -149,7 +149,7 @@ def test_staggered_tasks_that_fit_one_chunk_are_split():
     np.testing.assert_array_equal(state[0].run.state.step[:, 0], [T, 2 * T])
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", GENERAL)
 def test_dead_tasks_are_counted_and_never_reach_the_gradient(name):
     rows = run(make(name, OPTIMIZER[name], num_tasks=16, horizon=T), OPTIMIZER[name], (cliff(),), 2)
     for gradient, _, metrics in rows:
@@ -305,11 +305,11 @@ def test_what_an_estimator_cannot_serve_is_refused_at_configuration(name, optimi
 
 
 LEARNERS = {
-    **{name: (name, NOISY, 0.03, {}) for name in ESTIMATORS},
+    **{name: (name, NOISY, 0.03, {}) for name in GENERAL},
     "score_function": ("score_function", NOISY, 0.01, dict(num_tasks=64, baseline="leave_one_out", rollouts=8)),
     **{
         f"{name} of sgd": (name, sgd(learning_rate=1e-2), 0.2, {})
-        for name in ESTIMATORS
+        for name in GENERAL
         if ESTIMATORS.traits(name).sides == 2
     },
 }
