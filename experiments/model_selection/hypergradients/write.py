@@ -203,8 +203,8 @@ A decay a layer, {layer_budget} CPU-seconds each (lowest median of the validatio
 
 {layer}
 
-A decay a coordinate, {hyperparameters} of them, {coordinate_budget} CPU-seconds each (lowest median of the
-validation loss: {best_coordinate}); forward mode would take as many runs a hypergradient and is left out:
+A decay a coordinate, {hyperparameters} of them, {coordinate_budget} CPU-seconds each (lowest median of the validation
+loss: {best_coordinate}); forward mode would take as many runs a hypergradient and is left out:
 
 {coordinate}
 
