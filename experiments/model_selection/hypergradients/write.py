@@ -210,10 +210,10 @@ loss: {best_coordinate}); forward mode would take as many runs a hypergradient a
 
 ![Validation loss and test accuracy against seconds](figures/digits.png)
 
-Two decays hardly matter on so short a run. One for each coordinate does, and is chosen by 270 digits that training does
-not see, so that they are training data of another kind: the test accuracy is of digits that neither saw. The number of
-steps shown is the one that DrMAD and reverse mode optimise for; those that keep θ aim at the minimum, and the signals of
-greedy and T1-T2 go on moving h when they no longer help.
+Two decays hardly matter on so short a run. One for each coordinate does, and is chosen by validation digits, which so
+become training data of another kind: the test accuracy is of digits that neither saw. The number of steps shown is the
+one that DrMAD and reverse mode optimise for; those that keep θ aim at the minimum, and the signals of greedy and T1-T2
+go on moving h when they no longer help.
 
 ## Speed
 
