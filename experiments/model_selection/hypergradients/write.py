@@ -70,6 +70,16 @@ def draw_digits(record: Mapping[str, Any], path: Path) -> None:
     _finish(figure, path)
 
 
+def above_the_lowest(part: dict[str, Any]) -> dict[str, Any]:
+    """The gaps counted from the lowest Q that anything found: the problem has several minima."""
+    for index in range(measure.SEEDS):
+        seeds = [method["seeds"][index] for method in part["methods"].values()]
+        below = min(0.0, *(min(seed["gap"]) for seed in seeds))
+        for seed in seeds:
+            seed["gap"] = [gap - below for gap in seed["gap"]]
+    return part
+
+
 def _finish(figure: Figure, path: Path) -> None:
     for axes in figure.axes:
         frame(axes)
@@ -144,7 +154,7 @@ def page(record: Mapping[str, Any]) -> str:
         seeds=measure.SEEDS,
         rates=", ".join(f"{rate:g}" for rate in measure.RATES),
         window=measure.WINDOW,
-        retrained=measure.RETRAINED,
+        retrained=measure.WHOLE,
         examples=measure.EXAMPLES,
     )
 
@@ -171,7 +181,8 @@ are many: 20 are too few where the curvatures span two orders, 1000 are about as
 
 Adam in h, held to [-6, 5]; its rate of {rates} chosen for each method on a data set apart, the other {seeds} are
 reported. Those that keep θ make {window} inner steps a hypergradient (greedy one), the others run {whole} from 0. The
-gap is exact: Q at the closed-form θ*(h), above the lowest Q in the box that L-BFGS-B finds.
+gap is exact: Q at the closed-form θ*(h), above the lowest Q that L-BFGS-B or any method found in the
+box.
 
 {benchmark}
 
@@ -183,20 +194,26 @@ that suits a run which stops early is not the best for one that does not. This p
 ## A digits network
 
 A 64-134-10 network on {examples} digits, all of them at every step, cross-entropy and ½Σλ_i θ_i²; λ begins at 0.001
-and is kept in [1e-6, 1]. h is chosen by the validation digits; what is shown is a network trained anew with h,
-{retrained} steps from weights that no h was chosen on. HOAG and Neumann have a damping of 0.01. {seeds} seeds, each
-with its own training digits; median [least, most].
+and is kept in [1e-6, 1]. h is chosen by the validation digits; what is shown is the network trained anew with h, from
+the same first weights (a decay for each coordinate means another thing on others), {retrained} steps, as many as those
+of DrMAD and of exact modes. HOAG and Neumann have a damping of 0.1. {seeds} seeds, each with its own training digits
+and first weights; median [least, most].
 
-A decay a layer, {layer_budget} CPU-seconds each (lowest validation loss: {best_layer}):
+A decay a layer, {layer_budget} CPU-seconds each (lowest median of the validation loss: {best_layer}):
 
 {layer}
 
-A decay a coordinate, {hyperparameters} of them, {coordinate_budget} CPU-seconds each (lowest validation loss:
-{best_coordinate}); forward mode would take as many runs a hypergradient and is left out:
+A decay a coordinate, {hyperparameters} of them, {coordinate_budget} CPU-seconds each (lowest median of the validation
+loss: {best_coordinate}); forward mode would take as many runs a hypergradient and is left out:
 
 {coordinate}
 
 ![Validation loss and test accuracy against seconds](figures/digits.png)
+
+Two decays hardly matter on so short a run. One for each coordinate does, and is chosen by validation digits, which so
+become training data of another kind: the test accuracy is of digits that neither saw. The number of steps shown is the
+one that DrMAD and reverse mode optimise for; those that keep θ aim at the minimum, and the signals of greedy and T1-T2
+go on moving h when they no longer help.
 
 ## Speed
 
@@ -213,6 +230,7 @@ def main() -> None:
             record[name] = jsonable(part())
             text = json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
             file.write_text(text, encoding="utf-8")
+    above_the_lowest(record["benchmark"])
     draw_benchmark(record["benchmark"], HERE / "figures" / "benchmark.png")
     draw_digits(record, HERE / "figures" / "digits.png")
     (HERE / "README.md").write_text(page(record), encoding="utf-8")
