@@ -310,5 +310,5 @@ def _run_chunk(
     if watch is not None:
         step = jnp.where(watch.stopped < 0, state.step, watch.stopped)
         stopped = Stopped(step, watch.best_step, watch.best, {split: at(watch.params, split) for split in splits})
-    final = {split: at(end, split) for split in splits}
+    final: dict[Split, dict[str, Any]] = {split: at(end, split) for split in splits}
     return Outcome(loss, peak, alive, along, final, state.lower_bound, stopped)

@@ -89,7 +89,7 @@ def counted(threshold: float, price: float, *, below: bool) -> tuple[float, floa
 def jump(price: float, *, below: bool) -> dict[str, Any]:
     """Where q's optimum is not continuous in λ: the threshold, and q on its two sides, by bisection."""
     # Between these the optimum goes from keeping to its side of the threshold to paying, or back.
-    free = float(divergence(WEIGHTS[1], np.float64(LEAST_LOG_SCALE)))
+    free = float(divergence(WEIGHTS[1], np.array(LEAST_LOG_SCALE)))
     low, high = (free + 0.01, free + 2.0) if below else (0.05, free - 0.01)
     paid = (WEIGHTS[1], LEAST_LOG_SCALE)
 

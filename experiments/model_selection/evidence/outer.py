@@ -130,7 +130,9 @@ def _one(
         return (below, free, state), jax.nn.softmax(bounded(free)["logits"])
 
     carry = (flat, inner.init(flat)), free, outer.init(free)
-    ((flat, _), free, _), path = jax.lax.scan(upper_step, carry, length=outer_steps)
+    found: Any
+    found, path = jax.lax.scan(upper_step, carry, length=outer_steps)
+    (flat, _), free, _ = found
     hyper, params = bounded(free), unflatten(flat)
     fit, divergence = parts(params, task, gumbel, hyper, noise, metaparameters.temperature)
     return Solution(params, hyper, upper(flat, free), fit, divergence, path)
