@@ -126,7 +126,7 @@ def _one(
         through = jax.grad(lambda free: jnp.vdot(adjoint, jax.grad(lower)(flat, free)))(free)
         gradient = {name: -float(name in moved) * (direct[name] + through[name]) for name in free}
         updates, state = outer.update(gradient, state)
-        free = optax.apply_updates(free, updates)
+        free: Any = optax.apply_updates(free, updates)
         return (below, free, state), jax.nn.softmax(bounded(free)["logits"])
 
     carry = (flat, inner.init(flat)), free, outer.init(free)

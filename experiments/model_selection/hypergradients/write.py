@@ -163,9 +163,9 @@ PAGE = """# Hypergradients at equal cost
 
 Written by `python -m experiments.model_selection.hypergradients.write` from `results.json`; the pictures come with it.
 What each method is, its bias and its cost stand in `metaopt/estimators/bilevel.py`, which works on any two functions
-L(θ, h) and Q(θ, h) by itself: `examples/own_hypergradients.py`. gradhpo and hippotrainer are libraries of such methods,
-for training loops in JAX and for Hugging Face's trainer; here they are entries beside all other estimators, move h of a
-task family under any optimizer, and nothing of those libraries' code is used.
+L(θ, h) and Q(θ, h) by itself: `examples/own_hypergradients.py`. gradhpo (JAX: T1-T2, greedy, one step, distilled) and
+hippotrainer (torch: HOAG, DrMAD, Neumann) are libraries of such methods for one training run; here they are entries
+beside all other estimators, move h of a task family under any optimizer, and nothing of those libraries' code is used.
 
 ## Against the exact hypergradient
 
@@ -196,8 +196,9 @@ that suits a run which stops early is not the best for one that does not. This p
 A 64-134-10 network on {examples} digits, all of them at every step, cross-entropy and ½Σλ_i θ_i²; λ begins at 0.001
 and is kept in [1e-6, 1]. h is chosen by the validation digits; what is shown is the network trained anew with h, from
 the same first weights (a decay for each coordinate means another thing on others), {retrained} steps, as many as those
-of DrMAD and of exact modes. HOAG and Neumann have a damping of 0.1. {seeds} seeds, each with its own training digits
-and first weights; median [least, most].
+of DrMAD and of exact modes. HOAG and Neumann have a damping of 0.1. This is the second design: in a first one networks
+were retrained from other first weights and for longer, and hardly any method gained. {seeds} seeds, each with its own
+training digits and first weights; median [least, most].
 
 A decay a layer, {layer_budget} CPU-seconds each (lowest median of the validation loss: {best_layer}):
 
