@@ -166,6 +166,7 @@ def main() -> None:
                     keep(kind, label, calibration(name, horizon, grid))
                 print(f"{kind}: {label}, {time.time() - began:.0f} s", flush=True)
     if fields(record):
+        (HERE / "figures").mkdir(exist_ok=True)
         draw(record, HERE / "figures" / "field.png")
     (HERE / "README.md").write_text(page(record), encoding="utf-8")
 
