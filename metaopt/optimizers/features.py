@@ -86,7 +86,8 @@ def gradient_statistics(
 
     Args:
       features: `gradient` is ∇ alone (the thesis's choice for deterministic tasks), `all` the ten, `scale_free` the six
-        that do not change when the loss is multiplied by a constant: s, n, n², mⁿ, vⁿ, sⁿ.
+        that do not change when the loss is multiplied by a constant: s, n, n², mⁿ, vⁿ, sⁿ. They do where gradients are
+        small: s falls short by ε/(√v̂ + ε), 1% at √v̂ = 1e-6 and half at 1e-8, and n is 0 below a norm of 1e-15.
       s_form: `adam` is m̂/(√v̂+ε); `printed` is m̂/(v̂+ε), as the thesis prints it.
     """
     if features == "gradient":

@@ -50,6 +50,15 @@ def test_scale_free_features_are_six_and_do_not_change_with_the_scale_of_the_los
     np.testing.assert_allclose(run(features, gradients), by_hand(gradients, "adam")[:, 4:], rtol=2e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "short"), [(1e-3, 1e-5), (1e-6, 0.0099), (1e-8, 0.5)])
+def test_scale_free_features_stop_being_so_at_epsilon(size, short):
+    features = gradient_statistics("scale_free", "adam")
+    s, n, *_ = run(features, jnp.full((1, 1, 3), size))[0]
+    np.testing.assert_allclose(1 - s, short, rtol=0.02, atol=1e-6)
+    np.testing.assert_allclose(n, 3**-0.5, rtol=1e-5)
+    assert not np.any(run(features, jnp.full((1, 1, 3), 1e-16))[0][1])
+
+
 def test_gradient_feature_is_the_gradient():
     gradients = jax.random.normal(jax.random.key(2), (2, 2, 3))
     np.testing.assert_array_equal(run(gradient_statistics("gradient", "adam"), gradients)[:, 0], gradients)
