@@ -320,6 +320,17 @@ def test_random_search_steps_to_the_best_draw() -> None:
         np.testing.assert_allclose(phi["task"]["precision"], memory.best["precision"], rtol=1e-5)
 
 
+def test_a_draw_that_no_task_survives_moves_nothing() -> None:
+    optimizer = with_task(sgd(learning_rate=1e20), SEED)
+    schedule = Schedule(num_tasks=1, horizon=T, unroll_length=T, num_devices=1)
+    estimator = of_part(choice("random_search"), optimizer, OBJECTIVES["last"](), schedule)
+    phi = {**optimizer.init(jax.random.key(0)), "task": {"precision": jnp.ones(12)}}
+    state = estimator.init(jax.random.key(1), phi, (SEED,))
+    gradient, state, metrics = jax.jit(estimator.estimate)(jax.random.key(0), phi, state, (SEED,))
+    assert metrics["alive"] == 0 and state[0].memory.count == 1 and np.isinf(state[0].memory.value)
+    assert np.all(gradient["task"]["precision"] == 0)
+
+
 REFUSED = [
     ("drmad", momentum(), {}, "plain gradient descent"),
     ("drmad", None, dict(horizon=2 * T), "whole runs"),
