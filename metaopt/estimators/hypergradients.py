@@ -159,10 +159,11 @@ def hoag(
     """-(∂_h∂_θL)ᵀ v, (∇²L + damping) v = ∇Q, by conjugate gradients to a tolerance that falls (Pedregosa 2016).
 
     At meta-step k residuals are `tolerance`·`decay`ᵏ‖∇Q‖, not below `least`. θ is kept between meta-steps where
-    `unroll_length` is below `horizon`, so that it comes near θ* with them. Unbiased in the limit where the sum of
-    tolerances is finite; at a θ off θ* biased by the order of the distance. Tasks whose Hessian is not positive are
-    left out and counted, and a run in which they are half is ended: `damping` is the remedy. Cost: K gradients and two
-    to three for each of up to `max_steps` + 5 products; memory a few θ, whatever d and K. Q, whatever the objective.
+    `unroll_length` is below `horizon`, so that it comes near θ* with them. Biased by the order of θ's distance from θ*
+    and of the residual; convergence is proved for tolerances of a finite sum, and below `least` they do not fall:
+    rounding stops them near there. Tasks whose Hessian is not positive are left out and counted, and a run in which
+    they are half is ended: `damping` is the remedy. Cost: K gradients and two to three for each of up to `max_steps` +
+    5 products; memory a few θ, whatever d and K. Q, whatever the objective.
     """
     _in_range("tolerance", tolerance, 0 < tolerance < 1, "in (0, 1)")
     _in_range("decay", decay, 0 < decay <= 1, "in (0, 1]")
@@ -368,7 +369,8 @@ def random_search(
         better = value < memory.value
         new = drawn(memory)
         best = jax.tree.map(lambda a, b: jnp.where(better, a, b), new, memory.best)
-        way = jax.tree.map(lambda held, best: held / alive - best, sums.gradient, best)
+        # Where no task was alive nothing is known of φ; there is no way from it.
+        way = jax.tree.map(lambda held, best: jnp.where(sums.alive > 0, held / alive - best, 0.0), sums.gradient, best)
         return way, Best(memory.centre, best, jnp.where(better, value, memory.value), memory.count + 1)
 
     def memory(meta_params: MetaParams) -> Best:

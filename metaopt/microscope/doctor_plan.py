@@ -40,25 +40,32 @@ def plan(
     own, horizon = experiment.estimator, experiment.horizon
     window = experiment.unroll_length or horizon
     noisy = explores(experiment, optimizer)
-    reverse = Choice(next(name for name in ESTIMATORS if differentiates(name) and needs_noise(name) == noisy))
-    backward = reverse
+    reverse = next(name for name in ESTIMATORS if differentiates(name) and needs_noise(name) == noisy)
+    moved = part_moved(own)
+
+    def same(name: str, **options: Any) -> Choice:
+        """Another estimator of the part of φ that the run's own moves, whatever that is by default."""
+        kept = {key: value for key, value in own.options.items() if key == "objective_batch"}
+        part = {} if ESTIMATORS.traits(name).moves[0] == moved else {OF: moved}
+        return Choice(name, {**kept, **part, **options})
+
+    backward = same(reverse)
     if differentiates(own.name):
         backward = Choice(own.name, {key: value for key, value in own.options.items() if key != "staggered"})
-    kept = {key: value for key, value in own.options.items() if key in ("objective_batch", OF)}
-    reference = Choice(reverse.name, {**kept, "second_order": True})
+    reference = same(reverse, second_order=True)
     found = [Variant(own, horizon, window, own=True), Variant(backward, horizon, horizon)]
     short = [largest_divisor(horizon, horizon // 5), largest_divisor(horizon, horizon // 20)]
     found += [Variant(backward, horizon, length) for length in short]
     for name in ESTIMATORS:
-        if name not in (own.name, backward.name) and part_moved(own) in ESTIMATORS.traits(name).moves:
+        if name not in (own.name, backward.name) and moved in ESTIMATORS.traits(name).moves:
             length = short[0] if name in persistent() else horizon
-            found.append(Variant(Choice(name, kept), horizon, length))
+            found.append(Variant(same(name), horizon, length))
     references = [Variant(reference, horizon, horizon)]
     far = FAR * horizon
     if LIVES[0] * cost(Variant(reference, far, far)) <= REFERENCE * SAMPLING:
         references.append(Variant(reference, far, far))
         found += [Variant(backward, far, far), Variant(backward, far, horizon)]
-        found += [Variant(Choice(name, kept), far, horizon) for name in persistent()]
+        found += [Variant(same(name), far, horizon) for name in persistent()]
     seen: dict[Any, Variant] = {}
     for variant in found:  # the run's own comes first
         seen.setdefault((str(variant.picked), variant.horizon, variant.window), variant)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -10,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from metaopt.data import Examples
 from metaopt.registry import TASKS
 from metaopt.tasks.examples import num_examples as count_examples
 from metaopt.tasks.images import classifier
 from metaopt.tasks.regression import Observations
 from metaopt.tasks.settings import check_batch_size, check_count, check_option
-from metaopt.types import Data, Hyper, Key, Params, Scalar, Task, TaskFamily
+from metaopt.types import Batch, Data, Hyper, Key, Params, Scalar, Split, Task, TaskFamily
 
 Per = Literal["network", "layer", "coordinate"]
 
@@ -85,11 +87,27 @@ def ridge_features(num_examples: int = 40, seed: int | None = None, noise_precis
     )
 
 
+class Noisy(NamedTuple):
+    """Examples to train on; those that are judged come without the noise."""
+
+    examples: Examples
+    noise: jax.Array  # ε ~ N(0, 1), of the inputs' shape
+
+
+def _noisy(key: Key, examples: Examples) -> Noisy:
+    return Noisy(examples, jax.random.normal(key, examples.inputs.shape, examples.inputs.dtype))
+
+
+def _plain(batch: Batch) -> Examples:
+    return batch.examples if isinstance(batch, Noisy) else batch
+
+
 @TASKS.register(places=("data_dir",))
 def regularised_classifier(
     data: str = "digits",
     per: Per = "layer",
     decay: float = 1e-3,
+    input_noise: float | None = None,
     num_examples: int | None = None,
     hidden_layers: int = 1,
     width: int = 20,
@@ -103,6 +121,9 @@ def regularised_classifier(
     the 64 pixels of `digits` that is 10,060. All start at `decay`.
 
     Args:
+      input_noise: an augmentation whose scale is to be chosen too, from here: training inputs are x + σε, ε ~ N(0, I)
+        anew with every batch, validation and test inputs as they are. Losses on all of the training data, which `hoag`,
+        `neumann`, `t1_t2` and `drmad` differentiate, have one fixed ε an example. None: no noise.
       num_examples: of the training data, the first so many; none: all of them. Fewer are overfitted sooner.
       batch_size: none: all of the training data at every step, so that tasks differ in their first weights alone.
 
@@ -110,8 +131,9 @@ def regularised_classifier(
       ValueError: settings out of range, or as `classifier`.
     """
     check_option("per", per, get_args(Per))
-    if not decay > 0:
-        raise ValueError(f"`decay` is {decay}; give a number above 0, whose logarithm can be moved.")
+    for name, start in (("decay", decay), ("input_noise", 1.0 if input_noise is None else input_noise)):
+        if not 0 < start < math.inf:
+            raise ValueError(f"`{name}` is {start}; give a finite number above 0, whose logarithm can be moved.")
     plain = classifier(
         data=data,
         hidden_layers=hidden_layers,
@@ -122,7 +144,7 @@ def regularised_classifier(
     )
     held = count_examples(plain.data["train"])
     if num_examples is not None:
-        check_batch_size(num_examples, held, f" in {data}")
+        check_count("num_examples", num_examples, most=held, why=f" (there are {held:,} training examples in {data})")
         held = num_examples
         plain = dataclasses.replace(
             plain, data={**plain.data, "train": jax.tree.map(lambda x: x[:held], plain.data["train"])}
@@ -139,15 +161,40 @@ def regularised_classifier(
             rates = jnp.repeat(rates, np.asarray(sizes), total_repeat_length=sum(sizes))
         return 0.5 * jnp.sum(rates * squares)
 
-    def loss(params: Params, task: Task, batch: Any, *, hyper: dict[str, Any] | None = None) -> Scalar:
-        return plain.loss(params, task, batch) + penalty(params, decay if hyper is None else hyper["decay"])
+    starts = {"decay": Hyper(np.full(shape, decay, np.float32))}
+    if input_noise is not None:
+        starts["input_noise"] = Hyper(np.float32(input_noise))
 
+    def draw(key: Key, task: Task, data: Data) -> Batch:
+        draw_key, noise_key = (key, key) if input_noise is None else jax.random.split(key)
+        drawn = data["train"] if batch_size is None else plain.batch(draw_key, task, data)
+        return drawn if input_noise is None else _noisy(noise_key, drawn)
+
+    def eval_batch(task: Task, data: Data, split: Split) -> Batch:
+        held_out = plain.eval_batch(task, data, split)
+        return held_out if input_noise is None or split != "train" else _noisy(jax.random.key(0), held_out)
+
+    def loss(params: Params, task: Task, batch: Batch, *, hyper: dict[str, Any] | None = None) -> Scalar:
+        hyper = {"decay": decay, "input_noise": input_noise} if hyper is None else hyper
+        seen = _plain(batch)
+        if isinstance(batch, Noisy):
+            seen = seen._replace(inputs=seen.inputs + hyper["input_noise"] * batch.noise)
+        return plain.loss(params, task, seen) + penalty(params, hyper["decay"])
+
+    def metrics(params: Params, task: Task, batch: Batch) -> dict[str, Scalar]:
+        assert plain.metrics is not None
+        return plain.metrics(params, task, _plain(batch))
+
+    without = "decay" if input_noise is None else "decay and noise"
+    judged = count_examples(plain.data["validation"])
     return dataclasses.replace(
         plain,
-        batch=plain.batch if batch_size is not None else lambda key, task, data: data["train"],
+        batch=draw,
         loss=loss,
+        eval_batch=eval_batch,
+        metrics=metrics,
         name="",
-        evaluated_on=f"the full validation set ({count_examples(plain.data['validation']):,} examples), without decay",
-        hyper={"decay": Hyper(np.full(shape, decay, np.float32))},
-        validation_loss=plain.loss,
+        evaluated_on=f"the full validation set ({judged:,} examples), without {without}",
+        hyper=starts,
+        validation_loss=lambda params, task, batch: plain.loss(params, task, _plain(batch)),
     )

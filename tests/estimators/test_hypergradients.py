@@ -16,7 +16,7 @@ from metaopt.choices import choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.estimators import Schedule, bilevel
 from metaopt.estimators.bilevel import Problem
-from metaopt.estimators.hypergradients import INDEFINITE
+from metaopt.estimators.hypergradients import INDEFINITE, problem_of
 from metaopt.estimators.parts import moving, of_part
 from metaopt.experiment import build_family
 from metaopt.optimizers import adam, momentum, sgd
@@ -256,6 +256,54 @@ def test_a_minibatch_family_with_a_learned_optimizers_kin_moves_its_decay() -> N
     assert np.all(np.isfinite(evolution))
 
 
+def test_the_scale_of_a_noise_on_the_inputs_has_the_slope_of_finite_differences(x64: None) -> None:
+    """An augmentation's scale beside a decay: of the training loss alone, along drawn batches and at the minimum."""
+    options: dict[str, Any] = dict(hidden_layers=0, per="network", num_examples=12, batch_size=5)
+    family = build_family(choice("regularised_classifier", decay=0.3, input_noise=0.4, **options))
+    start: Any = {name: jnp.float64(value) for name, value in free_starts(family).items()}
+    params = family.init(jax.random.key(0), ())
+    held_out = family.eval_batch((), family.data, "validation")
+    first, second = (family.batch(jax.random.key(key), (), family.data) for key in (1, 2))
+    assert jax.tree.structure(held_out) != jax.tree.structure(first) and np.any(first.noise != second.noise)
+
+    def of_loss(batch: Any) -> Any:
+        return jax.grad(lambda free: with_hyper(family, free).loss(params, (), batch))(start)["input_noise"]
+
+    assert of_loss(held_out) == 0 and of_loss(first) != 0
+    assert family.judged_loss(params, (), first) == family.judged_loss(params, (), first.examples)
+
+    # Along batches, each with a noise of its own.
+    picked = parse_choice("truncated_backprop:of=task,second_order=true")
+    optimizer = with_task(sgd(learning_rate=0.3), family)
+    schedule = Schedule(num_tasks=1, horizon=4, unroll_length=4, num_devices=1)
+    estimator = of_part(picked, optimizer, OBJECTIVES["last"](), schedule)
+    phi = {**optimizer.init(jax.random.key(0)), "task": start}
+    state, estimate = estimator.init(jax.random.key(1), phi, (family,)), jax.jit(estimator.estimate)
+
+    def at(free: Any) -> Any:
+        return estimate(jax.random.key(2), {**phi, "task": free}, state, (family,))
+
+    # At the minimum, under one noise: HOAG against the minimum found anew.
+    problem = problem_of(family, ())
+
+    @jax.jit
+    def minimum(free: Any) -> Any:
+        return bilevel.descend(problem, params, free, rate=0.2, steps=400)
+
+    slopes = {
+        "batches": (at(start)[0]["task"], lambda free: at(free)[2]["meta_loss"]),
+        "minimum": (
+            bilevel.hoag(problem, minimum(start), start, tolerance=1e-10).gradient,
+            lambda free: problem.validation_loss(minimum(free), free),
+        ),
+    }
+    for name, (slope, value) in slopes.items():
+        for part in ("input_noise", "decay"):
+            ahead, behind = (value({**start, part: start[part] + step}) for step in (1e-3, -1e-3))
+            assert abs(slope[part]) > 1e-3
+            np.testing.assert_allclose(slope[part], (ahead - behind) / 2e-3, rtol=1e-3, err_msg=f"{name}, {part}")
+
+
 def test_random_search_steps_to_the_best_draw() -> None:
     optimizer = with_task(sgd(learning_rate=RATE), SEED)
     schedule = Schedule(num_tasks=1, horizon=T, unroll_length=T, num_devices=1)
@@ -270,6 +318,17 @@ def test_random_search_steps_to_the_best_draw() -> None:
         memory = state[0].memory
         np.testing.assert_allclose(memory.value, lowest, rtol=1e-6)
         np.testing.assert_allclose(phi["task"]["precision"], memory.best["precision"], rtol=1e-5)
+
+
+def test_a_draw_that_no_task_survives_moves_nothing() -> None:
+    optimizer = with_task(sgd(learning_rate=1e20), SEED)
+    schedule = Schedule(num_tasks=1, horizon=T, unroll_length=T, num_devices=1)
+    estimator = of_part(choice("random_search"), optimizer, OBJECTIVES["last"](), schedule)
+    phi = {**optimizer.init(jax.random.key(0)), "task": {"precision": jnp.ones(12)}}
+    state = estimator.init(jax.random.key(1), phi, (SEED,))
+    gradient, state, metrics = jax.jit(estimator.estimate)(jax.random.key(0), phi, state, (SEED,))
+    assert metrics["alive"] == 0 and state[0].memory.count == 1 and np.isinf(state[0].memory.value)
+    assert np.all(gradient["task"]["precision"] == 0)
 
 
 REFUSED = [

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt.choices import choice
+from metaopt.choices import choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.estimators import truncated_backprop
-from metaopt.experiment import Evaluation, Experiment, MetaOptimizer, build_optimizer
+from metaopt.experiment import Evaluation, Experiment, MetaOptimizer, build_optimizer, part_moved
 from metaopt.microscope import doctor, gradient_quality
 from metaopt.microscope.advice import reference_in_words
 from metaopt.microscope.doctor import Variant, diagnose, plan
@@ -319,6 +319,17 @@ def test_plan_compares_windows_and_every_estimator_once() -> None:
     assert reference.picked.options == {"second_order": True, "objective_batch": "full"}
     dear, _ = plan(experiment, build_optimizer(experiment.optimizer), lambda variant: 1e9)
     assert {variant.horizon for variant in dear} == {20}
+
+
+@pytest.mark.parametrize(("estimator", "part"), [("hoag", "task"), ("evolution_strategies:of=both", "both")])
+def test_plan_compares_estimators_of_one_part_of_phi(estimator: str, part: str) -> None:
+    """Hypergradients move the task's settings by default and others the optimizer: they have no direction in common."""
+    experiment = tiny(estimator=parse_choice(estimator), optimizer=choice("sgd"), tasks=(choice("ridge_features"),))
+    variants, references = plan(experiment, build_optimizer(experiment.optimizer), lambda variant: 1.0)
+    assert {part_moved(variant.picked) for variant in [*variants, *references]} == {part}
+    assert variants[0].picked == experiment.estimator and len(references) == 2
+    names = {variant.picked.name for variant in variants}
+    assert names >= {"truncated_backprop", "forward_mode"} and ("drmad" in names) == (part == "task")
 
 
 def tiny(**changes: object) -> Experiment:

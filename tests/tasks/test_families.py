@@ -14,7 +14,11 @@ from metaopt.experiment import build_family
 from metaopt.registry import TASKS
 from metaopt.tasks import rescaled
 
-VARIANTS = [*TASKS, "classifier:hidden_layers=3,batch_norm=true,activation=tanh"]
+VARIANTS = [
+    *TASKS,
+    "classifier:hidden_layers=3,batch_norm=true,activation=tanh",
+    "regularised_classifier:input_noise=0.1,batch_size=none",
+]
 CASES = [(name, 0.0) for name in VARIANTS] + [("classifier", 1.0)]
 
 
@@ -128,6 +132,9 @@ def test_splits():
         ("classifier:width=0", "`width` is 0"),
         ("classifier:batch_size=1258", r"there are 1,257 training examples"),
         ("classifier:activation=gelu", "'gelu'"),
+        ("regularised_classifier:num_examples=0", r"`num_examples` is 0; give a whole number from 1 to 1257"),
+        ("regularised_classifier:num_examples=20", r"`batch_size` is 64; give a whole number from 1 to 20"),
+        ("regularised_classifier:input_noise=0", "`input_noise` is 0.0; give a finite number above 0"),
         ("autoencoder:data=digit", "did you mean 'digits'"),
         ("classifier:layers=3", "did you mean 'hidden_layers'"),
         ("quadratics", "did you mean 'quadratic'"),

@@ -204,16 +204,20 @@ def _claim(shown: Mapping[str, Any]) -> str:
     """Where models chosen by the bound have a higher error than cross-validated ones, and where they are steadier."""
     settings = {f"N = {examples}": shown[f"size {examples}"]["chosen"] for examples in choice.SIZES}
     settings |= {name: shown[name] for name in choice.CONFIGURATIONS}
-    higher, steadier = [], []
+    higher, steadier, medians = [], [], []
     for name, row in settings.items():
         bound, other = row["ELBO"], row["cross-validation"]
         if bound["error"] > other["error"]:
             higher.append(name)
         if bound["spread"] < other["spread"]:
             steadier.append(name)
+        if "median" in bound and bound["median"] > other["median"]:
+            medians.append(name)
+    by_median = f", the higher median, of the table above, at {', '.join(medians)}" if medians else ""
     return (
         f"Of {len(settings)} settings (sample sizes above and configurations below) the bound's models have the "
-        f"smaller spread in {len(steadier)} and the higher mean error in {len(higher)} ({'; '.join(higher) or 'none'})."
+        f"smaller spread in {len(steadier)} and the higher mean error in {len(higher)} ({'; '.join(higher) or 'none'})"
+        f"{by_median}."
     )
 
 

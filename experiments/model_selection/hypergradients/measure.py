@@ -98,7 +98,7 @@ def curve(
 
     Args:
       make: data -> the problem, so that one program serves all seeds.
-      method: none: random search within the box's half around h.
+      method: none: random search, h + N(0, 2²) cut at the box.
       inner: (rate, steps) of random search's runs.
     """
     tx = optax.adam(1.0)

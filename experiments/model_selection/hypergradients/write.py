@@ -100,6 +100,16 @@ def _spread(values: np.ndarray, digits: str) -> str:
     return f"{np.median(values):{digits}} [{values.min():{digits}}, {values.max():{digits}}]"
 
 
+def _at_an_end(part: Mapping[str, Any]) -> str:
+    """Which rates were chosen at an end of those tried, in words."""
+    ends = {"lowest": min(measure.RATES), "highest": max(measure.RATES)}
+    words = []
+    for word, rate in ends.items():
+        names = [name for name, method in part["methods"].items() if method["rate"] == rate]
+        words += [f"the {word} of {', '.join(names)}"] if names else []
+    return f"Chosen rates at an end of the range, beyond which may be better ones: {'; '.join(words) or 'none'}."
+
+
 def page(record: Mapping[str, Any]) -> str:
     """README.md from the JSON alone."""
     cosine = ["| method | median of 20 seeds | lowest |", "| --- | --- | --- |"]
@@ -122,7 +132,7 @@ def page(record: Mapping[str, Any]) -> str:
             number = np.median([seed["number"][-1] for seed in part["seeds"]])
             loss, accuracy = (_spread(_ends(part, value), ".3f") for value in ("validation", "accuracy"))
             lines.append(f"| {name} | {part['rate'] or '-'} | {number:,.0f} | {loss} | {accuracy} |")
-        tables[which] = "\n".join(lines)
+        tables[which] = "\n".join([*lines, "", _at_an_end(record[which])])
     speed = record["speed"]
     best = {
         which: min(
@@ -137,7 +147,7 @@ def page(record: Mapping[str, Any]) -> str:
     return PAGE.format(
         cosines="\n".join(cosine),
         differences=f"{record['cosines']['differences']:.0e}",
-        benchmark="\n".join(bench),
+        benchmark="\n".join([*bench, "", _at_an_end(record["benchmark"])]),
         nearest=nearest,
         budget=record["benchmark"]["budget"],
         whole=record["benchmark"]["whole"],

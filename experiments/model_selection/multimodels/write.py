@@ -221,7 +221,8 @@ def _best(mixture: Mixture, rows: Rows) -> Params:
 
 def log_evidence(mixture: Mixture, params: Params, rows: Rows) -> float:
     """log p(y | X, A) of a mixture with constant weights of uniform law, by Laplace's method in the logits; all K!
-    orders of the experts count. The mode is that of the density of the logits, near the one of the weights."""
+    orders of the experts count. The mode is that of the density of the logits, near the one of the weights; curvatures
+    below a tenth, where there is a ridge and no maximum, count as a tenth."""
     K, n = mixture.num_experts, mixture.num_inputs
     logits = {} if K == 1 else {"free": params["weights"][:-1] - params["weights"][-1]}
     flat, unravel = ravel_pytree({"experts": params["experts"], **logits})
