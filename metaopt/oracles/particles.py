@@ -13,7 +13,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.xla_metadata import set_xla_metadata
 
 from metaopt.types import Batch, Data, Estimate, Key, Law, Params, Scalar, Task, TaskFamily
 
@@ -59,6 +58,10 @@ def law_of(family: TaskFamily, *, values: bool, slopes: bool, who: str) -> Law:
 def _apart(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as a program of its own, on CPUs, whose fusions take anew what they read: a proposal with all of its
     random numbers half a dozen times. Optimisation barriers are gone before XLA fuses there."""
+    try:
+        from jax.experimental.xla_metadata import set_xla_metadata
+    except ImportError:  # it is experimental, and without it the same is only slower
+        return function
     if jax.default_backend() != "cpu":
         return function
     called = jax.jit(function)
