@@ -28,7 +28,7 @@ from metaopt.estimators.bilevel import Problem
 from metaopt.tasks import regularised_classifier, ridge_features
 
 SEEDS, TUNING_SEED = 5, 100
-RATES = (0.02, 0.1, 0.5)  # of Adam in h, one chosen for each method on a seed apart
+RATES = (0.004, 0.02, 0.1, 0.5, 2.5)  # of Adam in h, one chosen for each method on a seed apart
 POINTS = 12  # of a curve
 WINDOW = 10  # inner steps between the hypergradients of those that keep θ
 
