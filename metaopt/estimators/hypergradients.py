@@ -90,6 +90,22 @@ def _run_on(
     return unroll(bind_tasks(optimizer, meta_params), family, run.task, run.state, length=length)
 
 
+def _unrolled(
+    optimizer: Optimizer, objective: Objective, family: TaskFamily, run: Run, length: int, how: How
+) -> Callable[[MetaParams], tuple[Scalar, tuple[Sums, Run]]]:
+    """φ -> the objective of `length` steps from `run`, with second derivatives; beside it the sums and the end."""
+
+    def total(meta_params: MetaParams) -> tuple[Scalar, tuple[Sums, Run]]:
+        tx = bind_tasks(optimizer, meta_params)
+        final, trace = unroll(
+            tx, family, run.task, run.state, length=length, second_order=True, objective_batch=how.objective_batch
+        )
+        sums = alive_sums(final.alive, objective(trace), trace)
+        return sums.loss, (sums, Run(run.task, final))
+
+    return total
+
+
 # ----- after each inner step ------------------------------------------------------------------------------------------
 
 
@@ -108,14 +124,7 @@ def greedy(optimizer: Optimizer, objective: Objective, schedule: Schedule) -> Me
             state, _ = _run_on(optimizer, meta_params, family, run, schedule.unroll_length - 1)
             run = jax.lax.stop_gradient(Run(run.task, state))
 
-        def total(meta_params: MetaParams) -> tuple[jax.Array, tuple[Sums, Run]]:
-            tx = bind_tasks(optimizer, meta_params)
-            final, trace = unroll(
-                tx, family, run.task, run.state, length=1, second_order=True, objective_batch=how.objective_batch
-            )
-            sums = alive_sums(final.alive, objective(trace), trace)
-            return sums.loss, (sums, Run(run.task, final))
-
+        total = _unrolled(optimizer, objective, family, run, 1, how)
         slope, (sums, after) = jax.grad(total, has_aux=True)(meta_params)
         return sums._replace(gradient=slope), after
 
@@ -308,19 +317,7 @@ def forward_mode(optimizer: Optimizer, objective: Objective, schedule: Schedule)
     how = How(objective_batch="validation", differentiates=True)
 
     def gradient(meta_params: MetaParams, family: TaskFamily, memory: PyTree, keys: Key, run: Run) -> tuple[Sums, Run]:
-        def total(meta_params: MetaParams) -> tuple[jax.Array, tuple[Sums, Run]]:
-            final, trace = unroll(
-                bind_tasks(optimizer, meta_params),
-                family,
-                run.task,
-                run.state,
-                length=schedule.unroll_length,
-                second_order=True,
-                objective_batch=how.objective_batch,
-            )
-            sums = alive_sums(final.alive, objective(trace), trace)
-            return sums.loss, (sums, Run(run.task, final))
-
+        total = _unrolled(optimizer, objective, family, run, schedule.unroll_length, how)
         slope, (sums, after) = jax.jacfwd(total, has_aux=True)(meta_params)
         return sums._replace(gradient=slope), after
 
