@@ -71,8 +71,9 @@ def weigh(records: Mapping[str, Record], multiple: str = MULTIPLE) -> list[Weigh
     for record in records.values():
         if "arms" not in record:
             continue
-        chosen = {name: settings(arm) for name, arm in record["arms"].items()}
-        for one, two in combinations(record["arms"], 2):
+        last = [name for name, arm in record["arms"].items() if arm.get("pick", "last") == "last"]
+        chosen = {name: settings(record["arms"][name]) for name in last}
+        for one, two in combinations(last, 2):
             differs = _difference(chosen[one], chosen[two])
             if differs is None:
                 continue
