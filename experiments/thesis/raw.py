@@ -105,7 +105,8 @@ def _seeds(tests: Mapping[str, Runs]) -> int:
 def shortened(values: np.ndarray) -> np.ndarray:
     """float32 values rounded to `KEPT_BITS` bits of mantissa; infinities and nan as they are."""
     with np.errstate(over="ignore"):
-        bits = np.asarray(values, np.float32).view(np.uint32)
+        single = np.asarray(values, np.float32)
+    bits = single.view(np.uint32)
     dropped = 23 - KEPT_BITS
     rounded = ((bits + np.uint32(1 << (dropped - 1))) >> np.uint32(dropped)) << np.uint32(dropped)
-    return np.where(np.isfinite(values), rounded.view(np.float32), np.asarray(values, np.float32))
+    return np.where(np.isfinite(single), rounded.view(np.float32), single)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.machinery
 import importlib.util
 import inspect
@@ -14,12 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.thesis import choices, steps, write
-from experiments.thesis.arms import EXACT, STUDIES, THESIS, figure
+from experiments.thesis import arms, choices, claims, raw, steps, work, write
+from experiments.thesis.arms import EXACT, PICKS, STUDIES, THESIS, Arm, Study, figure, picked
+from experiments.thesis.collect import collect
+from experiments.thesis.describe import described
+from experiments.thesis.folders import phi_file, work_folder
 from experiments.thesis.raw import Raw
 from experiments.thesis.write import read_results
+from metaopt.choices import choice
 from metaopt.experiment.checks import validate
 from metaopt.optimizers.lstms import lstm
+from metaopt.shipped.loading import read_optimizer
+from metaopt.training.loop import Trainer, meta_train
+from metaopt.training.validation import Validator
+from tests.toys import TINY
 
 
 def test_every_arm_is_a_sound_experiment_of_its_own() -> None:
@@ -30,12 +39,12 @@ def test_every_arm_is_a_sound_experiment_of_its_own() -> None:
             assert validate(arm.experiment).horizon == study.horizon
             assert arm.seeds >= 3 or study.name in ("networks_mnist_5k", "networks_fashion_mnist")
     for name in ("quadratic", "linear_regression", "networks_cross"):
-        arms = {arm.name: arm.experiment for arm in STUDIES[name].arms}
+        known = {arm.name: arm.experiment for arm in STUDIES[name].arms}
         for model in ("rl", "bp"):
-            one = arms[f"{model}/{EXACT}"]
+            one = known[f"{model}/{EXACT}"]
             assert one.num_tasks == 1 and one.optimizer.options["s_form"] == "printed" and one.unroll_length is None
-        assert arms[f"rl/{EXACT}"].estimator.options == {"state_gradient": "stopped"}
-        assert arms[f"rl/{EXACT}"].optimizer.options["noise"] == "per_step"
+        assert known[f"rl/{EXACT}"].estimator.options == {"state_gradient": "stopped"}
+        assert known[f"rl/{EXACT}"].optimizer.options["noise"] == "per_step"
     # All eight corners of step rule × meta-gradient × noise.
     corners = {
         (
@@ -156,6 +165,124 @@ def test_a_study_whose_images_are_missing_is_left_out_with_one_line(
     assert {part.study for part in left} == {"after"}
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("networks_fashion_mnist is left out: ") and "not on this machine" in line
+
+
+# ----- the parts, on a study that compiles in no time -----------------------------------------------------------------
+
+
+def _tiny_arm(name: str, seeds: int) -> Arm:
+    log = dataclasses.replace(TINY.log, every=2)
+    arm = Arm(name, dataclasses.replace(TINY, log=log), seeds)
+    return picked(arm, 4, 2)
+
+
+SMALL = Study(
+    "quadratic",
+    "small",
+    (_tiny_arm("rl", 2), _tiny_arm("bp", 2)),
+    (arms.Test(choice("quadratic", dim=10), 4, (1, 10)),),
+    fixed=(choice("sgd", learning_rate=1.0),),
+    tuned=("adamw:schedule=cosine",),
+    tuning="3x1",
+    num_tuning_tasks=8,
+)
+
+
+COSINE = "adamw:schedule=cosine@1"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with all parts of `SMALL`, and its results beside it."""
+    path = tmp_path_factory.mktemp("thesis")
+    clock = work.Clock(None)
+    for arm in SMALL.arms:
+        work.run_arm(SMALL, arm, arm.seeds, path / "work", clock)
+    work.run_baselines(SMALL, path / "work", clock)
+    found = collect(SMALL, path / "work")
+    assert found is not None
+    (path / "results").mkdir()
+    (path / "results" / "quadratic.json").write_text(json.dumps(found[0]))
+    raw.write(path / "results" / "quadratic.npz", found[1])
+    return path
+
+
+def test_parts_leave_losses_figures_and_where_they_come_from(done: Path) -> None:
+    record = json.loads((done / "results" / "quadratic.json").read_text())
+    losses = raw.read(done / "results" / "quadratic.npz")
+    task = str(SMALL.tests[0].task)
+    assert set(record["arms"]) == {f"{model}{use}" for model in ("rl", "bp") for use in ("", "/pick=1x", "/pick=10x")}
+    assert losses.runs["rl"][task]["loss_10"].shape == (2, 4) and losses.runs[COSINE][task]["along_1"].shape == (1, 4)
+    assert "loss_10" not in losses.runs[COSINE][task] and "loss_1" in losses.runs["sgd_lr=1.0000"][task]
+    assert record["baselines"][task]["adamw:schedule=cosine@10"]["record"]["knows_horizon"]
+    # Each φ bears the environment that it was meta-trained in.
+    (where,) = record["environments"]
+    assert where["cpu"] and where["versions"]["jax"] == jax.__version__ and where["cpu_count"] >= 1
+    assert record["arms"]["rl"]["trained_in"] == [[0], [0]] and record["arms"]["rl"]["evaluated_in"] == [0]
+    assert "host" not in where and "command" not in where  # of nobody's machine
+    # Figures of the tables are those of the losses.
+    at = described(record, losses)["arms"]["bp"]["tests"][task]["at"]["10"]
+    assert at["mean"] == pytest.approx(losses.runs["bp"][task]["loss_10"].mean(), rel=1e-9)
+    (case,) = claims._bp_lower(described(record, losses))
+    assert case.setting == claims.OURS and case.figures.startswith("BP / RL ")
+
+
+def test_three_phi_are_kept_of_one_run(done: Path) -> None:
+    """The last and the best at each multiple, as a validation by hand has them."""
+    folder = work_folder(done / "work", SMALL.name, "rl") / "seed-1"
+    trainer = Trainer(validate(dataclasses.replace(SMALL.arms[0].experiment, seed=1)))
+    validator, scores, phis = Validator(trainer), {}, {}
+
+    def look(trainer: Trainer, state: Any, metrics: Any) -> None:
+        step = int(state.meta_step)
+        phis[step] = jax.device_get(state.meta_params)
+        if step % 4 == 0:
+            row = validator(state.meta_params)[1]
+            scores[step] = [row[f"validation/{pick}/median"] for pick in PICKS]
+
+    meta_train(trainer, callbacks=[look])
+    assert sorted(scores) == [4, 8]
+    for index, pick in enumerate(("last", *PICKS)):
+        best = 8 if pick == "last" else min(scores, key=lambda step: scores[step][index - 1])
+        found = read_optimizer(phi_file(folder, pick))
+        assert found.card["meta_step"] == best
+        np.testing.assert_array_equal(jax.tree.leaves(found.meta_params), jax.tree.leaves(phis[best]))
+    card = json.loads((folder / "training.json").read_text())
+    assert card["picked"] == {pick: read_optimizer(phi_file(folder, pick)).card["meta_step"] for pick in PICKS}
+
+
+def test_what_is_stopped_goes_on_with_the_best_so_far(done: Path, tmp_path: Path) -> None:
+    arm = SMALL.arms[0]
+    trainer = Trainer(validate(arm.experiment))
+    clock = work.Clock(None)
+    checks = iter([False, False, True])  # after meta-step 6: the checkpoint of the signal holds what step 4 was
+    clock.check = lambda: (_ for _ in ()).throw(work.Stop) if next(checks, False) else None  # type: ignore[method-assign]
+    with pytest.raises(work.Stop):
+        work.train(trainer, 0, tmp_path, clock)
+    assert not (tmp_path / "phi.safetensors").exists()
+    work.train(trainer, 0, tmp_path, work.Clock(None))
+    whole = work_folder(done / "work", SMALL.name, "rl") / "seed-0"
+    for pick in ("last", *PICKS):
+        one, other = (read_optimizer(phi_file(folder, pick)) for folder in (whole, tmp_path))
+        assert one.card.get("meta_step") == other.card.get("meta_step")
+        np.testing.assert_array_equal(jax.tree.leaves(one.meta_params), jax.tree.leaves(other.meta_params))
+
+
+def test_verifying_says_how_far_figures_move(
+    done: Path, tmp_path: Path, queue: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(queue, "RESULTS", done / "results")
+    monkeypatch.setitem(STUDIES, "quadratic", SMALL)
+    assert queue.verify(["quadratic/rl"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("quadratic/rl")]
+    assert len(lines) == 3 and lines[0].startswith("quadratic/rl: committed ")
+    # On the same machine, up to the digits that are kept of the losses.
+    for line, multiple in zip(lines[1:], (1, 10), strict=True):
+        assert f"at {multiple}×: mean loss " in line and "committed 1 (geometric mean)" in line
+        assert float(line.rpartition(" ")[2]) < 2e-4
+    monkeypatch.setattr(queue, "RESULTS", tmp_path)
+    assert queue.verify(["quadratic/rl"]) == 2
+    assert "there are no losses of quadratic/rl" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("protocol", "stays"), [(2, True), (None, False)])
