@@ -103,7 +103,7 @@ def _seeds(study: Study, arm: Arm, use: str, test: Test, work: Path) -> list[Fil
         else:
             return None
     whole = next((file for file in found if file), None)
-    return whole and [file or _all_failed(whole) for file in found]
+    return None if whole is None else [file or _all_failed(whole) for file in found]
 
 
 def _load(path: Path) -> File:

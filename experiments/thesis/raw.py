@@ -73,7 +73,7 @@ def write(path: Path, raw: Raw) -> None:
             lines = [one[seed] if len(one) else blank for one, (_, seed) in zip(stacked, rows, strict=True)]
             kept[f"{index}/{quantity}"] = np.asarray(lines, np.int8) if word else shortened(np.asarray(lines))
     with replacing(path) as part, open(part, "wb") as file:
-        np.savez_compressed(file, **kept)
+        np.savez_compressed(file, allow_pickle=False, **kept)
 
 
 def read(path: Path) -> Raw:

@@ -60,10 +60,12 @@ def write_all(work: Path) -> list[str]:
 
 
 def _replaces(new: Record, old: Record) -> bool:
-    """Whether a record is to stand in another's place: of the first protocol, any that has both models gives way to
-    none; of the same, the one with more runs stays."""
+    """Whether a record is to stand in another's place.
+
+    Of the same protocol the one with more runs stays; one of the first gives way where both models have no fewer seeds.
+    """
     if old.get("protocol") != PROTOCOL:
-        return {"rl", "bp"} <= set(new["arms"])
+        return all(new["arms"].get(name, {"seeds": 0})["seeds"] >= old["arms"][name]["seeds"] for name in ("rl", "bp"))
     return runs_in(new) >= runs_in(old)
 
 

@@ -285,13 +285,14 @@ def test_verifying_says_how_far_figures_move(
     assert "there are no losses of quadratic/rl" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("protocol", "stays"), [(2, True), (None, False)])
+@pytest.mark.parametrize(("protocol", "seeds", "stays"), [(2, 5, True), (None, 5, True), (None, 1, False)])
 def test_a_part_of_the_work_takes_no_place_of_the_whole(
-    protocol: int | None, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    protocol: int | None, seeds: int, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But that of the first protocol, of which nothing is judged, gives way to whatever has both models."""
-    whole, part = ({"protocol": 2, "arms": {name: {"seeds": n} for name in ("rl", "bp")}} for n in (5, 1))
+    """But one of the first protocol, of which nothing is judged, gives way to one with as many seeds of both models."""
+    whole, part = ({"protocol": 2, "arms": {name: {"seeds": n} for name in ("rl", "bp")}} for n in (seeds, 1))
     whole["protocol"] = protocol
+    whole["arms"]["rl/d=rms"] = {"seeds": 5}
     (tmp_path / "quadratic.json").write_text(json.dumps(whole))
     monkeypatch.setattr(write, "RESULTS", tmp_path)
     monkeypatch.setattr(write, "ROOT", tmp_path)

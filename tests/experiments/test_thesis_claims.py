@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.thesis import claims, raw
+from experiments.thesis import choices, claims, raw
 from experiments.thesis.claims import OURS, THESIS, judge
 from experiments.thesis.describe import described
 from experiments.thesis.judging import Sides, all_of, share_of, words
@@ -97,7 +97,7 @@ def pairs(rl: Law, bp: Law) -> dict[str, Law]:
 
 def test_losses_come_back_from_their_file(tmp_path: Path) -> None:
     record = study("quadratic", ["a", "b"], {"rl": normal(-3.0), "bp": normal(2.0)}, seeds=3, tasks=7)
-    losses: Raw = record["raw"]
+    losses = record["raw"]
     some = losses.runs["rl"]["a"]
     some["loss_10"][0, :3] = [np.inf, 0.0, 1e300]
     some["failed_10"] = np.arange(21).reshape(3, 7) % 2 == 0
@@ -243,6 +243,20 @@ def test_verdicts_are_said_in_words() -> None:
     (claim,) = [one for one in judge({"quadratic": study("quadratic", QUADRATIC, laws)}) if one.name == "C1b"]
     assert claim.verdict == f"**holds** with {OURS}<br>**does not hold** with {THESIS}"
     assert claim.ran == "2 settings, 5 meta-seeds, 60 functions"
+
+
+def test_choices_are_told_apart_by_ratios_where_losses_are_known() -> None:
+    tests = ["a", "b"]
+    record = study("quadratic", tests, {"rl": normal(0.0), "rl/features=all": normal(-1.0), "rl/d=rms": normal(0.0)})
+    options = {"rl": {"features": "gradient"}, "rl/features=all": {"features": "all"}}
+    for name, arm in record["arms"].items():
+        picked = {"noise": "none", "features": "gradient", **options.get(name, {"normalisation": "rms"})}
+        parts = {"optimizer": {"options": picked}, "estimator": {"options": {}}, "unroll_length": None}
+        arm["config"] = {**parts, "num_tasks": 16}
+    found = {one.choice: one for one in choices.weigh({"quadratic": record})}
+    assert found["features"].other == "gradient" and len(found["features"].log_ratios) == 2
+    rows = [line for line in choices.table(list(found.values()), []) if line.startswith("| `")]
+    assert ": lower 0, higher 2 of 2 |" in rows[0] and ": lower 0, higher 0 of 2 |" in rows[1]
 
 
 def test_what_the_first_protocol_left_is_not_judged() -> None:
