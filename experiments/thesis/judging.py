@@ -25,7 +25,7 @@ class Sides(NamedTuple):
         return Sides(self.fails, self.holds)
 
 
-NOTHING = Sides(1.0, 1.0)  # known
+NOTHING = Sides(1.0, 1.0)  # is known
 
 
 def below(mean: Mean, limit: float) -> Sides:
@@ -68,8 +68,8 @@ class Share(NamedTuple):
         return max(0.0, min(low, t_low)), min(1.0, max(high, t_high))
 
     def under(self, limit: float) -> Sides:
-        """Of "the share is below `limit`", by the same two."""
-        if self.seeds < 2:
+        """Of "the share is below `limit`", by the same two; nothing where so few seeds could not say, all alike."""
+        if self.seeds < 2 or min(limit**self.seeds, (1 - limit) ** self.seeds) > (1 - LEVEL) / 2:
             return NOTHING
         good = self.seeds * self.mean
         bad = self.seeds - good
@@ -87,11 +87,13 @@ def share_of(values: np.ndarray) -> Share:
 def words(settings: Sequence[Sides], level: float = LEVEL) -> list[Word]:
     """A word a setting, family-wise at `level` (Holm 1979), half of it on either side.
 
-    As `metaopt.evaluation.intervals.no_worse`, of any statements.
+    As `metaopt.evaluation.intervals.no_worse`, of any statements. What nothing can be known of, for its few seeds, is
+    undecided and costs the others nothing.
     """
     alpha = (1 - level) / 2
-    holds, fails = (holm([getattr(each, side) for each in settings]) for side in Sides._fields)
-    return [
-        "holds" if for_it <= alpha else "does not hold" if against <= alpha else "undecided"
-        for for_it, against in zip(holds, fails, strict=True)
-    ]
+    known = [index for index, each in enumerate(settings) if each != NOTHING]
+    holds, fails = (holm([getattr(settings[index], side) for index in known]) for side in Sides._fields)
+    found: list[Word] = ["undecided"] * len(settings)
+    for index, for_it, against in zip(known, holds, fails, strict=True):
+        found[index] = "holds" if for_it <= alpha else "does not hold" if against <= alpha else "undecided"
+    return found

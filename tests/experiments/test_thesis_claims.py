@@ -12,7 +12,7 @@ import pytest
 from experiments.thesis import choices, claims, raw
 from experiments.thesis.claims import OURS, THESIS, judge
 from experiments.thesis.describe import described
-from experiments.thesis.judging import Sides, all_of, share_of, words
+from experiments.thesis.judging import NOTHING, Sides, all_of, share_of, words
 from experiments.thesis.raw import Raw
 
 BASELINES = {
@@ -126,6 +126,10 @@ def test_a_conjunction_by_hand() -> None:
     # Holm over two settings: each side's smaller p is doubled, and .025 is the level of a side.
     assert words([Sides(0.012, 0.9), Sides(0.9, 0.02)]) == ["holds", "undecided"]
     assert words([Sides(0.02, 0.9)]) == ["holds"] and words([Sides(0.9, 0.02)]) == ["does not hold"]
+    # What too few seeds say nothing of is no reason to correct the others, and is known without looking at the data.
+    assert words([Sides(0.02, 0.9), NOTHING, NOTHING]) == ["holds", "undecided", "undecided"]
+    assert share_of(np.zeros((5, 9))).under(0.5) == NOTHING == share_of(np.full((5, 9), 0.7)).under(0.5)
+    assert share_of(np.zeros((6, 9))).under(0.5) == pytest.approx((0.5**6, 1.0))
 
 
 SHARES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
@@ -149,8 +153,9 @@ def test_shares_are_covered_whatever_befalls_seeds(law: str, seeds: int) -> None
         inside += low <= TRUTH[law] <= high
         decided += min(found.under(TRUTH[law])) <= 0.025
         # The interval and the p-values are of one piece.
-        assert (found.under(0.5).holds < 0.025) == (high < 0.5) and (found.under(0.5).fails < 0.025) == (low > 0.5)
-    assert inside / number >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / number) and decided == number - inside
+        if seeds > 5:
+            assert (found.under(0.5).holds < 0.025) == (high < 0.5) and (found.under(0.5).fails < 0.025) == (low > 0.5)
+    assert inside / number >= 0.95 - 3 * np.sqrt(0.05 * 0.95 / number) and decided <= number - inside
 
 
 def test_one_seed_says_nothing_of_others() -> None:
