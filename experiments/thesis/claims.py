@@ -15,6 +15,7 @@ from experiments.thesis.arms import EXACT
 from experiments.thesis.judging import Share, Sides, all_of, below, share_of, words
 from experiments.thesis.raw import Raw
 from metaopt.evaluation.intervals import Mean, Word, crossed_mean
+from metaopt.experiment import MOMENTA
 
 Record = Mapping[str, Any]
 MARGIN = 1.1  # a geometric mean of ratios that counts as no worse
@@ -290,8 +291,12 @@ def rivals(record: Record, task: str, which: str, multiple: int = 10) -> dict[st
             if "@" not in name:
                 found[name] = name
         elif name.endswith(f"@{multiple}") and (which == "all tuned" or not about.get("knows_horizon")):
-            told = ", told the horizon" if about.get("knows_horizon") else ""
-            found[name] = f"{name.partition('@')[0].partition(':')[0]} {about['learning_rate']:.3g}{told}"
+            settings = [
+                f"{about['learning_rate']:.3g}",
+                *(f"{key} {about[key]:.3g}" for key in MOMENTA if key in about),
+            ]
+            told = ["told the horizon"] if about.get("knows_horizon") else []
+            found[name] = ", ".join([f"{name.partition('@')[0].partition(':')[0]} {settings[0]}", *settings[1:], *told])
     return found
 
 
