@@ -205,7 +205,7 @@ def _picks(studies: Mapping[str, Record]) -> Iterator[str]:
             ]
     if rows:
         heads = [f"{what} best at {pick[:-1]}×" for pick in PICKS for what in ("failed,", "ratio to the last [95%],")]
-        yield from _table(("study", "arm", "on", "at", "failed, last", *heads, "meta-steps picked"), rows)
+        yield from _table(("study", "arm", "on", "at", "failed, last", *heads, "meta-steps picked at each"), rows)
 
 
 def _picked_cells(
@@ -219,7 +219,7 @@ def _picked_cells(
         logs = [record["raw"].log_ratios(arm, name, task, f"loss_{multiple}") for task in tasks]
         mean = crossed_mean(logs[0] if len(logs) == 1 else np.stack([one.mean(axis=1) for one in logs], axis=1))
         cells += [failed(arm), ratio(mean)]
-    steps = ["; ".join(map(_value, record["arms"][arm]["picked"])) for arm in picks.values()]
+    steps = [", ".join(str(step or "last") for step in record["arms"][arm]["picked"]) for arm in picks.values()]
     return (*cells, " and ".join(steps))
 
 

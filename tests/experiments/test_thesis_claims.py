@@ -178,11 +178,11 @@ def test_noise_decides_nothing() -> None:
 
 def test_what_is_planted_is_found() -> None:
     found = verdicts(study("quadratic", QUADRATIC, pairs(normal(0.0), normal(-2.0))))
-    for claim in ("C1", "C1, tuned", "C1, told", "C1b"):
+    for claim in ("C1", "C1 tuned", "C1 told", "C1b"):
         assert set(found[claim].values()) == {"holds"} and len(found[claim]) == 9, claim
     assert found["C1"].keys() >= {OURS, THESIS}
     found = verdicts(study("quadratic", QUADRATIC, pairs(normal(-2.0), normal(2.0))))
-    assert all(set(found[claim].values()) == {"does not hold"} for claim in ("C1", "C1, tuned", "C1b"))
+    assert all(set(found[claim].values()) == {"does not hold"} for claim in ("C1", "C1 tuned", "C1b"))
     # As good as the best baseline is "no worse" only within the margin, which these cannot tell.
     found = verdicts(study("quadratic", QUADRATIC, pairs(normal(0.0), normal(0.0))))
     assert set(found["C1"].values()) == {"undecided"}
@@ -197,8 +197,8 @@ def test_a_rival_that_is_told_the_horizon_is_one_of_all_alone() -> None:
     laws = pairs(normal(0.0), normal(-2.0)) | {"adamw:schedule=cosine@10": normal(-5.0)}
     record = study("quadratic", QUADRATIC, laws)
     found = verdicts(record)
-    assert set(found["C1, tuned"].values()) == {"holds"} and set(found["C1, told"].values()) == {"does not hold"}
-    (claim,) = [one for one in judge({"quadratic": record}) if one.name == "C1, told"]
+    assert set(found["C1 tuned"].values()) == {"holds"} and set(found["C1 told"].values()) == {"does not hold"}
+    (claim,) = [one for one in judge({"quadratic": record}) if one.name == "C1 told"]
     assert "adamw 0.1, told the horizon" in claim.judged[0].figures
 
 
@@ -224,9 +224,9 @@ def test_divergence_is_told_from_a_half_by_ten_seeds_and_not_by_five() -> None:
     assert found(every, none)["C4"] == "holds" and found(every, none, 5)["C4"] == "undecided"
     assert found(none, none)["C4"] == "does not hold" and found(every, every)["C4"] == "does not hold"
     # None of ten is not "hardly ever": one seed in ten may be bad for all that is known. Six of ten are too many.
-    assert found(every, none)["C4, never"] == "undecided"
-    assert found(every, np.arange(10) < 6)["C4, never"] == "does not hold"
-    assert found(every, none)["C4, ahead"] == "holds"
+    assert found(every, none)["C4 never"] == "undecided"
+    assert found(every, np.arange(10) < 6)["C4 never"] == "does not hold"
+    assert found(every, none)["C4 ahead"] == "holds"
 
 
 def test_networks_are_judged_together_and_other_images_do_not_count() -> None:
@@ -239,7 +239,7 @@ def test_networks_are_judged_together_and_other_images_do_not_count() -> None:
     assert found["C5a"].settings() == {"holds": [f"digits: {claims.ONE}"]} and len(found["C5a"].judged) == 2
     assert "ahead on 100% [29%, 100%] of networks" in found["C5a"].judged[0].figures
     assert found["C5c"].judged[0].word == "undecided"  # three seeds
-    assert "on the test split" in found["C5, ahead"].judged[0].figures
+    assert "on the test split" in found["C5 ahead"].judged[0].figures
     assert found["C1"].verdict == "not run yet"
 
 
