@@ -193,6 +193,8 @@ def describe_curves(
             "test": _on_split(curves, name, "test"),
             "train": _on_split(curves, name, "train"),
         }
+        if name not in tuned:
+            optimizers[name]["to_each_baseline"] = _to_each(loss[:, -1], finals, scale, described["bounded"])
         if events:
             optimizers[name]["events"] = {event: _share(curves, name, event) for event in events}
         if curves.stopped.get(name) is not None:
@@ -203,6 +205,14 @@ def describe_curves(
         "keeps_improving_at": statistics.improving_step(horizon, train_horizon) if beyond and train_horizon else None,
         "optimizers": optimizers,
     }
+
+
+def _to_each(
+    values: np.ndarray, finals: Mapping[str, np.ndarray], scale: statistics.Scale, bounded: bool
+) -> dict[str, Any]:
+    """Of final losses, what is said of those to the best baseline: so that the hardest of any kind can be picked."""
+    compare = statistics.paired_ratio if bounded else statistics.paired_difference
+    return {name: compare(values, reference, scale) for name, reference in finals.items()}
 
 
 def _on_split(curves: Curves, name: str, split: Any) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.runs import folder, own_entries
 from metaopt.runs.checkpoints import Checkpoints
+from metaopt.runs.environment import provenance
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.metrics import JsonLines, Row, cut_back, read_rows, train_rows
 from metaopt.runs.optimizer_file import read_optimizer, refuse_nonfinite, save_optimizer
@@ -50,6 +51,7 @@ class Recorder:
         self._clock = time.monotonic()  # when `elapsed` was last asked for
         self._experiment: Experiment = trainer.experiment
         self._guard = guard
+        self._environment = provenance()
         self._multiples = trainer.experiment.validation.multiples or (1,)
         self._levels = trainer.levels if self._experiment.curriculum.kind == "validation" else ()
         self._validate = Validator(trainer)
@@ -220,7 +222,7 @@ class Recorder:
         multiple = self._multiples[-1] if multiple is None else multiple
         best = multiple in self.best and step == self.best[multiple].step
         card: dict[str, Any] = {"meta_step": step, "validation": self._score(multiple) if best else None}
-        card |= own_entries.record(self._experiment)
+        card |= {"environment": self._environment, **own_entries.record(self._experiment)}
         decay = self._experiment.meta_optimizer.ema
         if decay is not None:
             card["averaged"] = f"over meta-steps, with a decay of {decay:g}"
