@@ -51,13 +51,13 @@ def called(name: str, record: Record) -> str:
 
 
 def best(result: Record, *, untold: bool = False) -> str:
-    """The tuned baseline of lowest mean loss; with `untold`, of those that are not told the horizon."""
+    """The best tuned baseline; with `untold`, of those that are not told the horizon."""
     held = {
-        name: record["final"]["mean"]
+        name: record["ratio_to_best_baseline"]["geometric"]
         for name, record in result["optimizers"].items()
         if record["kind"] == "baseline" and not (untold and told(record))
     }
-    return min(held, key=lambda name: float(held[name]))
+    return min(held, key=lambda name: held[name])
 
 
 def row(result: Record, name: str) -> dict[str, str]:

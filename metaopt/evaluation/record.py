@@ -173,10 +173,11 @@ def describe_curves(
     horizon, train_horizon = int(curves.steps[-1]), curves.train_horizon
     # Those that nobody tuned are scored apart.
     finals = {name: curves.loss[name][:, -1] for name, record in tuned.items() if not record.get("untuned")}
-    # By the mean on the reported tasks, so that the learned optimizer meets the hardest opponent; by the median among
-    # baselines whose mean is infinite.
-    best = min(finals, key=lambda name: (finals[name].mean(), np.median(finals[name])), default=None)
     optimizers, scale = {}, curves.scale
+    # On the reported tasks, so that the learned optimizer meets the hardest opponent; by the median among those that
+    # are infinite.
+    ranks = {name: (statistics.rank(final, scale)[1].mean(), np.median(final)) for name, final in finals.items()}
+    best = min(ranks, key=lambda name: ranks[name], default=None)
     for name, loss in curves.loss.items():
         described = statistics.describe(
             loss,
