@@ -13,9 +13,10 @@ import numpy as np
 
 from experiments.lecture.families import FAMILIES, Entry
 from metaopt import bind_tasks, choice, reset, unroll
+from metaopt.evaluation.intervals import Mean, mean_of
 from metaopt.evaluation.outcomes import Outcome, run_each, task_keys
 from metaopt.evaluation.recording import Segments, plan, recorded_steps
-from metaopt.evaluation.statistics import bootstrap_interval, quantile
+from metaopt.evaluation.statistics import quantile
 from metaopt.experiment import build_optimizer
 from metaopt.inner.devices import compiler_options, matmul_precision
 from metaopt.types import Optimizer, TaskFamily
@@ -185,13 +186,16 @@ def search(name: str, where: str, *, blocks: int | None = None) -> dict[str, Any
     }
 
 
+def log_ratio(values: Any, reference: Any) -> Mean:
+    """The mean over tasks of the ratio of two optimizers' losses, in logarithms as these are given."""
+    return mean_of(np.asarray(values, np.float64) - np.asarray(reference, np.float64))
+
+
 def ratio(values: Any, reference: Any) -> tuple[float, float, float]:
-    """Geometric mean over tasks of the ratio of two optimizers' losses, with a 95% bootstrap interval."""
-    difference = np.asarray(values, np.float64) - np.asarray(reference, np.float64)
-    if not difference.any():
-        return 1.0, 1.0, 1.0
-    low, high = bootstrap_interval(difference, seed=0)
-    return float(np.exp(difference.mean())), float(np.exp(low)), float(np.exp(high))
+    """Geometric mean over tasks of the ratio of two optimizers' losses, with a 95% t-interval of the logarithms."""
+    logs = log_ratio(values, reference)
+    low, high = logs.interval()
+    return float(np.exp(logs.mean)), float(np.exp(low)), float(np.exp(high))
 
 
 def best_of(record: Mapping[str, Any], where: str, names: Any = tuple(GRIDS)) -> str:

@@ -51,6 +51,17 @@ def describe_environment(name: str, tasks: Iterable[Choice]) -> dict[str, Any]:
     }
 
 
+def provenance() -> dict[str, Any]:
+    """What decides the last digits of a φ made by this process: versions, commit, CPU and device."""
+    device = jax.local_devices()[0]
+    return {
+        "versions": _versions(),
+        "git": _git(Path(metaopt.__file__).resolve().parent),
+        "cpu": _cpu(),
+        "device": device.device_kind,
+    }
+
+
 def of_experiment(experiment: Experiment, name: str) -> dict[str, Any]:
     """The contents of environment.json for a run of an experiment of this name."""
     held = {folder.BEGUN_WITH: to_json(experiment)}
