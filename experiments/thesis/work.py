@@ -110,10 +110,10 @@ def train(trainer: Trainer, seed: int, folder: Path, clock: Clock) -> None:
         return [before[0] + time.monotonic() - began, before[1] + time.process_time() - worked]
 
     def pick(state: TrainState, step: int) -> None:
-        _, row = validator(state.meta_params)
+        scores, _ = validator(state.meta_params)
         for name in PICKS:
-            score = row[f"validation/{name}/median"]
-            if score < best.get(name, [0, np.inf])[1]:  # no to nan
+            score = scores[int(name.removesuffix("x"))]
+            if score < best.get(name, [0, np.inf])[1]:
                 best[name] = [step, score]
                 card = {"meta_step": step, "picked_at": name, "validation": score}
                 save_optimizer(phi_file(folder, name), jax.device_get(state.meta_params), trainer.experiment, card)
