@@ -37,6 +37,7 @@ class Pick(NamedTuple):
     step: int
     score: float
     meta_params: MetaParams
+    environment: dict[str, Any] | None  # of the process that made it; None: that was not recorded
 
 
 class Recorder:
@@ -51,7 +52,8 @@ class Recorder:
         self._clock = time.monotonic()  # when `elapsed` was last asked for
         self._experiment: Experiment = trainer.experiment
         self._guard = guard
-        self._environment = provenance()
+        self._environment: dict[str, Any] | None = provenance()
+        self._made_in = self._environment  # the state at hand, which may be that of a process before
         self._multiples = trainer.experiment.validation.multiples or (1,)
         self._levels = trainer.levels if self._experiment.curriculum.kind == "validation" else ()
         self._validate = Validator(trainer)
@@ -106,12 +108,13 @@ class Recorder:
         if len(lines) < step:
             remarks = [*remarks, f"metrics.jsonl lacks {step - len(lines)} of the {step} meta-steps done"]
         self.history = [(row.get("alive") == 0, row.get("skipped", 0) > 0) for row in lines]
-        held = {int(multiple): tuple(pick) for multiple, pick in record.get("best_at", {}).items()}
+        self._made_in = record.get("environment")
+        held = {int(multiple): pick for multiple, pick in record.get("best_at", {}).items()}
         if record["best_step"] is not None:
-            held[self._multiples[-1]] = record["best_step"], record["best_score"]
-        for multiple, (best, score) in held.items():
+            held.setdefault(self._multiples[-1], [record["best_step"], record["best_score"], None])
+        for multiple, (best, score, made_in) in held.items():
             try:
-                self.best[multiple] = Pick(best, float(score), self._best_of(best, multiple, state, target))
+                self.best[multiple] = Pick(best, float(score), self._best_of(best, multiple, state, target), made_in)
             except Exception as error:  # orbax raises many kinds
                 remarks.append(f"the best checkpoint, of meta-step {best}, cannot be read ({error})")
         return state, remarks
@@ -140,6 +143,7 @@ class Recorder:
     # ----- after every chunk ------------------------------------------------------------------------------------------
 
     def __call__(self, trainer: Trainer, state: TrainState, metrics: dict[str, np.ndarray]) -> bool:
+        self._made_in = self._environment
         steps = metrics["meta_step"]
         before, step, last = int(steps[0]) - 1, int(steps[-1]), self._experiment.num_meta_steps
         self._log(train_rows(metrics, began=self._chunk_began, ended=self.elapsed))
@@ -171,7 +175,7 @@ class Recorder:
         improved = [multiple for multiple, score in scores.items() if score < self._score(multiple)]
         if improved:
             held = jax.device_get(meta_params)
-            self.best |= {multiple: Pick(step, scores[multiple], held) for multiple in improved}
+            self.best |= {multiple: Pick(step, scores[multiple], held, self._made_in) for multiple in improved}
         self._validation_due = False
         times = {"time/elapsed": round(self.elapsed, 3), "time/validation": round(self.elapsed - began, 3)}
         best = self._multiples[-1] in improved
@@ -195,7 +199,8 @@ class Recorder:
         record: dict[str, Any] = {
             "best_step": own and own.step,
             "best_score": own and own.score,
-            "best_at": {str(multiple): [pick.step, pick.score] for multiple, pick in self.best.items()},
+            "best_at": {str(each): [pick.step, pick.score, pick.environment] for each, pick in self.best.items()},
+            "environment": self._made_in,
             "elapsed": self.elapsed,
             "validation_due": self._validation_due,
         }
@@ -206,11 +211,14 @@ class Recorder:
         self._export_all(state)
 
     def _export_all(self, state: TrainState) -> None:
-        step, meta_params = int(state.meta_step), averaged(state)
-        self._export(folder.LATEST_OPTIMIZER, step, meta_params)
+        last = self._last(state)
+        self._export(folder.LATEST_OPTIMIZER, last)
         # Where no validation was any good, the last.
-        for multiple, pick in {self._multiples[-1]: Pick(step, float("inf"), meta_params), **self.best}.items():
-            self._export(self._file(multiple), pick.step, pick.meta_params, multiple)
+        for multiple, pick in {self._multiples[-1]: last, **self.best}.items():
+            self._export(self._file(multiple), pick)
+
+    def _last(self, state: TrainState) -> Pick:
+        return Pick(int(state.meta_step), float("inf"), averaged(state), self._made_in)
 
     def _file(self, multiple: int) -> str:
         return folder.OPTIMIZER if multiple == self._multiples[-1] else folder.BEST_AT.format(multiple)
@@ -218,15 +226,14 @@ class Recorder:
     def _score(self, multiple: int) -> float:
         return self.best[multiple].score if multiple in self.best else float("inf")
 
-    def _export(self, name: str, step: int, meta_params: MetaParams, multiple: int | None = None) -> None:
-        multiple = self._multiples[-1] if multiple is None else multiple
-        best = multiple in self.best and step == self.best[multiple].step
-        card: dict[str, Any] = {"meta_step": step, "validation": self._score(multiple) if best else None}
-        card |= {"environment": self._environment, **own_entries.record(self._experiment)}
+    def _export(self, name: str, pick: Pick) -> None:
+        score = pick.score if np.isfinite(pick.score) else None
+        card: dict[str, Any] = {"meta_step": pick.step, "validation": score, "environment": pick.environment}
+        card |= own_entries.record(self._experiment)
         decay = self._experiment.meta_optimizer.ema
         if decay is not None:
             card["averaged"] = f"over meta-steps, with a decay of {decay:g}"
-        save_optimizer(self.path / name, jax.device_get(meta_params), self._experiment, card)
+        save_optimizer(self.path / name, jax.device_get(pick.meta_params), self._experiment, card)
 
     def _log(self, rows: list[Row]) -> None:
         for logger in self._loggers:
@@ -249,11 +256,10 @@ class Recorder:
         """
         self._export_all(state)  # once more: a process killed in between left one behind, or a validation was done
         found: dict[str, tuple[int, MetaParams]] = {}
-        last = Pick(int(state.meta_step), float("inf"), jax.device_get(averaged(state)))
         picks = {folder.best_at(each): self.best[each] for each in self._multiples[::-1] if each in self.best}
-        for how, pick in {**picks, folder.LAST: last}.items():
+        for how, pick in {**picks, folder.LAST: self._last(state)}.items():
             if pick.step not in [step for step, _ in found.values()]:
-                found[how] = pick.step, pick.meta_params
+                found[how] = pick.step, jax.device_get(pick.meta_params)
         return found
 
     def close(self) -> None:

@@ -199,9 +199,15 @@ def test_each_way_to_pick_survives_a_stop(tiny: Experiment, tmp_path: Path, monk
     undisturbed = train(experiment, tmp_path / "undisturbed", name="tiny")
     experiment = scored_by_hand(tiny, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("metaopt.runs.recorder.provenance", lambda: {"cpu": "of the first"})
         signal_at(6, signal.SIGTERM, patch)
         train(experiment, tmp_path / "run", name="tiny")
     resume(tmp_path / "run")
+    files = {name: tmp_path / "run" / f"optimizer{name}.safetensors" for name in ("", "_best_1x", "_latest")}
+    made_in = {name: read_optimizer(file).card["environment"] for name, file in files.items()}
+    # The third validation was done on resuming, of a state that the first process had made.
+    assert made_in[""] == made_in["_best_1x"] == {"cpu": "of the first"}
+    assert {"versions", "git", "cpu"} <= set(made_in["_latest"])
     for name in ("optimizer", "optimizer_best_1x", "optimizer_latest"):
         one, other = (load_file(path / f"{name}.safetensors") for path in (tmp_path / "run", undisturbed))
         assert all(np.array_equal(one[key], other[key]) for key in one)
