@@ -94,7 +94,7 @@ def test_an_estimator_counts_the_dead_of_earlier_windows() -> None:
 def test_hyperparameters_that_moved_bring_no_task_back() -> None:
     """The estimate is taken anew at the next window's start, of the dead too, and it may be sound."""
 
-    def loss(params: Any, task: Any, batch: Any, hyper: Any) -> jax.Array:
+    def loss(params: Any, task: Any, batch: Any, hyper: Any = {"scale": 1.0}) -> jax.Array:  # noqa: B006
         return hyper["scale"] * jnp.sum(params**2)
 
     family = dataclasses.replace(
