@@ -58,7 +58,7 @@ def steps_of_the_mixture() -> tuple[np.ndarray, list[Any], list[tuple[np.ndarray
     return np.array(gradients), memories, parts
 
 
-def test_the_mixture_weighs_by_the_meta_steps_before_and_its_memory_decays_as_by_hand() -> None:
+def test_the_mixture_equals_the_loop_by_hand() -> None:
     gradients, memories, parts = steps_of_the_mixture()
     held = np.zeros(2)  # variances of the values' and of the slopes' estimate
     for gradient, before, after, (values, slopes) in zip(gradients, memories[:-1], memories[1:], parts, strict=True):
@@ -86,7 +86,7 @@ def test_the_mixture_is_the_part_that_its_memory_knows_to_be_certain(whole: str)
     np.testing.assert_allclose(gradient["learning_rate"], expected, rtol=1e-3)
 
 
-def test_the_mean_of_the_mixture_is_that_of_evolution_strategies_unless_it_weighs_itself() -> None:
+def test_the_mean_of_the_mixture_is_that_of_evolution_strategies() -> None:
     """A ripple makes slopes as noisy as values; two perturbations a meta-step, where a weight sees most of itself."""
     ripple = dataclasses.replace(
         one_bowl(1),

@@ -123,7 +123,7 @@ def test_settings_are_chosen_by_the_mean_and_not_by_the_median() -> None:
     assert np.isfinite(best["mean"]) and min(other["median"] for other in others) < best["median"]
 
 
-def test_a_rate_that_did_not_fail_is_not_lowered_however_the_reported_tasks_are(
+def test_a_rate_that_did_not_fail_is_not_lowered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """At c = 19 a rate of .1 goes to and fro and only just falls: a lower one would be better, had one looked."""

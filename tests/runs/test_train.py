@@ -200,7 +200,7 @@ def test_best_is_the_lowest_median_and_its_phi_is_what_the_run_leaves(
     assert result["meta_steps"] == {"tiny": 4}
 
 
-def test_what_a_run_leaves_is_the_best_at_the_last_multiple_whatever_is_best_at_the_first(
+def test_what_a_run_leaves_is_the_best_at_the_last_multiple(
     tiny: Experiment, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at = {1: iter([0.4, 0.5, 0.3, 0.2]), 10: iter([7.0, 5.0, 6.0, 8.0])}  # meta-steps 2, 4, 6, 8: best 8, and best 4
