@@ -456,7 +456,7 @@ def test_a_real_process_stopped_in_the_middle(
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(jax.config.values["jax_disable_most_optimizations"]))
     command = [sys.executable, "-c", RUN, "train", "long.json", "--out", "run"]
     process = subprocess.Popen(
-        ["timeout", "-k", "5", "120", *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+        ["timeout", "-k", "5", "1200", *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
         stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     with process:
