@@ -24,6 +24,6 @@ EXPERIMENT = Experiment(
     meta_optimizer=MetaOptimizer(learning_rate=3e-3, schedule="cosine", final_fraction=0.03),
     validation=Validation(every=500, num_tasks=16),
     checkpoint_every=500,
-    evaluation=Evaluation(tasks=NETWORKS, horizons=(500,), num_tasks=32),
+    evaluation=Evaluation(tasks=NETWORKS, num_tasks=32),
     log=Log(every=25),
 )

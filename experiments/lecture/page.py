@@ -639,11 +639,11 @@ left out.
 
 ## Where each fails, and which one mends it
 
-Geometric mean over tasks of the loss over that of the best optimizer, with a 95% bootstrap interval over tasks. Losses
+Geometric mean over tasks of the loss over that of the best optimizer, with a 95% t-interval over tasks. Losses
 are f less its lower bound at the last step, over f(θ_0), and counted from {floor} up to {ceiling}; a run that passed
 ten times its start on the way has failed and counts as {ceiling}. Where data drift, the loss is the mean over the
 whole run of what the oracle says of θ_t: its distance from the optimum of now, or the loss on the next batch before it
-is learned from. The networks have 6 tasks, on which such intervals are too short.
+is learned from. The networks have 6 tasks.
 
 {families}
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from experiments.lecture.families import FAMILIES, Entry
 from metaopt import bind_tasks, choice, reset, unroll
+from metaopt.evaluation.intervals import mean_of
 from metaopt.evaluation.outcomes import Outcome, run_each, task_keys
 from metaopt.evaluation.recording import Segments, plan, recorded_steps
-from metaopt.evaluation.statistics import bootstrap_interval, quantile
+from metaopt.evaluation.statistics import quantile
 from metaopt.experiment import build_optimizer
 from metaopt.inner.devices import compiler_options, matmul_precision
 from metaopt.types import Optimizer, TaskFamily
@@ -186,11 +187,11 @@ def search(name: str, where: str, *, blocks: int | None = None) -> dict[str, Any
 
 
 def ratio(values: Any, reference: Any) -> tuple[float, float, float]:
-    """Geometric mean over tasks of the ratio of two optimizers' losses, with a 95% bootstrap interval."""
+    """Geometric mean over tasks of the ratio of two optimizers' losses, with a 95% t-interval of the logarithms."""
     difference = np.asarray(values, np.float64) - np.asarray(reference, np.float64)
     if not difference.any():
         return 1.0, 1.0, 1.0
-    low, high = bootstrap_interval(difference, seed=0)
+    low, high = mean_of(difference).interval()
     return float(np.exp(difference.mean())), float(np.exp(low)), float(np.exp(high))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.smc import learned, mixtures, planar
 from experiments.smc.mixtures import FORWARD, LARGE, LONG, METHODS, REVERSE, ROWS, STEPS
 from experiments.smc.pictures import FLOOR
-from metaopt.evaluation.statistics import NUM_RESAMPLES, bootstrap_interval
+from metaopt.evaluation.intervals import crossed_mean, mean_of
 from metaopt.runs.metrics import number
 
 HERE = Path(__file__).parent
@@ -86,7 +86,7 @@ def regrets(parts: Parts, method: str, currency: str, row: str) -> np.ndarray:
 def against(parts: Parts, method: str, currency: str, row: str) -> tuple[float, tuple[float, float]]:
     """(regret, the interval of its difference to that of SOSMC-ULA)."""
     mine, other = (regrets(parts, name, currency, row) for name in (method, ULA))
-    return float(mine.mean()), bootstrap_interval(mine - other, seed=0)
+    return float(mine.mean()), mean_of(mine - other).interval()
 
 
 def scale(parts: Parts) -> float:
@@ -336,7 +336,7 @@ def tuned_table(record: Mapping[str, Any]) -> Iterator[str]:
         entry = held["found"]
         method, beta = (name, planar.BETA) if name in planar.TUNING else (ULA, float(name.split("= ")[1]))
         reward, kl = array(entry["reward"])[:, -1], array(entry["kl"])[:, -1]
-        interval = bootstrap_interval(reward, seed=0)
+        interval = mean_of(reward).interval()
         lost = (array(entry["collapsed"]) > 0) | (array(entry["nonfinite"]) > 0)
         yield (
             f"| {method} | {beta:g} | {text(reward.mean())} {span(interval)} | {text(entry['best_reward'])} "
@@ -361,14 +361,10 @@ def regret(entry: Any, multiple: int) -> np.ndarray:
 
 
 def compared(mine: np.ndarray, other: np.ndarray) -> tuple[float, tuple[float, float]]:
-    """Ratio of mean regrets [meta-seeds, tasks]; for the interval, meta-seeds and the common tasks are drawn again."""
-    rng, drawn = np.random.default_rng(0), []
-    for _ in range(NUM_RESAMPLES):
-        tasks = rng.integers(mine.shape[1], size=mine.shape[1])
-        means = [part[rng.integers(len(part), size=len(part))][:, tasks].mean() for part in (mine, other)]
-        drawn.append(means[0] / means[1])
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(mine.mean() / other.mean()), (float(low), float(high))
+    """Geometric mean of the ratio of regrets [meta-seeds, tasks], with its interval over both, crossed."""
+    logs = crossed_mean(np.log(mine / other))
+    low, high = logs.interval()
+    return float(np.exp(logs.mean)), (float(np.exp(low)), float(np.exp(high)))
 
 
 def learned_table(record: Mapping[str, Any]) -> Iterator[str]:
@@ -419,7 +415,7 @@ def noise_verdict(groups: Mapping[str, Parts]) -> Iterator[str]:
         each = "; ".join(
             f"{name}: **{words[name]}**, {text(ratio, 2)} {span(interval, 2)}" for name, ratio, interval in told
         )
-        yield f"- **Does RL's noise help, at {multiple} T?** RL's mean regret over BP's: {each}."
+        yield f"- **Does RL's noise help, at {multiple} T?** RL's regret over BP's, in the geometric mean: {each}."
 
 
 def exact_verdict(name: str, parts: Parts) -> Iterator[str]:

@@ -35,7 +35,7 @@ from metaopt.runs.evaluations import (
     stopping_of,
 )
 from metaopt.runs.train import learned_name
-from metaopt.shipped.loading import Trained, find_optimizer
+from metaopt.shipped.loading import Trained, find_optimizer, read_optimizer
 
 
 def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
@@ -56,7 +56,7 @@ def evaluate(arguments: EvaluateArguments, console: Any = None) -> Path:
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed ({arguments.seed}) must lie between 0 and {2**32 - 1}.")
     trained = _named(arguments.runs)
-    runs = dict(zip(trained, arguments.runs, strict=True))
+    runs = {name: arguments.runs[index % len(arguments.runs)] for index, name in enumerate(trained)}
     if arguments.noise:
         trained |= _with_noise(trained)
     _same_training_horizon(trained)
@@ -156,7 +156,14 @@ def _picture_name(result: Result, everything: list[Result]) -> str:
 
 
 def _named(runs: tuple[str, ...]) -> dict[str, Trained]:
-    """Each optimizer under a short name of its own."""
+    """Each optimizer under a short name of its own; of one run alone, its φ by every way to pick it."""
+    if len(runs) == 1 and Path(runs[0]).is_dir():
+        path, own = Path(runs[0]), find_optimizer(runs[0])
+        by_step: dict[Any, tuple[str, Trained]] = {}
+        for how, file in folder.picks(path, own.experiment).items():
+            one = read_optimizer(file)
+            by_step.setdefault(one.card.get("meta_step"), (how, one))
+        return folder.named(learned_name(path), dict(by_step.values()))
     trained: dict[str, Trained] = {}
     for run in runs:
         path = Path(run)

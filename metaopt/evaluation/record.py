@@ -173,10 +173,11 @@ def describe_curves(
     horizon, train_horizon = int(curves.steps[-1]), curves.train_horizon
     # Those that nobody tuned are scored apart.
     finals = {name: curves.loss[name][:, -1] for name, record in tuned.items() if not record.get("untuned")}
-    # By the mean on the reported tasks, so that the learned optimizer meets the hardest opponent; by the median among
-    # baselines whose mean is infinite.
-    best = min(finals, key=lambda name: (finals[name].mean(), np.median(finals[name])), default=None)
     optimizers, scale = {}, curves.scale
+    # On the reported tasks, so that the learned optimizer meets the hardest opponent; by the median among those that
+    # are infinite.
+    ranks = {name: (statistics.rank(final, scale)[1].mean(), np.median(final)) for name, final in finals.items()}
+    best = min(ranks, key=lambda name: ranks[name], default=None)
     for name, loss in curves.loss.items():
         described = statistics.describe(
             loss,
@@ -193,6 +194,8 @@ def describe_curves(
             "test": _on_split(curves, name, "test"),
             "train": _on_split(curves, name, "train"),
         }
+        if name not in tuned:
+            optimizers[name]["to_each_baseline"] = _to_each(loss[:, -1], finals, scale, described["bounded"])
         if events:
             optimizers[name]["events"] = {event: _share(curves, name, event) for event in events}
         if curves.stopped.get(name) is not None:
@@ -203,6 +206,14 @@ def describe_curves(
         "keeps_improving_at": statistics.improving_step(horizon, train_horizon) if beyond and train_horizon else None,
         "optimizers": optimizers,
     }
+
+
+def _to_each(
+    values: np.ndarray, finals: Mapping[str, np.ndarray], scale: statistics.Scale, bounded: bool
+) -> dict[str, Any]:
+    """Of final losses, what is said of those to the best baseline: so that the hardest of any kind can be picked."""
+    compare = statistics.paired_ratio if bounded else statistics.paired_difference
+    return {name: compare(values, reference, scale) for name, reference in finals.items()}
 
 
 def _on_split(curves: Curves, name: str, split: Any) -> dict[str, Any] | None:

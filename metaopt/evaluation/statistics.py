@@ -184,19 +184,30 @@ def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
         return np.where((numerator == 0) & (denominator == 0), 1.0, np.divide(numerator, denominator))
 
 
-def log_ratios(values: np.ndarray, reference: np.ndarray, scale: Scale) -> np.ndarray:
-    """[tasks] log((f - b + e)/(f_reference - b + e)), e = 1e-6 (f(θ_0) - b).
+def log_losses(values: np.ndarray, scale: Scale) -> np.ndarray:
+    """[tasks] log((f - b)/(f(θ_0) - b) + 1e-6).
 
     A loss above 10 (f(θ_0) - b), and one that is not finite, counts as that much: it is a failed run's, and how far it
     went says nothing.
     """
-    ceiling, floor = FAILURE_FACTOR * scale.unit, RATIO_FLOOR * scale.unit
+    with np.errstate(invalid="ignore"):
+        above = scale.above(np.asarray(values, np.float64)) / scale.unit
+    return np.log(np.clip(np.where(np.isnan(above), np.inf, above), 0.0, FAILURE_FACTOR) + RATIO_FLOOR)
 
-    def held(loss: np.ndarray) -> np.ndarray:
-        above = scale.above(np.asarray(loss, np.float64))
-        return np.log(np.clip(np.where(np.isnan(above), np.inf, above), 0.0, ceiling) + floor)
 
-    return held(values) - held(reference)
+def log_ratios(values: np.ndarray, reference: np.ndarray, scale: Scale) -> np.ndarray:
+    """[tasks] log((f - b + e)/(f_reference - b + e)), e = 1e-6 (f(θ_0) - b), with losses as `log_losses` takes them."""
+    return log_losses(values, scale) - log_losses(reference, scale)
+
+
+def rank(values: np.ndarray, scale: Scale) -> tuple[str, np.ndarray]:
+    """What optimizers are ranked by: (what, [tasks], whose mean is the lower the better) of final losses [tasks].
+
+    `log_losses`, of which ratios are the geometric means; where tasks have no bound, the losses.
+    """
+    if np.isnan(scale.bound).any():
+        return "mean", np.asarray(values, np.float64)
+    return "geometric mean", log_losses(values, scale)
 
 
 def paired_ratio(values: np.ndarray, reference: np.ndarray, scale: Scale) -> dict[str, Any]:

@@ -95,10 +95,10 @@ def tune_baselines(
     A name may carry options as a choice does; what is given is kept as it is: `sgd:schedule=cosine` is searched under
     this schedule only, `momentum:mu=0.99` with this momentum. What is registered as untuned is taken as it comes, its
     record {"untuned": True}; the record of one that is told the horizon says so, {"knows_horizon": True, ...}.
-    Settings are chosen by the mean final loss over `num_tasks` tasks with a failed one counted as infinite; by the
-    median where every setting that got so far has a failure. Rates and momenta go beyond the budget's until every
-    neighbour of the best has run on all tasks, or the bounds are reached. `key` must not be the one whose curves are
-    reported.
+    Settings are chosen by the geometric mean of the final loss over its bound (`statistics.rank`), the measure of
+    ratios, over `num_tasks` tasks with a failed one counted as infinite; by the median where every setting that got so
+    far has a failure. Rates and momenta go beyond the budget's until every neighbour of the best has run on all tasks,
+    or the bounds are reached. `key` must not be the one whose curves are reported.
 
     Args:
       budget: `9x1`, 9 rates; `9x3`, 9 rates by 3 momenta; `full`, these under every schedule. See `Budget`.
@@ -144,7 +144,7 @@ def _tune(
         search.run(beside, num_tasks)
     optimizer, meta_params, settings = space.setting(best)
     finalists = search.ranking(num_tasks)
-    means, medians = search.scores(finalists, num_tasks)
+    _, _, means, medians = search.scores(finalists, num_tasks)
     record = {
         **settings,
         "criterion": criterion,  # over tasks, of the final loss, a failed task counted as infinite
@@ -312,24 +312,26 @@ class _Search:
             for kept, new in ((self.losses, found.loss), (self.peaks, found.peak)):
                 kept[point] = np.concatenate([kept[point], new[start:end]]) if point in kept else new[start:end]
 
-    def scores(self, points: Sequence[Point], tasks: int) -> tuple[np.ndarray, np.ndarray]:
-        """Means and medians over the first so many tasks, which all points were run on."""
+    def scores(self, points: Sequence[Point], tasks: int) -> tuple[str, np.ndarray, np.ndarray, np.ndarray]:
+        """(criterion, its values, means, medians) over the first so many tasks, which all points were run on."""
         losses = np.stack([self.losses[point][:tasks] for point in points])
         known = [loss[:tasks] for loss in self.losses.values() if len(loss) >= tasks]
         scale = statistics.scale(self.bound[:tasks], losses[0, :, 0], known)
         failed = np.stack([statistics.failed(self.peaks[point][:tasks], scale) for point in points])
-        return statistics.score(losses[..., -1], failed)
+        ranked = [statistics.rank(final, scale) for final in losses[..., -1]]
+        values = np.where(failed, np.inf, np.stack([each for _, each in ranked])).mean(axis=1)
+        return ranked[0][0], values, *statistics.score(losses[..., -1], failed)
 
     def ranking(self, tasks: int) -> list[Point]:
         """The points that were run on so many tasks, the best first."""
         points = [point for point in self.losses if self.tasks(point) >= tasks]
-        means, medians = self.scores(points, tasks)
+        _, values, _, medians = self.scores(points, tasks)
         # Lower rates first where nothing else tells points apart: only these can help where everything failed.
-        order = np.lexsort(np.array([[point.rate for point in points], medians, means]))
+        order = np.lexsort(np.array([[point.rate for point in points], medians, values]))
         return [points[index] for index in order]
 
     def best(self, tasks: int) -> tuple[str, Point]:
-        """What decides, the mean or the median, and the best point by it."""
+        """What decides, a mean or the median, and the best point by it."""
         first = self.ranking(tasks)[0]
-        mean = self.scores([first], tasks)[0]
-        return ("mean" if np.isfinite(mean).all() else "median"), first
+        criterion, values, _, _ = self.scores([first], tasks)
+        return (criterion if np.isfinite(values).all() else "median"), first

@@ -37,6 +37,7 @@ def coordinatewise(
     *,
     hidden_size: int,
     num_layers: int,
+    input_units: int = 0,
     noise: Literal["none", "exploring"] = "none",
 ) -> Optimizer:
     """One LSTM with shared weights on every coordinate, each with its own hidden state (Andrychowicz et al. 2016).
@@ -45,7 +46,9 @@ def coordinatewise(
     """
     if hidden_size < 1 or num_layers < 1:
         raise ValueError(f"`hidden_size` ({hidden_size}) and `num_layers` ({num_layers}) must be at least 1.")
-    network = LSTM(hidden_size, num_layers, rule.heads)
+    if input_units < 0:
+        raise ValueError(f"`input_units` ({input_units}) must be at least 1, or 0 for no input layer.")
+    network = LSTM(hidden_size, num_layers, rule.heads, input_units)
 
     def init(key: jax.Array) -> MetaParams:
         return init_params(network, features.size, key)

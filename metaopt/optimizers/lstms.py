@@ -117,10 +117,23 @@ def lstm_log_sign(
 
 
 @OPTIMIZERS.register(shorter_steps=lambda options: "output_scale")
-def rnnprop(*, beta: float = 0.95, output_scale: float = 0.1, hidden_size: int = 20, num_layers: int = 2) -> Optimizer:
-    """Two-layer LSTM on (m̂/√v̂, ∇/√v̂); the step is `output_scale`·tanh of its output (RNNprop, Lv et al. 2017)."""
+def rnnprop(
+    *,
+    beta: float = 0.95,
+    output_scale: float = 0.1,
+    hidden_size: int = 20,
+    num_layers: int = 2,
+    input_units: int = 0,
+) -> Optimizer:
+    """Two-layer LSTM on (m̂/√v̂, ∇/√v̂); the step is `output_scale`·tanh of its output (RNNprop, Lv et al. 2017).
+
+    Args:
+      input_units: of a dense layer with ELU before the LSTM, 20 in the paper; 0: the LSTM reads the two itself.
+    """
     if not 0 <= beta < 1:
         raise ValueError(f"`beta` ({beta}) must be in [0, 1).")
     check_scale(output_scale)
     rule = plain_step(output_scale, squash=True)
-    return coordinatewise(rnnprop_inputs(beta), rule, hidden_size=hidden_size, num_layers=num_layers)
+    return coordinatewise(
+        rnnprop_inputs(beta), rule, hidden_size=hidden_size, num_layers=num_layers, input_units=input_units
+    )

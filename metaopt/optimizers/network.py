@@ -16,6 +16,8 @@ from jax.custom_derivatives import SymbolicZero
 
 from metaopt.types import MetaParams
 
+INPUT_LAYER = "input"  # in φ
+
 
 class Head(NamedTuple):
     """One output per coordinate. `constant`: zero weights, so that it starts at `bias` for every input."""
@@ -38,18 +40,25 @@ class Weights(NamedTuple):
     gates: tuple[jax.Array, ...]  # [4·hidden, 1 + inputs + hidden], the bias first
     heads: jax.Array  # [outputs, hidden]
     head_biases: jax.Array  # [outputs, 1]
+    input_layer: tuple[jax.Array, ...] = ()  # [units, inputs] and its bias [units, 1], where there is one
 
 
 class LSTM(nn.Module):
-    """`num_layers` LSTM layers and a dense layer a head, on rows: [columns, inputs] -> [columns, outputs]."""
+    """`num_layers` LSTM layers and a dense layer a head, on rows: [columns, inputs] -> [columns, outputs].
+
+    `input_units`: of a dense layer with ELU before them; 0: there is none.
+    """
 
     hidden_size: int
     num_layers: int
     heads: tuple[Head, ...]
+    input_units: int = 0
 
     @nn.compact
     def __call__(self, x: jax.Array, carry: list[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, list]:
         states = []
+        if self.input_units:
+            x = nn.elu(nn.Dense(self.input_units, name=INPUT_LAYER)(x))
         for layer in range(self.num_layers):
             state, x = nn.OptimizedLSTMCell(self.hidden_size, name=f"lstm_{layer}")(carry[layer], x)
             states.append(state)
@@ -82,7 +91,8 @@ def fuse(network: LSTM, params: MetaParams) -> Weights:
         gates.append(jnp.concatenate(rows, axis=1).T)
     heads = jnp.concatenate([params[head.name]["kernel"] for head in network.heads], axis=1).T
     head_biases = jnp.concatenate([params[head.name]["bias"] for head in network.heads])[:, None]
-    return Weights(tuple(gates), heads, head_biases)
+    first = (params[INPUT_LAYER]["kernel"].T, params[INPUT_LAYER]["bias"][:, None]) if network.input_units else ()
+    return Weights(tuple(gates), heads, head_biases, first)
 
 
 def init_cells(network: LSTM, num_columns: int, dtype: jnp.dtype) -> tuple[CellState, ...]:
@@ -161,6 +171,9 @@ product.defjvp(_product_jvp, symbolic_zeros=True)
 def forward(weights: Weights, x: jax.Array, cells: tuple[CellState, ...]) -> tuple[jax.Array, tuple[CellState, ...]]:
     """One step of all columns: x [inputs, columns] -> [outputs, columns] and the next state."""
     states = []
+    if weights.input_layer:
+        kernel, bias = weights.input_layer
+        x = nn.elu(kernel @ x + bias)
     for gates, cell in zip(weights.gates, cells, strict=True):
         activations = tanh(product(gates, x, cell.h))
         i, f, g, o = jnp.split(activations, 4)
@@ -180,6 +193,8 @@ def gate_values(meta_params: MetaParams, x: jax.Array, cells: Cells) -> tuple[li
     i, f, o lie in (0, 1), g in (-1, 1); x is [..., inputs].
     """
     layers, after = [], []
+    if INPUT_LAYER in meta_params:
+        x = nn.elu(x @ meta_params[INPUT_LAYER]["kernel"] + meta_params[INPUT_LAYER]["bias"])
     for layer, (c, h) in enumerate(cells):
         cell = meta_params[f"lstm_{layer}"]
         gates = {}

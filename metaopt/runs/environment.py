@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -36,6 +37,7 @@ def describe_environment(name: str, tasks: Iterable[Choice]) -> dict[str, Any]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": platform.node(),
         "platform": platform.platform(),
+        "cpu": _cpu(),
         "cpu_count": os.cpu_count(),
         "versions": _versions(),
         "git": _git(Path(metaopt.__file__).resolve().parent),
@@ -46,6 +48,17 @@ def describe_environment(name: str, tasks: Iterable[Choice]) -> dict[str, Any]:
             "processes": jax.process_count(),
         },
         "data": describe_data(tasks),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """What decides the last digits of a φ made by this process: versions, commit, CPU and device."""
+    device = jax.local_devices()[0]
+    return {
+        "versions": _versions(),
+        "git": _git(Path(metaopt.__file__).resolve().parent),
+        "cpu": _cpu(),
+        "device": device.device_kind,
     }
 
 
@@ -118,6 +131,16 @@ def describe_data(tasks: Iterable[Choice]) -> list[dict[str, Any]]:
             entry = {**entry, "classes": list(data.classes)} if mapped else entry
             found[name, data.source] = {**found.get((name, data.source), {}), **entry}
     return list(found.values())
+
+
+def _cpu() -> str:
+    """The processor's model: two of them round, and so meta-train, differently."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, model = line.partition(":")
+            if name.strip() == "model name":
+                return model.strip()
+    return platform.processor() or platform.machine()
 
 
 def _versions() -> dict[str, str]:

@@ -300,7 +300,11 @@ def _stopping(told: EarlyStopping | Mapping[str, Any] | None) -> tuple[Any, Any]
 def print_results(console: Any, results: Sequence[Result]) -> None:
     """One table for each result, without the columns in which no optimizer has a value."""
     for result in results:
-        rows = [_cells(name, record, result["num_tasks"]) for name, record in result["optimizers"].items()]
+        steps = result.get("meta_steps") or {}
+        rows = [
+            _cells(name, record, result["num_tasks"], steps.get(name) if len(steps) > 1 else None)
+            for name, record in result["optimizers"].items()
+        ]
         shown = [heading for heading in rows[0] if any(row[heading] for row in rows)] if rows else []
         learned = [i for i, record in enumerate(result["optimizers"].values(), 1) if record["kind"] == "learned"]
         console.print()
@@ -308,10 +312,11 @@ def print_results(console: Any, results: Sequence[Result]) -> None:
         tables.print_table(console, title, [shown, *([row[name] for name in shown] for row in rows)], bold=learned)
 
 
-def _cells(name: str, record: Mapping[str, Any], num_tasks: int) -> dict[str, str]:
+def _cells(name: str, record: Mapping[str, Any], num_tasks: int, meta_step: int | None = None) -> dict[str, str]:
     final, setting = record["final"], tables.setting(record)
+    setting = setting if meta_step is None else f"meta-step {meta_step:,}"
     ratio, less = (record.get(f"{kind}_to_best_baseline") for kind in ("ratio", "difference"))
-    gap, accuracy = record.get("gap"), (record.get("test") or {}).get("accuracy")
+    gap, test, train = record.get("gap"), record.get("test") or {}, record.get("train") or {}
     stopping = record.get("early_stopping") or {}
     return {
         "optimizer": f"{name} ({setting})" if setting else name,
@@ -325,7 +330,9 @@ def _cells(name: str, record: Mapping[str, Any], num_tasks: int) -> dict[str, st
         "gradients to tune": tables.number((record.get("tuned") or {}).get("gradients", 0)),
         "failed": tables.count(record.get("failed"), num_tasks),
         "rises": tables.count(record.get("rises"), num_tasks),
-        "accuracy": "" if accuracy is None else f"{accuracy:.1%}",
+        "test loss": tables.number(test.get("loss")),
+        "test accuracy": tables.share(test.get("accuracy")),
+        "train accuracy": tables.share(train.get("accuracy")) if "accuracy" in test else "",
         **{f"P({event})": _estimate(v["share"], v["interval"]) for event, v in (record.get("events") or {}).items()},
         "steps saved": tables.number(stopping.get("steps_saved")),
         "loss restored": _loss(stopping, "restored"),

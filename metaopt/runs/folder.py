@@ -8,7 +8,7 @@ import fcntl
 import os
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +28,34 @@ DOCTOR = "doctor.json"
 INSPECTION = "inspect.json"
 REPORT = "report.html"
 CHECKPOINTS = "checkpoints"
-OPTIMIZER = "optimizer.safetensors"  # the best φ by validation
+OPTIMIZER = "optimizer.safetensors"  # the best φ by validation, at the last multiple of the horizon
+BEST_AT = "optimizer_best_{}x.safetensors"  # at another of them
 LATEST_OPTIMIZER = "optimizer_latest.safetensors"
+LAST = "last"  # how φ was picked; or best_at(multiple)
 
 # Of sweeps, which are launch's.
 SWEEP = "sweep.json"  # in a sweep's folder
 CANCELLED = "cancelled.json"  # in a run folder: it is not to be trained
 
 LOCK_TRIES = 10
+
+
+def best_at(multiple: int) -> str:
+    """How φ was picked: by validation at a multiple of the training horizon."""
+    return f"best at {multiple}x"
+
+
+def picks(path: Path, experiment: Experiment) -> dict[str, Path]:
+    """The run's φ by how it was picked, its own first: the best at the last multiple of the horizon."""
+    own, *others = reversed(experiment.validation.multiples or (1,))
+    found = {best_at(own): OPTIMIZER, **{best_at(other): BEST_AT.format(other) for other in others}}
+    found[LAST] = LATEST_OPTIMIZER
+    return {how: path / name for how, name in found.items() if (path / name).is_file()}
+
+
+def named(name: str, picked: Mapping[str, Any]) -> dict[str, Any]:
+    """Each pick under what an evaluation calls it: the first, the run's own, by the optimizer's name alone."""
+    return {name if index == 0 else f"{name}, {how}": pick for index, (how, pick) in enumerate(picked.items())}
 
 
 # ----- a new folder ---------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -14,6 +14,7 @@ from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.runs import folder, own_entries
 from metaopt.runs.checkpoints import Checkpoints
+from metaopt.runs.environment import provenance
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.metrics import JsonLines, Row, cut_back, read_rows, train_rows
 from metaopt.runs.optimizer_file import read_optimizer, refuse_nonfinite, save_optimizer
@@ -30,20 +31,28 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
+class Pick(NamedTuple):
+    """The φ that validated best at a multiple of the horizon so far."""
+
+    step: int
+    score: float
+    meta_params: MetaParams
+
+
 class Recorder:
     """A callback of `meta_train` that keeps a run folder; `resume` takes it up where a checkpoint left it."""
 
     def __init__(self, path: Path, trainer: Trainer, guard: SignalGuard) -> None:
         self.path = path
-        self.best_step: int | None = None
-        self.best_score = float("inf")
-        self.best_meta_params: MetaParams | None = None
+        self.best: dict[int, Pick] = {}  # by the multiple of the horizon; the run's own is the last
         self.stage = Stage()
         self.history: list[tuple[bool, bool]] = []  # of each meta-step before a resumption: none alive, skipped
         self._elapsed = 0.0
         self._clock = time.monotonic()  # when `elapsed` was last asked for
         self._experiment: Experiment = trainer.experiment
         self._guard = guard
+        self._environment = provenance()
+        self._multiples = trainer.experiment.validation.multiples or (1,)
         self._levels = trainer.levels if self._experiment.curriculum.kind == "validation" else ()
         self._validate = Validator(trainer)
         self._checkpoints: Checkpoints[TrainState] = Checkpoints(path / folder.CHECKPOINTS)
@@ -97,15 +106,17 @@ class Recorder:
         if len(lines) < step:
             remarks = [*remarks, f"metrics.jsonl lacks {step - len(lines)} of the {step} meta-steps done"]
         self.history = [(row.get("alive") == 0, row.get("skipped", 0) > 0) for row in lines]
+        held = {int(multiple): tuple(pick) for multiple, pick in record.get("best_at", {}).items()}
         if record["best_step"] is not None:
+            held[self._multiples[-1]] = record["best_step"], record["best_score"]
+        for multiple, (best, score) in held.items():
             try:
-                self.best_meta_params = self._best_of(record["best_step"], state, target)
-                self.best_step, self.best_score = record["best_step"], float(record["best_score"])
+                self.best[multiple] = Pick(best, float(score), self._best_of(best, multiple, state, target))
             except Exception as error:  # orbax raises many kinds
-                remarks.append(f"the best checkpoint, of meta-step {record['best_step']}, cannot be read ({error})")
+                remarks.append(f"the best checkpoint, of meta-step {best}, cannot be read ({error})")
         return state, remarks
 
-    def _best_of(self, step: int, state: TrainState, target: TrainState) -> MetaParams:
+    def _best_of(self, step: int, multiple: int, state: TrainState, target: TrainState) -> MetaParams:
         """φ of the best meta-step, from the state just restored, its own checkpoint, or the optimizer saved of it."""
         if step == int(state.meta_step):
             return jax.device_get(averaged(state))
@@ -113,7 +124,7 @@ class Recorder:
             return jax.device_get(averaged(self._checkpoints.restore(step, target)[0]))
         except Exception:
             with contextlib.suppress(UserError):
-                trained = read_optimizer(self.path / folder.OPTIMIZER)
+                trained = read_optimizer(self.path / self._file(multiple))
                 if trained.card.get("meta_step") == step:
                     return jax.device_get(trained.meta_params)
             raise
@@ -150,21 +161,22 @@ class Recorder:
     def _run_validation(self, state: TrainState) -> bool:
         began = self.elapsed
         step = int(state.meta_step)
-        score, values = self._validate(state.meta_params)
+        scores, values = self._validate(state.meta_params)
         meta_params = averaged(state)
         if meta_params is not state.meta_params:
-            score, more = self._validate(meta_params, "validation_ema")
+            scores, more = self._validate(meta_params, "validation_ema")
             values |= more
         if self._levels:
             values |= self._validate_next(meta_params)
-        improved = score < self.best_score
+        improved = [multiple for multiple, score in scores.items() if score < self._score(multiple)]
         if improved:
-            self.best_step, self.best_score = step, score
-            self.best_meta_params = jax.device_get(meta_params)
+            held = jax.device_get(meta_params)
+            self.best |= {multiple: Pick(step, scores[multiple], held) for multiple in improved}
         self._validation_due = False
         times = {"time/elapsed": round(self.elapsed, 3), "time/validation": round(self.elapsed - began, 3)}
-        self._log([{"kind": "validation", "meta_step": step, **values, "best": improved, **times}])
-        return improved
+        best = self._multiples[-1] in improved
+        self._log([{"kind": "validation", "meta_step": step, **values, "best": best, **times}])
+        return bool(improved)
 
     def _validate_next(self, meta_params: MetaParams) -> dict[str, Any]:
         """At the next horizon of the curriculum, if there is one; the stage goes on by it."""
@@ -179,9 +191,11 @@ class Recorder:
     def _save(self, step: int, state: TrainState) -> None:
         assert self._lines is not None
         self._lines.sync()
-        record = {
-            "best_step": self.best_step,
-            "best_score": None if self.best_step is None else self.best_score,
+        own = self.best.get(self._multiples[-1])
+        record: dict[str, Any] = {
+            "best_step": own and own.step,
+            "best_score": own and own.score,
+            "best_at": {str(multiple): [pick.step, pick.score] for multiple, pick in self.best.items()},
             "elapsed": self.elapsed,
             "validation_due": self._validation_due,
         }
@@ -189,13 +203,26 @@ class Recorder:
             level, best, waited = self.stage
             record["curriculum"] = [level, best if np.isfinite(best) else None, waited]
         self._checkpoints.save(step, state, record)
-        self._export(folder.LATEST_OPTIMIZER, step, averaged(state))
-        self._export(folder.OPTIMIZER, *self.best_or_last(state))
+        self._export_all(state)
 
-    def _export(self, name: str, step: int, meta_params: MetaParams) -> None:
-        best = step == self.best_step
-        card: dict[str, Any] = {"meta_step": step, "validation": self.best_score if best else None}
-        card |= own_entries.record(self._experiment)
+    def _export_all(self, state: TrainState) -> None:
+        step, meta_params = int(state.meta_step), averaged(state)
+        self._export(folder.LATEST_OPTIMIZER, step, meta_params)
+        # Where no validation was any good, the last.
+        for multiple, pick in {self._multiples[-1]: Pick(step, float("inf"), meta_params), **self.best}.items():
+            self._export(self._file(multiple), pick.step, pick.meta_params, multiple)
+
+    def _file(self, multiple: int) -> str:
+        return folder.OPTIMIZER if multiple == self._multiples[-1] else folder.BEST_AT.format(multiple)
+
+    def _score(self, multiple: int) -> float:
+        return self.best[multiple].score if multiple in self.best else float("inf")
+
+    def _export(self, name: str, step: int, meta_params: MetaParams, multiple: int | None = None) -> None:
+        multiple = self._multiples[-1] if multiple is None else multiple
+        best = multiple in self.best and step == self.best[multiple].step
+        card: dict[str, Any] = {"meta_step": step, "validation": self._score(multiple) if best else None}
+        card |= {"environment": self._environment, **own_entries.record(self._experiment)}
         decay = self._experiment.meta_optimizer.ema
         if decay is not None:
             card["averaged"] = f"over meta-steps, with a decay of {decay:g}"
@@ -215,19 +242,19 @@ class Recorder:
 
     # ----- at the end -------------------------------------------------------------------------------------------------
 
-    def best_or_last(self, state: TrainState) -> tuple[int, MetaParams]:
-        """(meta-step, φ) of the best by validation, or the given state's where none was any good."""
-        if self.best_meta_params is None or self.best_step is None:
-            return int(state.meta_step), averaged(state)
-        return self.best_step, self.best_meta_params
+    def finish(self, state: TrainState) -> dict[str, tuple[int, MetaParams]]:
+        """Writes what the run leaves, and returns (meta-step, φ) by how it was picked; one that is another is left out.
 
-    def finish(self, state: TrainState) -> tuple[int, MetaParams]:
-        """Writes and returns the (meta-step, φ) that the run leaves."""
-        # Both once more: a process killed in between left one behind, or a validation was done since.
-        self._export(folder.LATEST_OPTIMIZER, int(state.meta_step), averaged(state))
-        step, meta_params = self.best_or_last(state)
-        self._export(folder.OPTIMIZER, step, meta_params)
-        return step, jax.device_get(meta_params)
+        First stands the run's own, the best by validation at the last multiple, or the last where none was any good.
+        """
+        self._export_all(state)  # once more: a process killed in between left one behind, or a validation was done
+        found: dict[str, tuple[int, MetaParams]] = {}
+        last = Pick(int(state.meta_step), float("inf"), jax.device_get(averaged(state)))
+        picks = {folder.best_at(each): self.best[each] for each in self._multiples[::-1] if each in self.best}
+        for how, pick in {**picks, folder.LAST: last}.items():
+            if pick.step not in [step for step, _ in found.values()]:
+                found[how] = pick.step, pick.meta_params
+        return found
 
     def close(self) -> None:
         for logger in self._loggers:

@@ -52,6 +52,11 @@ def count(fraction: float | None, total: int) -> str:
     return "" if fraction is None else f"{round(fraction * total)}/{total}"
 
 
+def share(value: float | None) -> str:
+    """`98.3%`; "" for None."""
+    return "" if value is None else f"{value:.1%}"
+
+
 def percent(share: float | None, missing: str = "") -> str:
     """`12%`, and `<1%` for what is not nothing."""
     if share is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,11 +173,11 @@ def _run(path: Path, trainer: Trainer, console: Any, callbacks: Callbacks, *, re
             if callbacks.beside is not None:  # to the end of the evaluation
                 beside.enter_context(callbacks.beside(path, experiment, lambda text: say(console, text)))
             state = _meta_train(path, trainer, state, recorder, console, callbacks)
-            step, meta_params = recorder.finish(state)
+            picks = recorder.finish(state)
         processes.leave()
         if guard.received is not None:
             raise Interrupted(guard.received, f"saved; go on with `{folder.resume_command(path)}`")
-        _evaluate(path, trainer, step, meta_params, guard, console, callbacks)
+        _evaluate(path, trainer, picks, guard, console, callbacks)
     return path
 
 
@@ -263,15 +263,16 @@ def _readable(state: TrainState) -> TrainState:
 def _evaluate(
     path: Path,
     trainer: Trainer,
-    step: int,
-    meta_params: MetaParams,
+    picks: Mapping[str, tuple[int, MetaParams]],
     guard: SignalGuard,
     console: Any,
     callbacks: Callbacks,
 ) -> None:
     """Evaluation, page and table. It is repeated rather than saved, so a signal ends it at once."""
     experiment, name = trainer.experiment, learned_name(path)
-    say(console, f"evaluating φ of meta-step {step} as {name}")
+    named = folder.named(name, picks)
+    for (how, (step, _)), called in zip(picks.items(), named, strict=True):
+        say(console, f"evaluating φ of meta-step {step} ({how}) as {called}")
     write_state(path, "running", num_meta_steps=experiment.num_meta_steps)
     guard.at_once = True
     try:
@@ -279,7 +280,7 @@ def _evaluate(
             raise KeyboardInterrupt
         results = evaluate_all(
             path,
-            {name: (trainer.optimizer, jax.device_put(meta_params))},
+            {called: (trainer.optimizer, jax.device_put(meta_params)) for called, (_, meta_params) in named.items()},
             plan_of(experiment),
             train_horizon=experiment.horizon,
             num_tasks=experiment.evaluation.num_tasks,
@@ -289,9 +290,9 @@ def _evaluate(
             oracle=experiment.oracle,
             early_stopping=stopping_of(experiment.evaluation.patience, experiment.evaluation.check_every),
             num_devices=trainer.alone().experiment.num_devices,
-            trained={name: step},
+            trained={called: step for called, (step, _) in named.items()},
             keep=True,
-            experiments={name: experiment},
+            experiments=dict.fromkeys(named, experiment),
             look=callbacks.look,
             progress=lambda line: say(console, f"  {line}"),
         )

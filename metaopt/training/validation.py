@@ -51,10 +51,10 @@ class Validator:
         plain = dataclasses.replace(trainer.experiment, companion=0, min_batch_size=None, bfloat16=0.0)
         self._families = trainer.families if plain == trainer.experiment else build_families(plain)
 
-    def __call__(self, meta_params: MetaParams, prefix: str = "validation") -> tuple[float, dict[str, Any]]:
-        """(score, values by name); lower is better, infinite where at least half of a family's tasks failed.
+    def __call__(self, meta_params: MetaParams, prefix: str = "validation") -> tuple[dict[int, float], dict[str, Any]]:
+        """(multiple -> score, values by name); lower is better, infinite where half of a family's tasks or more failed.
 
-        The score is `validation/Mx/median` at the last multiple M: the median final loss with a failed task counted as
+        The score is `validation/Mx/median` at the multiple M: the median final loss with a failed task counted as
         infinite. With several families, values are relative to a family's mean f(θ_0) and averaged over families, and
         each family's own stand beside them under its name. All names begin with `prefix`.
         """
@@ -64,7 +64,7 @@ class Validator:
             self._run(family, key, meta_params) for family, key in zip(self._families, self._keys, strict=True)
         ]
         row: dict[str, Any] = {}
-        score = float("inf")
+        scores: dict[int, float] = {}
         for multiple in settings.multiples:
             where = f"{prefix}/{multiple}x"
             values = [results[multiple] for results in per_family]
@@ -81,7 +81,8 @@ class Validator:
             if len(values) == 1 and "accuracy" in values[0]:
                 row[f"{where}/accuracy"] = values[0]["accuracy"]
             score = row[f"{where}/median"]
-        return (score if np.isfinite(score) else float("inf")), row
+            scores[multiple] = score if np.isfinite(score) else float("inf")
+        return scores, row
 
     def score_at(self, horizon: int, meta_params: MetaParams) -> float:
         """The score at any horizon, on the same tasks."""

@@ -15,7 +15,7 @@ from tests.toys import bowl
 OPTIMIZERS = {
     "all": lstm(hidden_size=4, num_layers=1, features="all"),
     "scale_free": lstm(hidden_size=4, num_layers=1, features="scale_free"),
-    "rnnprop": rnnprop(hidden_size=4),
+    "rnnprop": rnnprop(hidden_size=4, input_units=3),
 }
 
 

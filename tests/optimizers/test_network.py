@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metaopt.optimizers.network import LSTM, Head, forward, fuse, init_cells, init_params, product, tanh
+from metaopt.optimizers.network import LSTM, Head, forward, fuse, gate_values, init_cells, init_params, product, tanh
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
-def test_forward_equals_flax_over_several_steps(num_layers):
-    network = LSTM(7, num_layers, (Head("direction"), Head("log_alpha", constant=True, bias=-3.0)))
+@pytest.mark.parametrize(("num_layers", "input_units"), [(1, 0), (2, 0), (3, 0), (2, 6)])
+def test_forward_equals_flax_over_several_steps(num_layers, input_units):
+    network = LSTM(7, num_layers, (Head("direction"), Head("log_alpha", constant=True, bias=-3.0)), input_units)
     params = init_params(network, 4, jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
     inputs = jax.random.normal(jax.random.key(1), (3, 4, 5))  # [steps, features, columns]
@@ -21,8 +21,10 @@ def test_forward_equals_flax_over_several_steps(num_layers):
     weights = fuse(network, params)
     for x in inputs:
         outputs, cells = forward(weights, x, cells)
+        _, by_gates = gate_values(params, x.T, carry)
         expected, carry = network.apply({"params": params}, x.T, carry)
         np.testing.assert_allclose(outputs.T, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(by_gates[-1][1], carry[-1][1], rtol=1e-5, atol=1e-6)
     for cell, (c, h) in zip(cells, carry, strict=True):
         np.testing.assert_allclose(cell.c.T, c, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(cell.h.T, h, rtol=1e-5, atol=1e-6)

@@ -359,9 +359,9 @@ def test_a_run_goes_on_from_the_one_before_with_the_best_of_its_time(
 ) -> None:
     scores: Any = iter([0.2, 0.3, 0.4, 0.5, 0.1, 0.6])
 
-    def validate(self: Any, meta_params: Any) -> tuple[float, dict[str, float]]:
+    def validate(self: Any, meta_params: Any) -> tuple[dict[int, float], dict[str, float]]:
         score = next(scores)
-        return score, {"validation/1x/median": score}
+        return {1: score, 10: score}, {"validation/1x/median": score}
 
     monkeypatch.setattr("metaopt.training.validation.Validator.__call__", validate)
     experiment = dataclasses.replace(

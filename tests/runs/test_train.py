@@ -172,23 +172,16 @@ def test_a_curriculum_by_validation_and_an_averaged_phi_resume_bitwise(
     assert trained.card["validation"] == pytest.approx(best["validation_ema/1x/median"], rel=1e-5)
     assert trained.card["averaged"] == "over meta-steps, with a decay of 0.5"
     validator = Validator(Trainer(experiment))
-    assert validator(trained.meta_params)[0] == pytest.approx(best["validation_ema/1x/median"], rel=1e-5)
+    assert validator(trained.meta_params)[0][1] == pytest.approx(best["validation_ema/1x/median"], rel=1e-5)
 
 
 def test_best_is_the_lowest_median_and_its_phi_is_what_the_run_leaves(
     tiny: Experiment, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = iter([0.5, 0.2, float("inf"), 0.4])
-
-    def validate(self: Any, meta_params: Any) -> tuple[float, dict[str, float]]:
-        score = next(scores)
-        return score, {"validation/1x/median": score}
-
-    monkeypatch.setattr("metaopt.training.validation.Validator.__call__", validate)
-    experiment = dataclasses.replace(tiny, validation=Validation(every=2, num_tasks=2), checkpoint_every=100)
+    experiment = scored_by_hand(tiny, monkeypatch)
     path = train(experiment, tmp_path / "run", name="tiny")
     assert [row["best"] for row in rows(path) if row["kind"] == "validation"] == [True, True, False, False]
-    assert sorted(entry.name for entry in (path / "checkpoints").iterdir()) == ["2", "4", "8"]
+    assert sorted(entry.name for entry in (path / "checkpoints").iterdir()) == ["4", "6", "8"]
     stopped = train(
         dataclasses.replace(experiment, num_meta_steps=4, validation=Validation(every=0)), tmp_path / "four"
     )
@@ -197,7 +190,44 @@ def test_best_is_the_lowest_median_and_its_phi_is_what_the_run_leaves(
     assert all(np.array_equal(best[key], fourth[key]) for key in best)
     assert not all(np.array_equal(best[key], latest[key]) for key in best)
     (result,) = json.loads((path / "evaluation.json").read_text())["results"]
-    assert result["meta_steps"] == {"tiny": 4}
+    assert result["meta_steps"] == {"tiny": 4, "tiny, best at 1x": 6, "tiny, last": 8}
+    losses = {result["optimizers"][name]["final"]["mean"] for name in result["meta_steps"]}
+    assert len(losses) == 3  # each is evaluated with a φ of its own
+
+
+def test_each_way_to_pick_survives_a_stop(tiny: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = scored_by_hand(tiny, monkeypatch)
+    undisturbed = train(experiment, tmp_path / "undisturbed", name="tiny")
+    experiment = scored_by_hand(tiny, monkeypatch)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        signal_at(6, signal.SIGTERM, patch)
+        train(experiment, tmp_path / "run", name="tiny")
+    resume(tmp_path / "run")
+    for name in ("optimizer", "optimizer_best_1x", "optimizer_latest"):
+        one, other = (load_file(path / f"{name}.safetensors") for path in (tmp_path / "run", undisturbed))
+        assert all(np.array_equal(one[key], other[key]) for key in one)
+    evaluated = [json.loads((path / "evaluation.json").read_text()) for path in (tmp_path / "run", undisturbed)]
+    assert evaluated[0] == evaluated[1]
+
+
+def test_where_nothing_was_validated_the_last_is_the_runs_own(tiny: Experiment, tmp_path: Path) -> None:
+    experiment = dataclasses.replace(tiny, num_meta_steps=2, validation=Validation(every=0))
+    path = train(experiment, tmp_path / "run", name="tiny")
+    (result,) = json.loads((path / "evaluation.json").read_text())["results"]
+    assert result["meta_steps"] == {"tiny": 2} and not (path / "optimizer_best_1x.safetensors").exists()
+
+
+def scored_by_hand(tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+    """The best at 10× is that of the second validation, the best at 1× that of the third."""
+    scores = iter([(0.4, 0.5), (0.3, 0.2), (0.1, float("inf")), (0.2, 0.4)])
+
+    def validate(self: Any, meta_params: Any) -> tuple[dict[int, float], dict[str, float]]:
+        near, far = next(scores)
+        return {1: near, 10: far}, {"validation/1x/median": near, "validation/10x/median": far}
+
+    monkeypatch.setattr("metaopt.training.validation.Validator.__call__", validate)
+    validation = Validation(every=2, num_tasks=2, multiples=(1, 10))
+    return dataclasses.replace(tiny, validation=validation, checkpoint_every=100)
 
 
 def test_what_a_run_leaves_is_the_best_at_the_last_multiple(

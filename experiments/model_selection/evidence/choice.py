@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metaopt.evaluation.statistics import bootstrap_interval, wilson_interval
+from metaopt.evaluation.intervals import mean_of
+from metaopt.evaluation.statistics import wilson_interval
 
 CRITERIA = ("cross-validation", "evidence", "ELBO", "AIC", "BIC")
 ALPHAS = np.geomspace(1e-2, 1e4, 13)  # prior precisions that are tried
@@ -107,7 +108,7 @@ def _summary(predicted: np.ndarray) -> dict[str, Any]:
     errors = np.mean((predicted - truth(GRID)) ** 2, axis=1)
     return {
         "error": errors.mean(),
-        "interval": bootstrap_interval(errors, seed=0),
+        "interval": mean_of(errors).interval(),
         "median": np.median(errors),
         "spread": errors.std(ddof=1),
         "variance": np.mean(predicted.var(axis=0, ddof=1)),
@@ -206,7 +207,7 @@ def configuration(name: str) -> dict[str, Any]:
             "exact": None if made is None else exact / TRIALS,
             "exact_interval": None if made is None else wilson_interval(exact, TRIALS),
             "error": errors.mean(),
-            "interval": bootstrap_interval(errors, seed=0),
+            "interval": mean_of(errors).interval(),
             "spread": errors.std(ddof=1),
             "condition": np.median([condition for _, _, condition, _ in each]),
             "weights_spread": np.sqrt(np.mean(np.var([w for _, _, _, w in each], axis=0, ddof=1))),
