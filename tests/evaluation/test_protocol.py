@@ -14,6 +14,7 @@ import pytest
 from metaopt.choices import choice
 from metaopt.evaluation import evaluate, evaluate_run_on, statistics, tune_baselines
 from metaopt.evaluation import record as comparison
+from metaopt.evaluation.early_stopping import EarlyStopping
 from metaopt.evaluation.record import evaluation_keys
 from metaopt.types import TaskFamily
 from tests.evaluation.test_tuning import parabola
@@ -58,15 +59,20 @@ def test_curves_are_on_validation_data_where_the_loss_has_one() -> None:
 @pytest.mark.filterwarnings("error")
 def test_no_task_comes_back_by_a_sound_minibatch() -> None:
     """The data that are judged are always sound, and x is where it was: only the minibatch killed."""
-    found = evaluate({"a": optax.sgd(0.05)}, flaky(), KEY, horizon=12, num_tasks=TASKS)
+    family = dataclasses.replace(flaky(), splits=("train", "validation"))
+    how = {"horizon": 12, "num_tasks": TASKS, "early_stopping": EarlyStopping(100, 2)}
+    found = evaluate({"a": optax.sgd(0.05)}, family, KEY, **how)
     died = deaths(jax.random.split(KEY, TASKS))
-    expected = np.arange(1, 13) < died[:, None]
-    assert ((died > 0) & (died < 10)).any() and expected.any()
+    expected = found.steps[1:] < died[:, None]
+    assert ((died > 0) & (died < 10)).any() and expected.any() and found.steps.tolist() == list(range(0, 13, 2))
     np.testing.assert_array_equal(found.alive["a"][:, 1:], expected)
     np.testing.assert_array_equal(np.isfinite(found.loss["a"][:, 1:]), expected)
     np.testing.assert_array_equal(np.isfinite(found.final["a"]["train"]["loss"]), died > 12)
-    failed = statistics.failed(found.peak["a"], found.scale)
-    np.testing.assert_array_equal(failed, died <= 12)
+    np.testing.assert_array_equal(statistics.failed(found.peak["a"], found.scale), died <= 12)
+    # Nor is where it was left off restored, which no check has seen alive.
+    stopped = found.stopped["a"]
+    assert stopped is not None
+    np.testing.assert_array_equal(stopped.best_step, np.maximum(np.minimum(died, 13) - 1, 0) // 2 * 2)
 
 
 @pytest.mark.parametrize("every", [1, 6])
