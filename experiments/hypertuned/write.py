@@ -223,6 +223,7 @@ def work(name: str) -> Iterator[tuple[str, Any]]:
             num_tasks=50,
             names=("momentum", "adam"),
             budget=budget,
+            by="mean",
             num_devices=1,
         )
         return {

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.lecture.families import FAMILIES, Entry
 from metaopt import bind_tasks, choice, reset, unroll
-from metaopt.evaluation.intervals import mean_of
+from metaopt.evaluation.intervals import Mean, mean_of
 from metaopt.evaluation.outcomes import Outcome, run_each, task_keys
 from metaopt.evaluation.recording import Segments, plan, recorded_steps
 from metaopt.evaluation.statistics import quantile
@@ -186,13 +186,16 @@ def search(name: str, where: str, *, blocks: int | None = None) -> dict[str, Any
     }
 
 
+def log_ratio(values: Any, reference: Any) -> Mean:
+    """The mean over tasks of the ratio of two optimizers' losses, in logarithms as these are given."""
+    return mean_of(np.asarray(values, np.float64) - np.asarray(reference, np.float64))
+
+
 def ratio(values: Any, reference: Any) -> tuple[float, float, float]:
     """Geometric mean over tasks of the ratio of two optimizers' losses, with a 95% t-interval of the logarithms."""
-    difference = np.asarray(values, np.float64) - np.asarray(reference, np.float64)
-    if not difference.any():
-        return 1.0, 1.0, 1.0
-    low, high = mean_of(difference).interval()
-    return float(np.exp(difference.mean())), float(np.exp(low)), float(np.exp(high))
+    logs = log_ratio(values, reference)
+    low, high = logs.interval()
+    return float(np.exp(logs.mean)), float(np.exp(low)), float(np.exp(high))
 
 
 def best_of(record: Mapping[str, Any], where: str, names: Any = tuple(GRIDS)) -> str:

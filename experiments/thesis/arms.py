@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.choices import Choice, choice
-from metaopt.experiment import Experiment
+from metaopt.experiment import Experiment, Validation
 from metaopt.runs.experiments import load_experiment
 
 THESIS = Path(__file__).resolve().parent
 ROOT = THESIS.parent.parent
 RESULTS = THESIS / "results"
-NOISE_AT_TEST: dict[str, Mapping[str, Any]] = {
-    "in_use=two": {"noise_in_use": "two"},
-    "in_use=on": {"noise_in_use": "on"},
-}
+EXACT = "exact"  # rl/exact and bp/exact: as the thesis has it, all at once
+PICKS = ("1x", "10x")  # multiples of the horizon that a φ is picked at by validation, beside the last one
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,23 @@ class Test:
 
 
 @dataclass(frozen=True)
+class Use:
+    """A φ of an arm's meta-training, used in one way; `Use()` is the last one as it was meta-trained."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the optimizer, in place of its own
+    pick: str = "last"  # or one of `PICKS`
+    tests: tuple[str, ...] | None = None  # the tasks it is evaluated on; None: all of the study's
+
+    def on(self, test: Test) -> Test | None:
+        """The test as this use takes it, up to ten times the horizon where φ was picked; None where it does not."""
+        if self.tests is not None and str(test.task) not in self.tests:
+            return None
+        if self.pick == "last":
+            return test
+        return dataclasses.replace(test, multiples=tuple(m for m in test.multiples if m <= 10))
+
+
+@dataclass(frozen=True)
 class Arm:
     """An experiment, meta-trained once a seed."""
 
@@ -42,7 +57,11 @@ class Arm:
     experiment: Experiment
     seeds: int
     factor: str = ""  # what differs from the thesis's setting, in words
-    uses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the same φ with other options, by name
+    uses: Mapping[str, Use] = field(default_factory=dict)  # other uses of what was meta-trained, by name
+
+    def all_uses(self) -> dict[str, Use]:
+        """Those and, as "", the last φ as it is."""
+        return {"": Use(), **self.uses}
 
 
 @dataclass(frozen=True)
@@ -59,6 +78,11 @@ class Study:
         choice("momentum", learning_rate=0.01),
         choice("adam", learning_rate=0.01),
     )
+    # Tuned for every horizon, each as `tune_baselines` takes it; those that go by the length of the run are marked.
+    tuned: tuple[str, ...] = (
+        "sgd", "momentum", "rmsprop", "adam", "adamw:schedule=cosine", "nadamw:schedule=warmup_cosine",
+    )  # fmt: skip
+    tuning: str = "9x3"  # rates by momenta
     num_tuning_tasks: int = 400
     phi_of: str = ""  # the study whose φ the arms of the same names take, in place of meta-training
 
@@ -76,6 +100,30 @@ def vary(experiment: Experiment, optimizer: Mapping[str, Any] | None = None, **f
     """The experiment with options of its optimizer and fields of its own changed."""
     picked = Choice(experiment.optimizer.name, {**experiment.optimizer.options, **(optimizer or {})})
     return dataclasses.replace(experiment, optimizer=picked, **fields)
+
+
+NOISE_AT_TEST = {f"in_use={how}": Use({"noise_in_use": how}) for how in ("two", "on")}
+
+
+def picked(arm: Arm, every: int, num_tasks: int, tests: tuple[str, ...] | None = None) -> Arm:
+    """The arm with validation as it is meta-trained, and the two φ that this picks among its uses."""
+    validation = Validation(every=every, num_tasks=num_tasks, multiples=tuple(int(pick[:-1]) for pick in PICKS))
+    uses = {f"pick={pick}": Use(pick=pick, tests=tests) for pick in PICKS}
+    return dataclasses.replace(arm, experiment=vary(arm.experiment, validation=validation), uses={**arm.uses, **uses})
+
+
+def exact(rl: Experiment, bp: Experiment, seeds: int) -> Iterator[Arm]:
+    """Both models with every choice that the thesis's text and formulas make, at once.
+
+    One function a meta-step, s without the root, of the policy gradient the formula that is printed, which cuts θ at
+    every step; noise a step, whole unrolls and the features of each task are the experiments' own.
+    """
+    options, words = {"s_form": "printed"}, "as in the thesis: one function a meta-step, s as printed"
+    stopped = choice("reparameterised", state_gradient="stopped")
+    yield Arm(
+        f"rl/{EXACT}", vary(rl, options, num_tasks=1, estimator=stopped), seeds, f"{words}, the gradient as printed"
+    )
+    yield Arm(f"bp/{EXACT}", vary(bp, options, num_tasks=1), seeds, words)
 
 
 def crossed(rl: Experiment, bp: Experiment, seeds: int) -> Iterator[Arm]:
@@ -102,9 +150,9 @@ def one_at_a_time(
 ) -> Iterator[Arm]:
     """The model itself and its open choices, each alone."""
     own = base.optimizer.options["features"]
-    uses = NOISE_AT_TEST if model == "rl" else {"alpha_0=median": {"initial_alpha": "median"}}
+    uses = NOISE_AT_TEST if model == "rl" else {"alpha_0=median": Use({"initial_alpha": "median"})}
     yield Arm(model, base, base_seeds, "16 functions a meta-step", uses)
-    yield Arm(f"{model}/num_tasks=1", vary(base, num_tasks=1), base_seeds, "one function a meta-step, as in the thesis")
+    yield Arm(f"{model}/num_tasks=1", vary(base, num_tasks=1), base_seeds, "one function a meta-step")
     yield Arm(f"{model}/K=20", vary(base, unroll_length=20), seeds, "windows of 20 steps")
     for name in features:
         if name != own:
@@ -122,9 +170,15 @@ def one_at_a_time(
 
 def _convex(name: str, title: str, rl: Experiment, bp: Experiment, tests: tuple[Test, ...]) -> Study:
     features = ("gradient", "all", "scale_free")
-    models = (*one_at_a_time("rl", rl, features, 3, 5), *one_at_a_time("bp", bp, features, 3, 5))
+    models = (
+        *one_at_a_time("rl", rl, features, 3, 5),
+        *one_at_a_time("bp", bp, features, 3, 5),
+        *exact(rl, bp, 5),
+    )
     first = [arm for arm in models if arm.seeds == 5]
     rest = [arm for arm in models if arm.seeds != 5]
+    shown = ("rl", "bp", f"rl/{EXACT}", f"bp/{EXACT}")
+    first = [picked(arm, 100, 32) if arm.name in shown else arm for arm in first]
     return Study(name, title, (*first, *crossed(rl, bp, 3), *rest), tests)
 
 
@@ -134,19 +188,26 @@ def _images(study: Study, data: str, num_tasks: int) -> Study:
     def on(task: Choice) -> Choice:
         return choice(task.name, **task.options, data=data) if task.name in ("classifier", "autoencoder") else task
 
+    tests = tuple(Test(on(test.task), num_tasks, test.multiples) for test in study.tests)
     arms = tuple(
-        Arm(
-            arm.name,
-            vary(arm.experiment, tasks=tuple(map(on, arm.experiment.tasks)), num_tasks=1),
-            1,
-            "one function a meta-step",
+        picked(
+            Arm(
+                arm.name,
+                vary(arm.experiment, tasks=tuple(map(on, arm.experiment.tasks)), num_tasks=1),
+                1,
+                "one function a meta-step",
+            ),
+            500,
+            4,
+            of_depths(tests, (1, 6)),
         )
         for arm in study.arms
         if arm.name in ("rl", "bp")
     )
-    tests = tuple(Test(on(test.task), num_tasks, test.multiples) for test in study.tests)
     title = f"Figures 7 and 8 on {data}, 28×28, one function a meta-step"
-    return dataclasses.replace(study, name=f"networks_{data}", title=title, arms=arms, tests=tests, num_tuning_tasks=8)
+    return dataclasses.replace(
+        study, name=f"networks_{data}", title=title, arms=arms, tests=tests, num_tuning_tasks=8, tuning="9x1"
+    )
 
 
 def _other_images(study: Study, data: str, depths: tuple[int, ...]) -> Study:
@@ -156,8 +217,14 @@ def _other_images(study: Study, data: str, depths: tuple[int, ...]) -> Study:
         for test in study.tests
         if test.task.options["hidden_layers"] in depths
     )
+    arms = tuple(dataclasses.replace(arm, uses={}) for arm in study.arms)
     title = f"Figures 7 and 8 on {data}, 28×28: the φ of {study.name}, which never saw these images"
-    return dataclasses.replace(study, name=f"networks_{data}", title=title, tests=tests, phi_of=study.name)
+    return dataclasses.replace(study, name=f"networks_{data}", title=title, arms=arms, tests=tests, phi_of=study.name)
+
+
+def of_depths(tests: tuple[Test, ...], depths: tuple[int, ...]) -> tuple[str, ...]:
+    """The names of those tests whose networks are so deep."""
+    return tuple(str(test.task) for test in tests if test.task.options["hidden_layers"] in depths)
 
 
 def _studies() -> dict[str, Study]:
@@ -181,11 +248,17 @@ def _studies() -> dict[str, Study]:
     )
     rl, bp = figure("figure7_rl"), figure("figure7_bp")
     networks = (*rl.evaluation.tasks, *figure("figure8_rl").evaluation.tasks)
+    tests = tuple(Test(task, 16, beyond) for task in networks)
+    words = "one function of each family a meta-step"
     digits = Study(
         "networks_digits",
         "Figures 7 and 8: networks on 8×8 digits",
-        tuple(Arm(name, base, 3, "one function of each family a meta-step") for name, base in (("rl", rl), ("bp", bp))),
-        tuple(Test(task, 16, beyond) for task in networks),
+        tuple(
+            picked(Arm(name, base, 3, words), 200, 8, of_depths(tests, (1, 6)))
+            for name, base in (("rl", rl), ("bp", bp))
+        ),
+        tests,
+        tuning="5x3",
         num_tuning_tasks=16,
     )
     one = [vary(base, num_tasks=1) for base in (rl, bp)]
@@ -194,8 +267,9 @@ def _studies() -> dict[str, Study]:
         "networks_cross",
         "Networks on digits, one function a meta-step: the ingredients, and the choices that matter for size",
         (
-            *(Arm(name, base, 3, "one function a meta-step", uses) for name, base, uses in (
+            *(picked(Arm(name, base, 3, "one function a meta-step", uses), 200, 8) for name, base, uses in (
                 ("rl", one[0], NOISE_AT_TEST), ("bp", one[1], {}))),
+            *exact(one[0], one[1], 3),
             *crossed(one[0], one[1], 3),
             *(Arm(f"{name}/features=scale_free", vary(base, {"features": "scale_free"}), 3, "features: scale_free")
               for name, base in (("rl", one[0]), ("bp", one[1]))),
@@ -206,6 +280,7 @@ def _studies() -> dict[str, Study]:
                 "features: scale_free, d over its RMS"),
         ),
         tuple(Test(task, 8, all_of_it) for task in few),
+        tuning="5x3",
         num_tuning_tasks=16,
     )  # fmt: skip
     images = _images(digits, "mnist_5k", 8)

@@ -10,6 +10,11 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
+from experiments.thesis.judging import below, words
+from metaopt.evaluation.intervals import Mean, crossed_mean
+
 Record = Mapping[str, Any]
 
 MULTIPLE, FURTHER = "10", "100"  # of the training horizon: the one that decides, and one to know
@@ -45,6 +50,7 @@ class Weighed:
     better: list[str] = field(default_factory=list)  # where the other value is
     worse: list[str] = field(default_factory=list)
     alike: list[str] = field(default_factory=list)
+    log_ratios: list[Mean] = field(default_factory=list)  # of the other value's losses, where these are known
 
 
 def settings(arm: Record) -> dict[str, Any]:
@@ -71,8 +77,9 @@ def weigh(records: Mapping[str, Record], multiple: str = MULTIPLE) -> list[Weigh
     for record in records.values():
         if "arms" not in record:
             continue
-        chosen = {name: settings(arm) for name, arm in record["arms"].items()}
-        for one, two in combinations(record["arms"], 2):
+        last = [name for name, arm in record["arms"].items() if arm.get("pick", "last") == "last"]
+        chosen = {name: settings(record["arms"][name]) for name in last}
+        for one, two in combinations(last, 2):
             differs = _difference(chosen[one], chosen[two])
             if differs is None:
                 continue
@@ -82,8 +89,11 @@ def weigh(records: Mapping[str, Record], multiple: str = MULTIPLE) -> list[Weigh
             values = sorted((chosen[one][differs], chosen[two][differs]), key=CHOICES[differs].index)
             first, second = (one, two) if chosen[one][differs] == values[0] else (two, one)
             entry = found.setdefault((name, *values), Weighed(name, *values))
-            for task, words in _compared(record["arms"][first], record["arms"][second], multiple):
-                getattr(entry, words).append(f"{second} on {task}")
+            for task, word in _compared(record["arms"][first], record["arms"][second], multiple):
+                getattr(entry, word).append(f"{second} on {task}")
+                if "raw" in record:
+                    logs = record["raw"].log_ratios(second, first, task, f"loss_{multiple}")
+                    entry.log_ratios.append(crossed_mean(logs))
     order = list(CHOICES)
     return sorted(found.values(), key=lambda one: order.index(one.choice.removesuffix(GREEDY)))
 
@@ -144,11 +154,14 @@ def chosen(weighed: Sequence[Weighed]) -> dict[str, Any]:
 def table(weighed: Sequence[Weighed], further: Sequence[Weighed]) -> Iterator[str]:
     """A Markdown table: the counts that decide, beside them those at the further multiple."""
     beyond = {(one.choice, one.reference, one.other): one for one in further}
-    yield f"| choice | value | against | better at {MULTIPLE}× | worse | alike | better at {FURTHER}× | worse | alike |"
-    yield "| --- " * 9 + "|"
+    yield (
+        f"| choice | value | against | better at {MULTIPLE}× | worse | alike | ratio at {MULTIPLE}×, corrected words | "
+        f"better at {FURTHER}× | worse | alike |"
+    )
+    yield "| --- " * 10 + "|"
     for one in weighed:
         far = beyond.get((one.choice, one.reference, one.other))
-        counts = _counts(one) + (["", "", ""] if far is None else _counts(far))
+        counts = [*_counts(one), _ratio(one)] + (["", "", ""] if far is None else _counts(far))
         name, _, greedy = one.choice.partition(",")
         choice = f"`{name}`" + (f",{greedy}" if greedy else "")
         yield f"| {choice} | {_word(one.other)} | {_word(one.reference)} | " + " | ".join(counts) + " |"
@@ -156,6 +169,18 @@ def table(weighed: Sequence[Weighed], further: Sequence[Weighed]) -> Iterator[st
 
 def _counts(one: Weighed) -> list[str]:
     return [str(len(words)) for words in (one.better, one.worse, one.alike)]
+
+
+def _ratio(one: Weighed) -> str:
+    """Geometric mean over the pairs, and on how many the other value is lower, or higher, after Holm's correction."""
+    known = [mean for mean in one.log_ratios if np.isfinite(mean.mean)]
+    if not known:
+        return ""
+    found = words([below(mean, 0.0) for mean in known])
+    said = [
+        f"{side} {sum(word == of for word in found)}" for side, of in (("lower", "holds"), ("higher", "does not hold"))
+    ]
+    return f"{np.exp(np.mean([mean.mean for mean in known])):.2g}: {', '.join(said)} of {len(known)}"
 
 
 def _word(value: Any) -> str:

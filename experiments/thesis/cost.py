@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.thesis.arms import RESULTS, STUDIES
-from experiments.thesis.folders import BASELINES, PHI, fixed_name, test_file, trained, work_folder
+from experiments.thesis.folders import PHI, baseline_names, test_file, trained, work_folder
 from metaopt.experiment import build_family
 
 START = 12.0  # seconds until a process has compiled
@@ -29,22 +29,27 @@ def seconds_left(study_name: str, arm_name: str, work: Path, seeds: int | None) 
     if arm_name == "baselines":
         for test in study.tests:
             known = _record(study_name).get("baselines", {}).get(str(test.task), {})
-            names = [fixed_name(fixed) for fixed in study.fixed]
-            names += [f"{name}@{multiple}" for multiple in test.multiples for name in BASELINES]
-            for name in names:
+            seconds = [one.get("core_seconds") or 0.0 for one in known.values()]
+            usual = sum(seconds) / len(seconds) if seconds else UNKNOWN
+            for name in baseline_names(study, test):
                 if not test_file(folder, None, name, test).exists():
-                    left += known.get(name, {}).get("core_seconds") or UNKNOWN
+                    left += known.get(name, {}).get("core_seconds") or usual
     else:
         arm = next(arm for arm in study.arms if arm.name == arm_name)
-        known = _record(study_name).get("arms", {}).get(arm_name, {}).get("core_seconds", {})
+        arms = _record(study_name).get("arms", {})
+        near = arms.get(arm_name) or arms.get(arm_name.partition("/")[0], {})  # a new arm costs as its model does
+        known = near.get("core_seconds", {})
         for seed in range(arm.seeds if seeds is None else seeds):
             done = trained(folder / f"seed-{seed}")
             if done is not None and done.name != PHI:
                 continue
             left += 0.0 if done or study.phi_of else known.get("training", UNKNOWN)
             for test in study.tests:
-                missing = [not test_file(folder, seed, use, test).exists() for use in ("", *arm.uses)]
-                left += sum(missing) * known.get(str(test.task), UNKNOWN)
+                for name, use in arm.all_uses().items():
+                    taken = use.on(test)
+                    if taken is not None and not test_file(folder, seed, name, test).exists():
+                        share = max(taken.multiples) / max(test.multiples)
+                        left += share * known.get(str(test.task), UNKNOWN)
     if left:
         _there(study_name)
     return left + (START if left else 0.0)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from experiments.thesis.arms import Test
+from experiments.thesis.arms import Study, Test
 from metaopt.choices import Choice
 
-BASELINES = ("sgd", "momentum", "rmsprop", "adam")  # tuned for every horizon
-PHI, DIVERGED = "phi.safetensors", "diverged.json"
+PHI, DIVERGED, ENVIRONMENT = "phi.safetensors", "diverged.json", "environment.json"
 STOPPED = 75  # exit status of a part that was told to stop before its end
 
 
@@ -24,9 +23,21 @@ def trained(folder: Path) -> Path | None:
 
 
 def test_file(folder: Path, seed: int | None, use: str, test: Test) -> Path:
-    """One evaluation: of an arm's φ in one use on one test."""
-    parts = [str(test.task).replace(":", "_").replace(",", "_"), *([use] if use else [])]
-    return folder / ("" if seed is None else f"seed-{seed}") / ("--".join(parts) + ".npz")
+    """One evaluation: of an arm's φ in one use, or of a baseline of that name, on one test."""
+    parts = [str(test.task), *([use] if use else [])]
+    name = "--".join(parts).replace(":", "_").replace(",", "_")
+    return folder / ("" if seed is None else f"seed-{seed}") / f"{name}.npz"
+
+
+def phi_file(folder: Path, pick: str) -> Path:
+    """A seed's φ: the last, or the one that validation picked at a multiple of the horizon."""
+    return folder / (PHI if pick == "last" else f"phi_{pick}.safetensors")
+
+
+def baseline_names(study: Study, test: Test) -> list[str]:
+    """Those at the thesis's rates, and `NAME@MULTIPLE` for those tuned for a multiple of the horizon."""
+    tuned = [f"{name}@{multiple}" for multiple in test.multiples for name in study.tuned]
+    return [fixed_name(fixed) for fixed in study.fixed] + tuned
 
 
 def fixed_name(picked: Choice) -> str:

@@ -26,7 +26,13 @@ FIXED = {
     "momentum_lr=0.0100": ("#a9a9a9", ":"),
     "adam_lr=0.0100": ("#6b6b6b", "-."),
 }
-TUNED = {"sgd": "--", "momentum": ":", "rmsprop": (0, (6, 2, 1, 2, 1, 2)), "adam": "-."}
+TUNED = {
+    "sgd": "--",
+    "momentum": ":",
+    "rmsprop": (0, (6, 2, 1, 2, 1, 2)),
+    "adam": "-.",
+    "adamw:schedule=cosine": (0, (1, 1)),  # told the horizon
+}
 
 
 def one_task(record: Record, task: str, multiple: int, title: str, path: Path) -> None:
@@ -113,8 +119,12 @@ def _draw(axes: tuple[Axes, Axes | None], record: Record, task: str, multiple: i
     panels = [(right, TUNED)] if right is not None else [(left, TUNED)] if tuned else []
     for panel, dashes in panels:
         for name, dash in dashes.items():
-            found = baselines[f"{name}@{multiple}"]
-            label = name if tuned else f"{name} {found['record']['learning_rate']:.3g}"
+            found = baselines.get(f"{name}@{multiple}")
+            if found is None:  # records of the first protocol
+                continue
+            plain, _, schedule = name.partition(":schedule=")
+            label = f"{plain}, {schedule}" if schedule else plain
+            label = label if tuned else f"{label} {found['record']['learning_rate']:.3g}"
             _line(panel, found["curve"], "median", end, "#8a8a8a", dash, 1.1, label)
     for name, (label, colour, dash) in MODELS.items():
         if name not in record["arms"]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ import jax
 import numpy as np
 
 from experiments.thesis import steps, variance
-from experiments.thesis.arms import STUDIES, Arm, Study, Test
+from experiments.thesis.arms import PICKS, STUDIES, Arm, Study, Test
 from experiments.thesis.folders import (
-    BASELINES,
     DIVERGED,
+    ENVIRONMENT,
     PHI,
     STOPPED,
     fixed_name,
+    phi_file,
     say,
     test_file,
     trained,
@@ -44,11 +46,12 @@ from metaopt.evaluation.record import evaluation_keys
 from metaopt.evaluation.tuning import Tuned, lowered, tune_baselines
 from metaopt.experiment import build_family, build_optimizer
 from metaopt.experiment.checks import validate
-from metaopt.files import replacing, write_json
+from metaopt.files import read_json, replacing, write_json
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.environment import describe_environment
 from metaopt.shipped.loading import read_optimizer, save_optimizer
 from metaopt.training.loop import Diverged, Trainer, TrainState, meta_train
+from metaopt.training.validation import Validator
 from metaopt.types import TaskFamily
 
 CURVE_POINTS = 160
@@ -66,6 +69,9 @@ class Clock:
     def __init__(self, until: float | None) -> None:
         self._until = until
         self.stopped = False
+
+    def listen(self) -> None:
+        """A signal stops the work at the next check, with all that is done kept."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
 
@@ -81,26 +87,44 @@ class Clock:
 
 
 def train(trainer: Trainer, seed: int, folder: Path, clock: Clock) -> None:
-    """Leaves φ of the last meta-step in the folder, or a note of the meta-step at which it diverged."""
+    """Leaves φ of the last meta-step in the folder, or a note of the meta-step at which it diverged.
+
+    Beside it, where the experiment validates, the φ that was best at each multiple of the horizon (the last, where none
+    was any good), and the environment that it was trained in.
+    """
     began, worked = time.monotonic(), time.process_time()
     trainer.experiment = dataclasses.replace(trainer.experiment, seed=seed)
+    _note_environment(folder)
+    validator, every = Validator(trainer), trainer.experiment.validation.every
     checkpoints: Checkpoints[TrainState] = Checkpoints(folder / "checkpoints")
     curve: list[list[float]] = []
+    best: dict[str, list[float]] = {}  # pick -> (meta-step, score)
     before = [0.0, 0.0]
     state: TrainState | None = None
     restored = checkpoints.restore_latest(trainer.init())
     if restored is not None:
         state, record, _ = restored
-        curve, before = record["curve"], record["seconds"]
+        curve, before, best = record["curve"], record["seconds"], record["best"]
 
     def seconds() -> list[float]:
         return [before[0] + time.monotonic() - began, before[1] + time.process_time() - worked]
 
+    def pick(state: TrainState, step: int) -> None:
+        scores, _ = validator(state.meta_params)
+        for name in PICKS:
+            score = scores[int(name.removesuffix("x"))]
+            if score < best.get(name, [0, np.inf])[1]:
+                best[name] = [step, score]
+                card = {"meta_step": step, "picked_at": name, "validation": score}
+                save_optimizer(phi_file(folder, name), jax.device_get(state.meta_params), trainer.experiment, card)
+
     def keep(trainer: Trainer, state: TrainState, metrics: dict[str, np.ndarray]) -> None:
         step = int(state.meta_step)
         curve.append([step, float(np.mean(metrics["meta_loss"])), float(np.mean(metrics["grad_norm"]))])
+        if every and step % every == 0:
+            pick(state, step)
         if step % trainer.experiment.checkpoint_every == 0 or clock.stopped:
-            checkpoints.save(step, state, {"curve": curve, "seconds": seconds()})
+            checkpoints.save(step, state, {"curve": curve, "seconds": seconds(), "best": best})
         clock.check()
 
     try:
@@ -112,8 +136,28 @@ def train(trainer: Trainer, seed: int, folder: Path, clock: Clock) -> None:
         checkpoints.close()
     wall, core = seconds()
     card = {"meta_step": int(state.meta_step), "seconds": round(wall, 1), "core_seconds": round(core, 1)}
-    write_json(folder / "training.json", statistics.jsonable({**card, "curve": curve}))
-    save_optimizer(folder / PHI, jax.device_get(state.meta_params), trainer.experiment, card)
+    meta_params = jax.device_get(state.meta_params)
+    for name in PICKS if every else ():
+        if name not in best:
+            save_optimizer(phi_file(folder, name), meta_params, trainer.experiment, card)
+    picked = {name: int(best[name][0]) if name in best else None for name in PICKS} if every else {}
+    write_json(folder / "training.json", statistics.jsonable({**card, "picked": picked, "curve": curve}))
+    save_optimizer(folder / PHI, meta_params, trainer.experiment, card)
+
+
+def _note_environment(folder: Path) -> None:
+    """Adds this process's environment to those that trained the φ of a folder."""
+    path = folder / ENVIRONMENT
+    known = read_json(path) if path.exists() else []
+    if environment() not in known:
+        write_json(path, [*known, environment()])
+
+
+@functools.cache
+def environment() -> dict[str, Any]:
+    """What this process computes with."""
+    found = describe_environment("thesis", [])
+    return {key: found[key] for key in ("versions", "git", "device", "platform", "cpu", "cpu_count")}
 
 
 # ----- evaluation -----------------------------------------------------------------------------------------------------
@@ -127,7 +171,7 @@ def family_of(test: Test) -> TaskFamily:
     return _FAMILIES.setdefault(str(test.task), build_family(test.task))
 
 
-def measure(entry: Entry, study: Study, test: Test, horizon: int) -> Curves:
+def measure(entry: Entry, study: Study, test: Test, horizon: int, record_every: int | None = None) -> Curves:
     """One optimizer on a test's own tasks up to `horizon`."""
     family = family_of(test)
     return evaluate(
@@ -137,7 +181,8 @@ def measure(entry: Entry, study: Study, test: Test, horizon: int) -> Curves:
         horizon=horizon,
         num_tasks=test.num_tasks,
         train_horizon=study.horizon,
-        record_every=_record_every(study.horizon, horizon, bool(jax.tree.leaves(family.data))),
+        record_every=record_every or _record_every(study.horizon, horizon, bool(jax.tree.leaves(family.data))),
+        searched=("it",),  # nobody is to be warned of a rate that a figure has
         num_devices=1,
     )
 
@@ -148,24 +193,47 @@ def _record_every(train_horizon: int, horizon: int, has_data: bool) -> int:
     return max(1, finest if horizon <= 10 * train_horizon else max(finest, train_horizon // 10))
 
 
-def save(path: Path, curves: Curves, study: Study, test: Test, **more: Any) -> None:
-    """Losses at the multiples of T and along the curve, the three words, final metrics."""
+def finals(entry: Entry, study: Study, test: Test, curves: Curves) -> dict[str, np.ndarray]:
+    """{split_metric_multiple: [tasks]} at every multiple of T, of families that have more than the split trained on.
+
+    A run to each multiple of its own, since metrics are taken at the end of one.
+    """
+    if family_of(test).splits == ("train",):
+        return {}
+    end, kept = int(curves.steps[-1]), {}
+    for multiple in test.multiples:
+        horizon = multiple * study.horizon
+        if horizon > end:
+            continue
+        at = curves if horizon == end else measure(entry, study, test, horizon, record_every=horizon)
+        for split in ("train", "test"):
+            for name, values in at.final["it"].get(split, {}).items():
+                if name != "loss" or split != "train":  # that is the curve's
+                    # A dead network classifies nothing.
+                    kept[f"{split}_{name}_{multiple}"] = values if name == "loss" else np.nan_to_num(values, nan=0.0)
+    return kept
+
+
+def save(path: Path, entry: Entry, curves: Curves, study: Study, test: Test, began: float, **more: Any) -> None:
+    """Losses at the multiples of T and along the curve, the three words, metrics on the test split."""
+    kept: dict[str, Any] = finals(entry, study, test, curves)
     steps, loss, peak, scale = curves.steps, curves.loss["it"], curves.peak["it"], curves.scale
-    reached = [multiple for multiple in test.multiples if multiple * study.horizon <= steps[-1]]
-    kept: dict[str, Any] = {"multiples": np.array(reached)}
-    for multiple in reached:
+    for multiple in test.multiples:
+        if multiple * study.horizon > steps[-1]:
+            continue
         upto = steps <= multiple * study.horizon
         part, some = loss[:, upto], steps[upto]
         kept[f"loss_{multiple}"] = part[:, -1]
-        kept[f"along_{multiple}"] = curves.along["it"][:, upto][:, -1]
+        if multiple <= 10:
+            kept[f"along_{multiple}"] = curves.along["it"][:, upto][:, -1]
         kept[f"failed_{multiple}"] = statistics.failed(peak[:, upto], scale)
         if multiple > 1:
             kept[f"rises_{multiple}"] = statistics.rises(part, some, study.horizon, scale)
             kept[f"improves_{multiple}"] = statistics.keeps_improving(part, some, study.horizon)
-    for split, values in curves.final["it"].items():
-        kept |= {f"{split}_{name}": value for name, value in values.items()}
     shown = statistics.thin(steps, keep=(study.horizon,), limit=CURVE_POINTS)
-    kept |= {"steps": steps[shown], "curve": loss[:, shown].astype(np.float32), "initial": loss[:, 0], **more}
+    kept |= {"steps": steps[shown], "curve": loss[:, shown].astype(np.float32)}
+    kept |= {"initial": loss[:, 0], "bound": curves.lower_bound, "environment": np.array(json.dumps(environment()))}
+    kept |= {"core_seconds": time.process_time() - began, **more}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part_file, open(part_file, "wb") as file:
         np.savez_compressed(file, **kept)
@@ -173,23 +241,24 @@ def save(path: Path, curves: Curves, study: Study, test: Test, **more: Any) -> N
 
 def evaluate_arm(study: Study, arm: Arm, seeds: int, work: Path, clock: Clock) -> None:
     folder = work_folder(work, study.name, arm.name)
-    used: Mapping[str, Mapping[str, Any]] = {"": {}, **arm.uses}
-    picked = arm.experiment.optimizer
+    chosen = arm.experiment.optimizer
     # Tests outside: all seeds of one test and use run through the same compiled code.
     for test in study.tests:
-        for use, options in used.items():
-            optimizer = build_optimizer(Choice(picked.name, {**picked.options, **options}))
+        for name, use in arm.all_uses().items():
+            taken = use.on(test)
+            if taken is None:
+                continue
+            optimizer = build_optimizer(Choice(chosen.name, {**chosen.options, **use.options}))
             for seed in range(seeds):
-                path = test_file(folder, seed, use, test)
-                phi = folder / f"seed-{seed}" / PHI
+                path, phi = test_file(folder, seed, name, test), phi_file(folder / f"seed-{seed}", use.pick)
                 if path.exists() or not phi.exists():
                     continue
                 clock.check()
                 began = time.process_time()
-                meta_params = read_optimizer(phi).meta_params
-                curves = measure((optimizer, meta_params), study, test, study.horizon * max(test.multiples))
-                save(path, curves, study, test, core_seconds=time.process_time() - began)
-                say(f"{study.name} {arm.name} seed {seed} {use} on {test.task}: {_brief(curves)}")
+                entry = optimizer, read_optimizer(phi).meta_params
+                curves = measure(entry, study, taken, study.horizon * max(taken.multiples))
+                save(path, entry, curves, study, taken, began)
+                say(f"{study.name} {arm.name} seed {seed} {name} on {test.task}: {_brief(curves)}")
         jax.clear_caches()  # see metaopt.runs.evaluations.evaluate_all
 
 
@@ -202,17 +271,17 @@ def _brief(curves: Curves) -> str:
 
 
 def run_baselines(study: Study, work: Path, clock: Clock) -> None:
-    """The figures' baselines at their rates, and all four tuned for each horizon on tasks of their own."""
+    """The figures' baselines at their rates, and the study's field tuned for each horizon on tasks of their own."""
     folder = work_folder(work, study.name, "baselines")
     for test in study.tests:
         for fixed in study.fixed:
             longest = study.horizon * max(test.multiples)
             _baseline(folder, fixed_name(fixed), study, test, longest, clock, lambda fixed=fixed: _fixed(fixed))
         for multiple in test.multiples:
-            for name in BASELINES:
-                horizon = study.horizon * multiple
+            horizon, alone = study.horizon * multiple, dataclasses.replace(test, multiples=(multiple,))
+            for name in study.tuned:
                 tune = lambda name=name, test=test, horizon=horizon: _tuned(name, study, test, horizon)  # noqa: E731
-                _baseline(folder, f"{name}@{multiple}", study, test, horizon, clock, tune)
+                _baseline(folder, f"{name}@{multiple}", study, alone, horizon, clock, tune)
         jax.clear_caches()  # see metaopt.runs.evaluations.evaluate_all
 
 
@@ -229,7 +298,7 @@ def _tuned(name: str, study: Study, test: Test, horizon: int) -> Tuned:
         horizon=horizon,
         num_tasks=tasks,
         names=(name,),
-        budget="9x1",  # as what is committed: rates only
+        budget=study.tuning,
         num_devices=1,
     )[name]
 
@@ -250,10 +319,9 @@ def _baseline(
         other = measure(lower[:2], study, test, horizon)
         if other.loss["it"][:, -1].mean() < curves.loss["it"][:, -1].mean():
             tuned, curves = lower, other
-    record = json.dumps(statistics.jsonable(tuned[2]))
-    save(path, curves, study, test, record=np.array(record), core_seconds=time.process_time() - began)
-    rate = tuned[2]["learning_rate"]
-    say(f"{study.name} {name} (rate {rate:g}) on {test.task}: {_brief(curves)}")
+    record = {key: value for key, value in tuned[2].items() if key != "finalists"}
+    save(path, tuned[:2], curves, study, test, began, record=np.array(json.dumps(statistics.jsonable(record))))
+    say(f"{study.name} {name} (rate {record['learning_rate']:g}) on {test.task}: {_brief(curves)}")
 
 
 # ----- what takes the φ of other parts --------------------------------------------------------------------------------
@@ -266,14 +334,44 @@ def leave_rows(work: Path, name: str) -> int:
     if lacking:
         print(f"{name}: error: no φ of {', '.join(lacking)}; run them first.", file=sys.stderr)
         return 2
-    environment = describe_environment(name, [])
-    kept = {key: environment[key] for key in ("versions", "git", "device", "platform")}
-    record = {"study": name, "about": part.ABOUT, "environment": kept, "rows": part.rows(work)}
+    record = {"study": name, "about": part.ABOUT, "environment": environment(), "rows": part.rows(work)}
     write_json(work / f"{name}.json", statistics.jsonable(record))
     return 0
 
 
 # ----- the process ----------------------------------------------------------------------------------------------------
+
+
+class Missing(Exception):
+    """φ of another part are lacking."""
+
+
+def run_arm(study: Study, arm: Arm, seeds: int, work: Path, clock: Clock) -> None:
+    """Meta-trains, or fetches, what is not there yet of an arm's first seeds, and evaluates it.
+
+    Raises:
+      Missing: the study takes the φ of another whose part has not run.
+      Stop: a signal came, or the time is up.
+    """
+    trainer: Trainer | None = None
+    for seed in range(seeds):
+        folder = work_folder(work, study.name, arm.name) / f"seed-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        if trained(folder):
+            continue
+        clock.check()
+        if study.phi_of:
+            found = trained(work_folder(work, study.phi_of, arm.name) / folder.name)
+            if found is None:
+                raise Missing(f"{study.phi_of}/{arm.name}")
+            for path in (found.parent / ENVIRONMENT, found):
+                with replacing(folder / path.name) as part_file:
+                    shutil.copyfile(path, part_file)
+            continue
+        trainer = trainer or Trainer(validate(dataclasses.replace(arm.experiment, num_devices=1)))
+        train(trainer, seed, folder, clock)
+        say(f"{study.name} {arm.name} seed {seed}: meta-trained")
+    evaluate_arm(study, arm, seeds, work, clock)
 
 
 def main() -> int:
@@ -291,31 +389,16 @@ def main() -> int:
     if parsed.study == "after":
         return leave_rows(parsed.work, parsed.arm)
     study, clock = STUDIES[parsed.study], Clock(parsed.until)
+    clock.listen()
     try:
         if parsed.arm == "baselines":
             run_baselines(study, parsed.work, clock)
             return 0
         arm = next(arm for arm in study.arms if arm.name == parsed.arm)
-        seeds = arm.seeds if parsed.seeds is None else parsed.seeds
-        trainer: Trainer | None = None
-        for seed in range(seeds):
-            folder = work_folder(parsed.work, study.name, arm.name) / f"seed-{seed}"
-            folder.mkdir(parents=True, exist_ok=True)
-            if trained(folder):
-                continue
-            clock.check()
-            if study.phi_of:
-                found = trained(work_folder(parsed.work, study.phi_of, arm.name) / folder.name)
-                if found is None:
-                    print(f"{study.name}: error: no φ of {study.phi_of}/{arm.name}; run it first.", file=sys.stderr)
-                    return 2
-                with replacing(folder / found.name) as part_file:
-                    shutil.copyfile(found, part_file)
-                continue
-            trainer = trainer or Trainer(validate(dataclasses.replace(arm.experiment, num_devices=1)))
-            train(trainer, seed, folder, clock)
-            say(f"{study.name} {arm.name} seed {seed}: meta-trained")
-        evaluate_arm(study, arm, seeds, parsed.work, clock)
+        run_arm(study, arm, arm.seeds if parsed.seeds is None else parsed.seeds, parsed.work, clock)
+    except Missing as error:
+        print(f"{study.name}: error: no φ of {error}; run it first.", file=sys.stderr)
+        return 2
     except Stop:
         return STOPPED
     return 0

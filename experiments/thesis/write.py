@@ -8,13 +8,17 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from experiments.thesis.arms import RESULTS, ROOT, STUDIES, THESIS
+import numpy as np
+
+from experiments.thesis import claims, raw
+from experiments.thesis.arms import PICKS, RESULTS, ROOT, STUDIES, THESIS
 from experiments.thesis.choices import ALIKE, DEFAULTS, FEW, FURTHER, MULTIPLE, chosen, table, weigh
-from experiments.thesis.claims import OURS, Claim, between, judge, number, share
-from experiments.thesis.claims import THESIS as ONE
-from experiments.thesis.collect import collect
+from experiments.thesis.claims import MARGIN, NETWORKS, Claim, judge, number, ratio, rivals, share
+from experiments.thesis.collect import PROTOCOL, collect
 from experiments.thesis.cost import AFTER
+from experiments.thesis.describe import described
 from experiments.thesis.pictures import networks, one_task, step_lengths
+from metaopt.evaluation.intervals import crossed_mean
 
 Record = Mapping[str, Any]
 PICTURES = {
@@ -28,18 +32,21 @@ MOST_FAILED = 0.9  # of whose survivors a mean says nothing
 
 
 def write_all(work: Path) -> list[str]:
-    """Rewrites what has changed; returns a line for each file written."""
+    """Rewrites what has changed; returns a line for each file written. Without a work folder, pictures and page."""
     lines = []
     for study in STUDIES.values():
-        record = collect(study, work)
-        if record is not None:
-            RESULTS.mkdir(parents=True, exist_ok=True)
-            path = RESULTS / f"{study.name}.json"
-            if path.exists() and runs_in(json.loads(path.read_text(encoding="utf-8"))) > runs_in(record):
-                lines.append(f"kept: {path.relative_to(ROOT)}, which holds more; remove it to begin anew")
-                continue
-            _write(path, record)
-            lines.append(f"results: {path.relative_to(ROOT)}")
+        found = collect(study, work)
+        if found is None:
+            continue
+        record, losses = found
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        path = RESULTS / f"{study.name}.json"
+        if path.exists() and not _replaces(record, json.loads(path.read_text(encoding="utf-8"))):
+            lines.append(f"kept: {path.relative_to(ROOT)}, which holds more; remove it to begin anew")
+            continue
+        raw.write(path.with_suffix(".npz"), losses)
+        _write(path, record)
+        lines.append(f"results: {path.relative_to(ROOT)} and .npz")
     for name in AFTER:
         if (work / f"{name}.json").exists() and not _fewer_rows(work / f"{name}.json", RESULTS / f"{name}.json"):
             _write(RESULTS / f"{name}.json", json.loads((work / f"{name}.json").read_text(encoding="utf-8")))
@@ -50,6 +57,16 @@ def write_all(work: Path) -> list[str]:
         (THESIS / "README.md").write_text(page(records), encoding="utf-8")
         lines.append("page: experiments/thesis/README.md")
     return lines
+
+
+def _replaces(new: Record, old: Record) -> bool:
+    """Whether a record is to stand in another's place.
+
+    Of the same protocol the one with more runs stays; one of the first gives way where both models have no fewer seeds.
+    """
+    if old.get("protocol") != PROTOCOL:
+        return all(new["arms"].get(name, {"seeds": 0})["seeds"] >= old["arms"][name]["seeds"] for name in ("rl", "bp"))
+    return runs_in(new) >= runs_in(old)
 
 
 def _write(path: Path, record: Record) -> None:
@@ -68,8 +85,13 @@ def runs_in(record: Record) -> int:
 
 
 def read_results() -> dict[str, Record]:
-    """The committed records by study."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    """The committed records by study; with their losses, and figures of these, where they have any."""
+    found = {}
+    for path in sorted(RESULTS.glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        held = record.get("protocol") == PROTOCOL
+        found[path.stem] = described(record, raw.read(path.with_suffix(".npz"))) if held else record
+    return found
 
 
 def _draw(records: Mapping[str, Record]) -> Iterator[str]:
@@ -91,28 +113,34 @@ def _draw(records: Mapping[str, Record]) -> Iterator[str]:
 
 def page(records: Mapping[str, Record]) -> str:
     """The README: page.md with what the records say in it."""
-    claims = judge(records)
+    judged = judge(records)
     pictures = sorted((THESIS / "figures").glob("figure*.png"))
     studies = {name: records[name] for name in STUDIES if name in records}
+    new = {name: record for name, record in studies.items() if "raw" in record}
     weighed, further = weigh(records), weigh(records, FURTHER)
     found = chosen(weighed)
     blocks: dict[str, Any] = {
-        "outcome": [_outcome(claims)],
+        "outcome": _outcome(judged),
+        "waiting": _waiting(studies, new),
         "claims": _table(
             ("claim", "what was run", "verdict", "figures"),
-            ((f"**{claim.name}** {claim.text}", claim.ran, claim.verdict, _first(claim)) for claim in claims),
+            ((f"**{claim.name}** {claim.text}", claim.ran, claim.verdict, _first(claim)) for claim in judged),
         ),
         "figures": [
             f"**{_caption(path)}**\n\n![{path.stem.replace('_', ' ')}](figures/{path.name})\n" for path in pictures
         ],
         "step_lengths": _step_lengths(records["step_lengths"]) if "step_lengths" in records else (),
-        "settings": (line for claim in claims if claim.judged for line in _settings(claim)),
+        "settings": (line for claim in judged if claim.judged for line in _settings(claim)),
+        "picks": _picks(new),
+        "gap": _gap(new),
         "ablations": (line for record in studies.values() for line in _ablation(record)),
         "choices": table(weighed, further),
         "variance": _variance(records["variance"]) if "variance" in records else (),
+        "provenance": _provenance(new),
         "cost": _cost(studies),
     }
     values = {"multiple": MULTIPLE, "further": FURTHER, "few": f"{100 * FEW:.0f}", "alike": f"{100 * (1 - ALIKE):.0f}"}
+    values |= {"margin": f"{MARGIN:g}", "near": f"{claims.NEAR:g}"}
     values["defaults"] = ", ".join(f"`{name}={found[name]}`" for name in DEFAULTS)
     filled = {name: "\n".join(lines).strip() for name, lines in blocks.items()} | values
     return Template((THESIS / "page.md").read_text(encoding="utf-8")).substitute(filled)
@@ -126,25 +154,131 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[st
 
 def _settings(claim: Claim) -> Iterator[str]:
     yield f"**{claim.name}.** {claim.text} Taken to mean: {claim.means}.\n"
-    rows = ((one.setting, "yes" if one.holds else "no", one.figures) for one in claim.judged)
-    yield from _table(("setting", "holds", "figures"), rows)
+    rows = ((one.setting, one.word, one.figures) for one in claim.judged)
+    yield from _table(("setting", "verdict", "figures"), rows)
     yield ""
 
 
-def _outcome(claims: list[Claim]) -> str:
-    """How many claims hold, and which."""
-    words = {
-        "holds": "hold",
-        "holds only with": "hold only with some of the open choices",
-        "does not hold": "do not hold",
-    }
-    judged = [claim for claim in claims if claim.judged]
-    found = {
-        said: [claim.name for claim in judged if claim.verdict.strip("*").partition("**")[0] == word]
-        for word, said in words.items()
-    }
-    parts = [f"{len(names)} {said} ({'; '.join(names)})" for said, names in found.items() if names]
-    return f"Of {len(judged)} claims: {', '.join(parts)}."
+SHOWN = (claims.THESIS, claims.OURS, claims.ONE)  # the settings that stand in the first table
+
+
+def _outcome(judged: list[Claim]) -> Iterator[str]:
+    """Which claims hold, of the settings that stand first."""
+    for setting in SHOWN:
+        found: dict[str, list[str]] = {}
+        for claim in judged:
+            for one in claim.judged:
+                where, _, own = one.setting.rpartition(": ")
+                if own == setting:
+                    found.setdefault(one.word, []).append(f"{claim.name} ({where})" if where else claim.name)
+        parts = [
+            f"{word}: {', '.join(found[word])}" for word in ("holds", "does not hold", "undecided") if word in found
+        ]
+        if parts:
+            yield f"- **{setting[0].upper()}{setting[1:]}**: {'; '.join(parts)}."
+
+
+def _waiting(studies: Mapping[str, Record], new: Mapping[str, Record]) -> Iterator[str]:
+    old = [name for name in studies if name not in new]
+    if old:
+        yield (
+            f"Of the first protocol, and not judged: {', '.join(old)}. Their losses of single tasks were not kept; "
+            "their figures stand below until they are run again."
+        )
+
+
+def _picks(studies: Mapping[str, Record]) -> Iterator[str]:
+    """Beside the last φ the two that validation picked: what failed, and the ratio to the last."""
+    rows = []
+    for study, record in studies.items():
+        for name in record["arms"]:
+            picks = {pick: f"{name}/pick={pick}" for pick in PICKS if f"{name}/pick={pick}" in record["arms"]}
+            if not picks:
+                continue
+            tasks = list(record["arms"][next(iter(picks.values()))]["tests"])
+            groups = [tasks] if study in NETWORKS else [[task] for task in tasks]
+            rows += [
+                (study, name, group[0] if len(group) == 1 else f"{len(group)} networks", f"{multiple}×")
+                + _picked_cells(record, name, picks, group, multiple)
+                for group in groups
+                for multiple in ("1", "10")
+            ]
+    if rows:
+        heads = [f"{what} best at {pick[:-1]}×" for pick in PICKS for what in ("failed,", "ratio to the last [95%],")]
+        yield from _table(("study", "arm", "on", "at", "failed, last", *heads, "meta-steps picked at each"), rows)
+
+
+def _picked_cells(
+    record: Record, name: str, picks: Mapping[str, str], tasks: list[str], multiple: str
+) -> tuple[str, ...]:
+    def failed(arm: str) -> str:
+        return share(float(np.mean([record["arms"][arm]["tests"][task]["at"][multiple]["failed"] for task in tasks])))
+
+    cells = [failed(name)]
+    for arm in picks.values():
+        logs = [record["raw"].log_ratios(arm, name, task, f"loss_{multiple}") for task in tasks]
+        mean = crossed_mean(logs[0] if len(logs) == 1 else np.stack([one.mean(axis=1) for one in logs], axis=1))
+        cells += [failed(arm), ratio(mean)]
+    steps = [", ".join(str(step or "last") for step in record["arms"][arm]["picked"]) for arm in picks.values()]
+    return (*cells, " and ".join(steps))
+
+
+def _gap(studies: Mapping[str, Record]) -> Iterator[str]:
+    """Of families with a test split: what the loss there is to that on the training split, and accuracies."""
+    rows = []
+    for study, record in studies.items():
+        tasks = [task for task in claims.tasks_of(record) if _tested(record, "rl", task)]
+        if not tasks:
+            continue
+        for multiple in ("1", "10"):
+            arms = [name for name, arm in record["arms"].items() if not arm["use"] and arm["pick"] == "last"]
+            names = {name: name for name in arms if name.count("/") == 0 or name.endswith("/exact")}
+            tuned = rivals(record, tasks[0], "all tuned", int(multiple))
+            names |= {name: name.partition("@")[0] + _told(record, tasks[0], name) for name in tuned}
+            for name, label in names.items():
+                gaps = np.stack([record["raw"].gap(name, task, multiple).mean(axis=1) for task in tasks], axis=1)
+                cells = [number(np.exp(gaps.mean()))]
+                for which in ("train_accuracy", "test_accuracy"):
+                    found = [_at(record, name, task, multiple).get(which) for task in tasks]
+                    found = [one for one in found if one is not None]
+                    cells.append(share(float(np.mean(found))) if found else "–")
+                rows.append((study, f"{multiple}×", label, *cells))
+    if rows:
+        heads = ("study", "at", "optimizer", "test loss / train loss", "train accuracy", "test accuracy")
+        yield from _table(heads, rows)
+
+
+def _told(record: Record, task: str, name: str) -> str:
+    return ", told the horizon" if record["baselines"][task][name]["record"].get("knows_horizon") else ""
+
+
+def _at(record: Record, name: str, task: str, multiple: str) -> Record:
+    """The figures of an arm or a baseline."""
+    one = record["arms"][name]["tests"][task] if name in record["arms"] else record["baselines"][task][name]
+    return one["at"][multiple]
+
+
+def _tested(record: Record, name: str, task: str) -> bool:
+    return "test_loss" in _at(record, name, task, "1")
+
+
+def _provenance(studies: Mapping[str, Record]) -> Iterator[str]:
+    rows = []
+    for name, record in studies.items():
+        trained = [number for arm in record["arms"].values() for seed in arm["trained_in"] for number in seed]
+        evaluated = [number for arm in record["arms"].values() for number in arm["evaluated_in"]]
+        evaluated += [n for task in record["baselines"].values() for one in task.values() for n in one["evaluated_in"]]
+        for what, numbers in (("meta-trained", trained), ("evaluated", evaluated)):
+            for index in sorted(set(numbers)):
+                rows.append((name, what, *_environment(record["environments"][index])))
+    if rows:
+        yield from _table(("study", "what", "commit", "processor", "jax"), rows)
+
+
+def _environment(found: Record) -> tuple[str, ...]:
+    git = found.get("git") or {}
+    commit = f"`{git['commit'][:10]}`" + (" with changes" if git["dirty"] else "") if git else "?"
+    return commit, f"{found['cpu']}, {found['cpu_count']} cores", found["versions"].get("jax", "?")
 
 
 def _caption(path: Path) -> str:
@@ -156,62 +290,74 @@ def _caption(path: Path) -> str:
 
 
 def _first(claim: Claim) -> str:
-    shown = [one for one in claim.judged if one.setting.endswith((OURS, ONE))]
+    shown = [one for setting in SHOWN for one in claim.judged if one.setting.rpartition(": ")[2] == setting]
     return "<br>".join(f"{one.setting}: {one.figures}" for one in shown) or "not run yet"
 
 
 def _ablation(record: Record) -> Iterator[str]:
     yield f"### {record['title']}\n"
+    if "raw" not in record:
+        yield "Of the first protocol, not judged.\n"
     yield from _networks(record) if len(record["tests"]) > 3 else _arms(record)
     yield ""
 
 
 def _arms(record: Record) -> Iterator[str]:
-    columns = [(test["task"], multiple) for test in record["tests"] for multiple in test["multiples"]]
+    columns = [(test["task"], str(multiple)) for test in record["tests"] for multiple in test["multiples"]]
     rows = []
-    for name, arm in record["arms"].items():
-        cells = [_cell(arm["tests"][task]["at"][str(multiple)]) for task, multiple in columns]
+    for name, arm in _last(record).items():
+        cells = [_cell(arm["tests"][task]["at"][multiple]) for task, multiple in columns]
         diverged = f" ({arm['diverged_in_training']} diverged in meta-training)" if arm["diverged_in_training"] else ""
         rows.append((name, arm["factor"] + diverged, arm["seeds"], *cells))
-    best = (_best_tuned(record, task, str(multiple)) for task, multiple in columns)
-    last = "| best tuned | tuned for each column | | " + " | ".join(best) + " |"
+    for which, said in _fields(record).items():
+        best = [_best_tuned(record, task, multiple, which) for task, multiple in columns]
+        rows.append((f"best tuned, {said}", "for each column", "", *best))
     heads = (f"{task} {multiple}×" for task, multiple in columns)
     yield from _table(("arm", "what differs", "seeds", *heads), rows)
-    yield last
 
 
-def _best_tuned(record: Record, task: str, multiple: str) -> str:
+def _last(record: Record) -> dict[str, Record]:
+    """Arms and uses of the last φ."""
+    return {name: arm for name, arm in record["arms"].items() if arm.get("pick", "last") == "last"}
+
+
+def _fields(record: Record) -> dict[str, str]:
+    """The fields of tuned baselines that there are: those not told the horizon, and all."""
+    baselines = next(iter(record["baselines"].values())).values()
+    told = any(one["record"].get("knows_horizon") for one in baselines)
+    return {"tuned": "not told the horizon", **({"all tuned": "told the horizon or not"} if told else {})}
+
+
+def _best_tuned(record: Record, task: str, multiple: str, which: str) -> str:
     """Of the baselines tuned for this multiple the one that fails least, then the lowest."""
 
     def rank(name: str) -> tuple[float, float]:
-        at = tuned[name]
+        at = _at(record, name, task, multiple)
         return at["failed"], float("inf") if at["mean"] is None else float(at["mean"])
 
-    baselines = record["baselines"][task]
-    tuned = {name: baselines[name]["at"][multiple] for name in baselines if name.endswith(f"@{multiple}")}
-    best = min(tuned, key=rank)
-    return f"{_cell(tuned[best])} {best.partition('@')[0]}"
+    best = min(rivals(record, task, which, int(multiple)), key=rank)
+    return f"{_cell(_at(record, best, task, multiple))} {best.partition('@')[0].partition(':')[0]}"
 
 
 def _cell(at: Record) -> str:
+    """Mean loss (share that failed); of networks also loss and accuracy on the test split."""
     failed = f" ({share(at['failed'])})" if at["failed"] else ""
-    return f"{number(at['mean']) if at['failed'] <= MOST_FAILED else '–'}{failed}"
+    loss = number(at["mean"]) if at["failed"] <= MOST_FAILED else "–"
+    tested = [f(at[name]) for name, f in (("test_loss", number), ("test_accuracy", share)) if at.get(name) is not None]
+    return " · ".join([f"{loss}{failed}", *(tested if at["failed"] <= MOST_FAILED else ())])
 
 
 def _networks(record: Record) -> Iterator[str]:
-    end = 10 * record["horizon"]
-    yield f"Mean loss at step {end} [its interval] (share that failed; share that rises), and the best tuned"
-    yield "baseline.\n"
+    arms, fields = _last(record), _fields(record)
+    yield "Mean training loss (share that failed) · loss on the test split · accuracy there; last, tuned baselines.\n"
     rows = []
     for test in record["tests"]:
-        task, cells = test["task"], []
-        for arm in record["arms"].values():
-            at = arm["tests"][task]["at"]["10"]
-            enough = arm["seeds"] >= 3 and at["mean"] is not None
-            interval = f" {between(at['interval'])}" if enough else ""
-            cells.append(f"{number(at['mean'])}{interval} ({share(at['failed'])}; {share(at['rises'])})")
-        rows.append((task, *cells, _best_tuned(record, task, "10")))
-    yield from _table(("network", *record["arms"], "best tuned"), rows)
+        for multiple in map(str, test["multiples"]):
+            task = test["task"]
+            cells = [_cell(arm["tests"][task]["at"][multiple]) for arm in arms.values()]
+            best = [_best_tuned(record, task, multiple, which) for which in fields]
+            rows.append((task, f"{multiple}×", *cells, *best))
+    yield from _table(("network", "at", *arms, *(f"best tuned, {said}" for said in fields.values())), rows)
 
 
 STOPPED, GREW = 1e-3, 10.0  # length at ten times the horizon over that at it
@@ -273,7 +419,7 @@ def _cost(studies: Mapping[str, Record]) -> Iterator[str]:
     rows, whole = [], 0.0
     for name, record in studies.items():
         arms = record["arms"].values()
-        trained = [arm["core_seconds"].get("training", 0.0) * arm["seeds"] for arm in arms if not arm["use"]]
+        trained = [arm["core_seconds"].get("training", 0.0) * arm["seeds"] for arm in arms if _trained(arm)]
         evaluated = [
             seconds * arm["seeds"]
             for arm in arms
@@ -283,7 +429,12 @@ def _cost(studies: Mapping[str, Record]) -> Iterator[str]:
         tuned = [at["core_seconds"] or 0.0 for task in record["baselines"].values() for at in task.values()]
         parts = [sum(seconds) / 60 for seconds in (trained, evaluated, tuned)]
         whole += sum(parts)
-        rows.append((name, sum(not arm["use"] for arm in arms), *(f"{part:.0f}" for part in parts)))
+        rows.append((name, sum(_trained(arm) for arm in arms), *(f"{part:.0f}" for part in parts)))
     of = ("core-minutes of meta-training", "of evaluation", "of tuning and running the baselines")
     yield from _table(("study", "arms", *of), rows)
     yield f"\nIn all {whole:.0f} core-minutes, {whole / 120:.1f} hours of two cores."
+
+
+def _trained(arm: Record) -> bool:
+    """Whether it is an arm of its own, and no use of another's φ."""
+    return not arm["use"] and arm.get("pick", "last") == "last"

@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ RECORDS = 10  # points of a tuning curve; a failure between them is seen all the
 MOST_KNOTS = 1001  # of a schedule while it is searched
 
 Tuned = tuple[Optimizer, MetaParams, dict[str, Any]]
+Criterion = Literal["geometric mean", "mean"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def tune_baselines(
     num_tasks: int,
     names: Sequence[str] = BASELINES,
     budget: str = TUNING,
+    by: Criterion = "geometric mean",
     num_devices: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Tuned]:
@@ -101,6 +103,7 @@ def tune_baselines(
     or the bounds are reached. `key` must not be the one whose curves are reported.
 
     Args:
+      by: `mean` where means are what is to be compared.
       budget: `9x1`, 9 rates; `9x3`, 9 rates by 3 momenta; `full`, these under every schedule. See `Budget`.
       progress: called with each name before it is searched.
 
@@ -112,12 +115,19 @@ def tune_baselines(
     for name in names:
         if progress is not None:
             progress(name)
-        tuned[name] = _tune(name, family, key, horizon, num_tasks, what, num_devices)
+        tuned[name] = _tune(name, family, key, horizon, num_tasks, what, by, num_devices)
     return tuned
 
 
 def _tune(
-    name: str, family: TaskFamily, key: Key, horizon: int, num_tasks: int, budget: Budget, num_devices: int | None
+    name: str,
+    family: TaskFamily,
+    key: Key,
+    horizon: int,
+    num_tasks: int,
+    budget: Budget,
+    by: Criterion,
+    num_devices: int | None,
 ) -> Tuned:
     picked = parse_choice(name)
     optimizer = build_optimizer(picked)
@@ -127,7 +137,7 @@ def _tune(
     if TUNED not in optimizer.tunable:
         raise UserError(f"baseline {name!r} has no learning rate to tune; choose from {', '.join(BASELINES)}.")
     space = _Space(picked, budget, horizon)
-    search = _Search(space, family, task_keys(key, num_tasks), horizon, num_devices)
+    search = _Search(space, family, task_keys(key, num_tasks), horizon, by, num_devices)
     points = space.points(budget)
     asked, tasks = len(points), min(num_tasks, max(FEWEST_TASKS, math.ceil(num_tasks / HALVING**2)))
     while True:
@@ -276,8 +286,10 @@ def _number(value: float) -> float:
 class _Search:
     """Final losses of the points run so far; each was run on the first tasks, and no run is made twice."""
 
-    def __init__(self, space: _Space, family: TaskFamily, keys: Key, horizon: int, num_devices: int | None) -> None:
-        self.space, self.family, self.keys, self.num_devices = space, family, keys, num_devices
+    def __init__(
+        self, space: _Space, family: TaskFamily, keys: Key, horizon: int, by: Criterion, num_devices: int | None
+    ) -> None:
+        self.space, self.family, self.keys, self.by, self.num_devices = space, family, keys, by, num_devices
         self.segments = plan(family, horizon, every=max(1, horizon // RECORDS))
         self.losses: dict[Point, np.ndarray] = {}  # [tasks so far, points of the curve]
         self.peaks: dict[Point, np.ndarray] = {}
@@ -318,7 +330,7 @@ class _Search:
         known = [loss[:tasks] for loss in self.losses.values() if len(loss) >= tasks]
         scale = statistics.scale(self.bound[:tasks], losses[0, :, 0], known)
         failed = np.stack([statistics.failed(self.peaks[point][:tasks], scale) for point in points])
-        ranked = [statistics.rank(final, scale) for final in losses[..., -1]]
+        ranked = [("mean", final) if self.by == "mean" else statistics.rank(final, scale) for final in losses[..., -1]]
         values = np.where(failed, np.inf, np.stack([each for _, each in ranked])).mean(axis=1)
         return ranked[0][0], values, *statistics.score(losses[..., -1], failed)
 

@@ -282,7 +282,10 @@ def test_settings_are_chosen_by_the_measure_that_ratios_are_of() -> None:
         init=lambda key, task: jnp.float32(1.0),
         loss=lambda params, task, batch: jnp.where(task, 19.9, 10.0) * params**2 / 2,
     )
-    record = tune_baselines(family, KEY, horizon=4, num_tasks=20, names=["sgd"])["sgd"][2]
+    how = {"horizon": 4, "num_tasks": 20, "names": ["sgd"]}
+    by_mean = tune_baselines(family, KEY, by="mean", **how)["sgd"][2]
+    assert by_mean["criterion"] == "mean" and by_mean["learning_rate"] == pytest.approx(10**-1.5, rel=1e-4)
+    record = tune_baselines(family, KEY, **how)["sgd"][2]
     first, second = record["finalists"][:2]
     assert record["criterion"] == "geometric mean" and record["learning_rate"] == pytest.approx(0.1)
     assert first["mean"] > second["mean"] and record["learning_rate"] == first["learning_rate"]

@@ -1,7 +1,8 @@
-"""The reproduction of the thesis: its statistics, its verdicts, and that every figure's experiment stands."""
+"""The reproduction of the thesis: its arms, its queue, its page, and that every figure's experiment stands."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.machinery
 import importlib.util
 import inspect
@@ -14,36 +15,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.thesis import choices, claims, intervals, steps, write
-from experiments.thesis.arms import STUDIES, THESIS, figure
+from experiments.thesis import arms, choices, claims, raw, steps, work, write
+from experiments.thesis.arms import EXACT, PICKS, STUDIES, THESIS, Arm, Study, figure, picked
+from experiments.thesis.collect import collect
+from experiments.thesis.describe import described
+from experiments.thesis.folders import phi_file, work_folder
+from experiments.thesis.raw import Raw
 from experiments.thesis.write import read_results
+from metaopt.choices import choice
 from metaopt.experiment.checks import validate
 from metaopt.optimizers.lstms import lstm
-
-
-def test_the_interval_of_a_ratio_covers_the_truth_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(1)
-    covered = 0
-    for _ in range(200):
-        # Means over seeds and tasks are 2 and 1; both factors are noisy.
-        seeds = rng.gamma(8.0, 1 / 8, (8, 1))
-        values = 2 * seeds * rng.gamma(4.0, 1 / 4, (8, 60))
-        reference = rng.gamma(16.0, 1 / 16, 60)
-        _, (low, high) = intervals.interval(values, reference, np.ones_like(values, bool))
-        covered += low <= 2 <= high
-    assert 0.80 <= covered / 200 <= 0.99  # with eight seeds a percentile interval is a little short
-
-
-def test_failed_runs_are_left_out_of_means_and_counted() -> None:
-    loss = np.array([[1.0, np.inf, 3.0], [1.0, 5.0, np.inf]])
-    failed = ~np.isfinite(loss)
-    rises = np.array([[True, False, False], [False, False, False]])
-    found = intervals.describe(loss, failed, rises, ~failed, loss)
-    assert found["mean"] == pytest.approx(10 / 4)
-    assert found["failed"] == pytest.approx(1 / 3) and found["failed_or_rises"] == pytest.approx(1 / 2)
-    assert found["per_seed"]["mean"] == [2.0, 3.0] and found["median"] == 4.0
-    other = intervals.compare(loss, failed, np.array([2.0, 2.0, 2.0]), np.array([False, False, True]))
-    assert other["ratio"] == pytest.approx((1 + 1 + 5) / 6) and other["on"] == pytest.approx(0.5)
+from metaopt.shipped.loading import read_optimizer
+from metaopt.training.loop import Trainer, meta_train
+from metaopt.training.validation import Validator
+from tests.toys import TINY
 
 
 def test_every_arm_is_a_sound_experiment_of_its_own() -> None:
@@ -53,6 +38,13 @@ def test_every_arm_is_a_sound_experiment_of_its_own() -> None:
         for arm in study.arms:
             assert validate(arm.experiment).horizon == study.horizon
             assert arm.seeds >= 3 or study.name in ("networks_mnist_5k", "networks_fashion_mnist")
+    for name in ("quadratic", "linear_regression", "networks_cross"):
+        known = {arm.name: arm.experiment for arm in STUDIES[name].arms}
+        for model in ("rl", "bp"):
+            one = known[f"{model}/{EXACT}"]
+            assert one.num_tasks == 1 and one.optimizer.options["s_form"] == "printed" and one.unroll_length is None
+        assert known[f"rl/{EXACT}"].estimator.options == {"state_gradient": "stopped"}
+        assert known[f"rl/{EXACT}"].optimizer.options["noise"] == "per_step"
     # All eight corners of step rule × meta-gradient × noise.
     corners = {
         (
@@ -74,58 +66,6 @@ def test_each_figure_has_an_experiment_for_each_model(number: int, model: str) -
     assert experiment.horizon == (100 if number < 7 else 50)
     assert experiment.optimizer.options["step_rule"] == {"rl": "direct", "bp": "recursive"}[model]
     assert max(experiment.evaluation.horizons) == {5: 100, 7: 500, 8: 500}.get(number, 1000)
-
-
-def _at(mean: float, failed: float = 0.0, rises: float = 0.0, improves: float = 1.0) -> dict[str, Any]:
-    return {
-        "mean": mean, "interval": [0.9 * mean, 1.1 * mean], "median": mean, "area": mean, "failed": failed,
-        "rises": rises, "improves": improves, "failed_or_rises": max(failed, rises),
-        "to_best_tuned": {"ratio": 1.0, "interval": [0.9, 1.1]},
-    }  # fmt: skip
-
-
-def _regression(bp_lost: float, rl_lost: float, ratio: tuple[float, float]) -> dict[str, Any]:
-    task = "linear_regression"
-
-    def arm(lost: float, mean: float) -> dict[str, Any]:
-        tests = {task: {"at": {"1": _at(mean), "10": _at(mean, rises=lost)}}}
-        return {"tests": tests, "config": {"num_tasks": 16}, "seeds": 5}
-
-    baselines = {
-        name: {"record": {"learning_rate": 1.0}, "at": {"1": _at(9.0), "10": _at(9.0)}} for name in ("a", "b@1")
-    }
-    return {
-        "study": task, "tests": [{"task": task, "num_tasks": 400}], "baselines": {task: baselines},
-        "arms": {"rl": arm(rl_lost, 2.0), "bp": arm(bp_lost, 1.0)},
-        "pairs": {"thesis": {task: {"area": {"ratio": 0.5, "interval": list(ratio)}}}},
-    }  # fmt: skip
-
-
-def test_verdicts_follow_the_figures() -> None:
-    def verdicts(record: dict[str, Any]) -> dict[str, str]:
-        return {claim.name: claim.verdict for claim in claims.judge({"linear_regression": record})}
-
-    assert verdicts(_regression(0.9, 0.0, (0.4, 0.6)))["C4"] == "**holds**"
-    assert verdicts(_regression(0.2, 0.0, (0.4, 0.6)))["C4"] == "**does not hold**"
-    assert verdicts(_regression(0.9, 0.2, (0.4, 0.6)))["C4"] == "**does not hold**"
-    assert verdicts(_regression(0.9, 0.0, (0.4, 0.6)))["C3"] == "**holds**"
-    assert verdicts(_regression(0.9, 0.0, (0.8, 1.1)))["C3"] == "**does not hold**"
-    assert verdicts(_regression(0.9, 0.0, (0.4, 0.6)))["C1"] == "not run yet"
-
-
-def test_a_study_of_one_function_a_meta_step_says_so() -> None:
-    def settings(functions: int, study: str) -> dict[str, str]:
-        record = _regression(0.0, 0.0, (0.4, 0.6)) | {"study": study, "horizon": 50}
-        record["arms"]["bp"]["config"]["num_tasks"] = functions
-        for arm in record["arms"].values():
-            for at in arm["tests"]["linear_regression"]["at"].values():
-                at["per_seed"] = {"failed": [0.0] * 5, "mean": [1.0] * 5}
-        judged = claims.judge({study: record})
-        return {claim.name: f"{claim.verdict}: {claim.judged[0].setting}" for claim in judged if claim.judged}
-
-    assert settings(16, "networks_digits")["C5c"] == f"**holds**: digits: {claims.OURS}"
-    assert settings(1, "networks_mnist_5k")["C5c"] == f"**holds**: mnist_5k: {claims.THESIS}"
-    assert settings(1, "linear_regression")["C4"] == f"**does not hold**: {claims.OURS}"
 
 
 @pytest.mark.parametrize("rule", ["direct", "recursive"])
@@ -205,6 +145,7 @@ def test_parts_that_take_the_phi_of_others_come_after_them(queue: Any) -> None:
     named = queue.parts(["after/variance", "quadratic/rl", "linear_regression"])
     assert named[0] == ("quadratic", "rl") and named[-1] == ("after", "variance")
     everything = queue.parts([])
+    assert everything[0] == ("quadratic", "baselines")
     phases = {part.study: part.phase for part in everything}
     assert phases["networks_mnist_5k"] < phases["networks_fashion_mnist"] < phases["after"]
     assert [part.phase for part in everything] == sorted(part.phase for part in everything)
@@ -226,12 +167,138 @@ def test_a_study_whose_images_are_missing_is_left_out_with_one_line(
     assert line.startswith("networks_fashion_mnist is left out: ") and "not on this machine" in line
 
 
-def test_a_part_of_the_work_takes_no_place_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, part = ({"arms": {"rl": {"seeds": seeds}}} for seeds in (5, 1))
+# ----- the parts, on a study that compiles in no time -----------------------------------------------------------------
+
+
+def _tiny_arm(name: str, seeds: int) -> Arm:
+    log = dataclasses.replace(TINY.log, every=2)
+    arm = Arm(name, dataclasses.replace(TINY, log=log), seeds)
+    return picked(arm, 4, 2)
+
+
+SMALL = Study(
+    "quadratic",
+    "small",
+    (_tiny_arm("rl", 2), _tiny_arm("bp", 2)),
+    (arms.Test(choice("quadratic", dim=10), 4, (1, 10)),),
+    fixed=(choice("sgd", learning_rate=1.0),),
+    tuned=("adamw:schedule=cosine",),
+    tuning="3x1",
+    num_tuning_tasks=8,
+)
+
+
+COSINE = "adamw:schedule=cosine@1"
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder with all parts of `SMALL`, and its results beside it."""
+    path = tmp_path_factory.mktemp("thesis")
+    clock = work.Clock(None)
+    for arm in SMALL.arms:
+        work.run_arm(SMALL, arm, arm.seeds, path / "work", clock)
+    work.run_baselines(SMALL, path / "work", clock)
+    found = collect(SMALL, path / "work")
+    assert found is not None
+    (path / "results").mkdir()
+    (path / "results" / "quadratic.json").write_text(json.dumps(found[0]))
+    raw.write(path / "results" / "quadratic.npz", found[1])
+    return path
+
+
+def test_parts_leave_losses_figures_and_where_they_come_from(done: Path) -> None:
+    record = json.loads((done / "results" / "quadratic.json").read_text())
+    losses = raw.read(done / "results" / "quadratic.npz")
+    task = str(SMALL.tests[0].task)
+    assert set(record["arms"]) == {f"{model}{use}" for model in ("rl", "bp") for use in ("", "/pick=1x", "/pick=10x")}
+    assert losses.runs["rl"][task]["loss_10"].shape == (2, 4) and losses.runs[COSINE][task]["along_1"].shape == (1, 4)
+    assert "loss_10" not in losses.runs[COSINE][task] and "loss_1" in losses.runs["sgd_lr=1.0000"][task]
+    assert record["baselines"][task]["adamw:schedule=cosine@10"]["record"]["knows_horizon"]
+    # Each φ bears the environment that it was meta-trained in.
+    (where,) = record["environments"]
+    assert where["cpu"] and where["versions"]["jax"] == jax.__version__ and where["cpu_count"] >= 1
+    assert record["arms"]["rl"]["trained_in"] == [[0], [0]] and record["arms"]["rl"]["evaluated_in"] == [0]
+    assert "host" not in where and "command" not in where  # of nobody's machine
+    # Figures of the tables are those of the losses.
+    at = described(record, losses)["arms"]["bp"]["tests"][task]["at"]["10"]
+    assert at["mean"] == pytest.approx(losses.runs["bp"][task]["loss_10"].mean(), rel=1e-9)
+    (case,) = claims._bp_lower(described(record, losses))
+    assert case.setting == claims.OURS and case.figures.startswith("BP / RL ")
+
+
+def test_three_phi_are_kept_of_one_run(done: Path) -> None:
+    """The last and the best at each multiple, as a validation by hand has them."""
+    folder = work_folder(done / "work", SMALL.name, "rl") / "seed-1"
+    trainer = Trainer(validate(dataclasses.replace(SMALL.arms[0].experiment, seed=1)))
+    validator, scores, phis = Validator(trainer), {}, {}
+
+    def look(trainer: Trainer, state: Any, metrics: Any) -> None:
+        step = int(state.meta_step)
+        phis[step] = jax.device_get(state.meta_params)
+        if step % 4 == 0:
+            scores[step] = list(validator(state.meta_params)[0].values())
+
+    meta_train(trainer, callbacks=[look])
+    assert sorted(scores) == [4, 8]
+    for index, pick in enumerate(("last", *PICKS)):
+        best = 8 if pick == "last" else min(scores, key=lambda step: scores[step][index - 1])
+        found = read_optimizer(phi_file(folder, pick))
+        assert found.card["meta_step"] == best
+        np.testing.assert_array_equal(jax.tree.leaves(found.meta_params), jax.tree.leaves(phis[best]))
+    card = json.loads((folder / "training.json").read_text())
+    assert card["picked"] == {pick: read_optimizer(phi_file(folder, pick)).card["meta_step"] for pick in PICKS}
+
+
+def test_what_is_stopped_goes_on_with_the_best_so_far(done: Path, tmp_path: Path) -> None:
+    arm = SMALL.arms[0]
+    trainer = Trainer(validate(arm.experiment))
+    clock = work.Clock(None)
+    checks = iter([False, False, True])  # after meta-step 6: the checkpoint of the signal holds what step 4 was
+    clock.check = lambda: (_ for _ in ()).throw(work.Stop) if next(checks, False) else None  # type: ignore[method-assign]
+    with pytest.raises(work.Stop):
+        work.train(trainer, 0, tmp_path, clock)
+    assert not (tmp_path / "phi.safetensors").exists()
+    work.train(trainer, 0, tmp_path, work.Clock(None))
+    whole = work_folder(done / "work", SMALL.name, "rl") / "seed-0"
+    for pick in ("last", *PICKS):
+        one, other = (read_optimizer(phi_file(folder, pick)) for folder in (whole, tmp_path))
+        assert one.card.get("meta_step") == other.card.get("meta_step")
+        np.testing.assert_array_equal(jax.tree.leaves(one.meta_params), jax.tree.leaves(other.meta_params))
+
+
+def test_verifying_says_how_far_figures_move(
+    done: Path, tmp_path: Path, queue: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(queue, "RESULTS", done / "results")
+    monkeypatch.setitem(STUDIES, "quadratic", SMALL)
+    assert queue.verify(["quadratic/rl"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("quadratic/rl")]
+    assert len(lines) == 3 and lines[0].startswith("quadratic/rl: committed ")
+    # On the same machine, up to the digits that are kept of the losses.
+    for line, multiple in zip(lines[1:], (1, 10), strict=True):
+        assert f"at {multiple}×: mean loss " in line and "committed 1 (geometric mean)" in line
+        assert float(line.rpartition(" ")[2]) < 2e-4
+    monkeypatch.setattr(queue, "RESULTS", tmp_path)
+    assert queue.verify(["quadratic/rl"]) == 2
+    assert "there are no losses of quadratic/rl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("protocol", "seeds", "stays"), [(2, 5, True), (None, 5, True), (None, 1, False)])
+def test_a_part_of_the_work_takes_no_place_of_the_whole(
+    protocol: int | None, seeds: int, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But one of the first protocol, of which nothing is judged, gives way to one with as many seeds of both models."""
+    whole, part = ({"protocol": 2, "arms": {name: {"seeds": n} for name in ("rl", "bp")}} for n in (seeds, 1))
+    whole["protocol"] = protocol
+    whole["arms"]["rl/d=rms"] = {"seeds": 5}
     (tmp_path / "quadratic.json").write_text(json.dumps(whole))
     monkeypatch.setattr(write, "RESULTS", tmp_path)
     monkeypatch.setattr(write, "ROOT", tmp_path)
-    monkeypatch.setattr(write, "collect", lambda study, work: part if study.name == "quadratic" else None)
+    losses = Raw({}, {})
+    monkeypatch.setattr(write, "collect", lambda study, work: (part, losses) if study.name == "quadratic" else None)
     monkeypatch.setattr(write, "read_results", dict)
     (line,) = write.write_all(tmp_path)
-    assert line.startswith("kept: quadratic.json") and json.loads((tmp_path / "quadratic.json").read_text()) == whole
+    assert line.startswith("kept: quadratic.json" if stays else "results: quadratic.json")
+    assert json.loads((tmp_path / "quadratic.json").read_text()) == (whole if stays else part)
+    assert (tmp_path / "quadratic.npz").exists() != stays

@@ -116,3 +116,11 @@ def test_a_config_that_was_edited_since_its_run_began_is_refused(finished: Path,
     files.write_json(run / "config.json", {**config, "horizon": 8})
     files.write_json(run / "environment.json", {k: v for k, v in environment.items() if k != "config"})
     check_config(run, open_run(run)[1])  # an older version's does not tell
+
+
+def test_an_environment_names_the_processor(finished: Path) -> None:
+    held = json.loads((finished / "environment.json").read_text())
+    assert held["cpu"].strip() and held["cpu_count"] >= 1
+    listed = Path("/proc/cpuinfo")
+    if listed.exists() and "model name" in listed.read_text():
+        assert held["cpu"] in listed.read_text()
