@@ -10,11 +10,9 @@ import fcntl
 import functools
 import json
 import os
-import select
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -99,18 +97,16 @@ class Browser:
         os.write(self._write, json.dumps(message).encode() + b"\0")
         wanted = self._next
         while True:
-            answer = self._message(30)
+            answer = self._message()
             if answer.get("id") == wanted:
                 assert "error" not in answer, f"{method}: {answer.get('error')}"
                 return answer["result"]
 
-    def _message(self, seconds: float) -> dict[str, Any]:
-        until = time.monotonic() + seconds
+    def _message(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._read], [], [], max(0.0, until - time.monotonic()))
-            read = os.read(self._read, 1 << 20) if ready else b""
+            read = os.read(self._read, 1 << 20)
             if not read:
-                raise TimeoutError("the browser says nothing")
+                raise EOFError("the browser is gone")
             self._buffer += read
         text, _, self._buffer = self._buffer.partition(b"\0")
         message = json.loads(text)
@@ -134,7 +130,7 @@ class Browser:
         self.theme(dark)
         self.screen(width, height, phone=phone)
         self._call("Page.navigate", url=path.resolve().as_uri())
-        while self._message(30).get("method") != "Page.loadEventFired":
+        while self._message().get("method") != "Page.loadEventFired":
             pass
 
     def screen(self, width: int, height: int = 900, *, phone: bool = False) -> None:
@@ -183,7 +179,7 @@ class Browser:
             self._session = None
             self._call("Browser.close")
             self._process.wait(10)
-        except (OSError, TimeoutError, AssertionError, subprocess.TimeoutExpired):
+        except (OSError, EOFError, AssertionError, subprocess.TimeoutExpired):
             pass
         finally:
             if self._process.poll() is None:

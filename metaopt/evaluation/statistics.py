@@ -41,9 +41,9 @@ def scale(lower_bound: np.ndarray, initial: np.ndarray, losses: Iterable[np.ndar
     lower_bound, initial = np.asarray(lower_bound, np.float64), np.asarray(initial, np.float64)
     known = initial > lower_bound  # False where the bound is nan
     fall = np.zeros_like(initial)
-    for loss in losses:
-        fall = np.maximum(fall, initial - np.min(loss, axis=1))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # of tasks that are infinite from the start
+        for loss in losses:
+            fall = np.maximum(fall, initial - np.min(loss, axis=1))
         unit = np.where(known, initial - lower_bound, np.where(fall > 0, fall, np.nan))
     return Scale(np.where(known, lower_bound, np.nan), unit)
 

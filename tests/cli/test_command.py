@@ -308,7 +308,7 @@ def test_help_imports_nothing_slow() -> None:
         "slow = {'jax', 'wandb', 'optax', 'flax', 'numpy', 'tyro'} & set(sys.modules);"
         "print(sorted(slow), file=sys.stderr); sys.exit(status or bool(slow))"
     )
-    command = ["timeout", "-k", "1", "20", sys.executable, "-c", code]
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

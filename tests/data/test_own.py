@@ -159,6 +159,13 @@ def test_splits_by_seed_have_each_example_once():
         first.train.inputs[0] = 0
 
 
+def test_every_split_has_its_own_share():
+    rows = data.split_rows(100, (0.6, 0.1, 0.3), 0)
+    assert [len(part) for part in rows] == [60, 10, 30]
+    rows = data.split_rows(10, (0.6, 0.4, 0.0), None)
+    assert [part.tolist() for part in rows] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9], []]
+
+
 def test_a_changed_file_is_read_again():
     name = saved(x=TABLE, y=LABELS)
     first = load_dataset(name)

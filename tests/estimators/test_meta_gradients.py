@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache, partial
 
 import jax
@@ -285,6 +286,26 @@ def test_families_are_balanced_by_their_loss_at_the_start():
     assert {"meta_loss/0", "meta_loss/1"} <= set(metrics)
     with pytest.raises(ValueError, match="multiple of the number of families"):
         gradient(families, 3)
+
+
+def test_a_family_whose_tasks_all_died_leaves_the_other_alone():
+    """It counts as a gradient of zero, and not as nothing over nothing."""
+    optimizer, key = sgd(learning_rate=0.1), jax.random.key(5)
+    doomed = dataclasses.replace(cliff(), sample=lambda key, data: jnp.float32(1.0))
+    meta_params = optimizer.init(jax.random.key(0))
+    settings = dict(horizon=T, num_devices=1)
+
+    def gradient(families, num_tasks):
+        estimator = made(truncated_backprop, optimizer, num_tasks=num_tasks, **settings)
+        return jax.jit(estimator.estimate)(key, meta_params, (), families)
+
+    both, _, metrics = gradient((bowl(), doomed), 4)
+    alone, _, _ = gradient((bowl(),), 2)
+    initial = reset(bind_tasks(optimizer, meta_params), bowl(), jax.random.split(jax.random.fold_in(key, 0), 2))[
+        1
+    ].initial_loss
+    assert metrics["alive"] == 0.5
+    np.testing.assert_allclose(both["learning_rate"], alone["learning_rate"] / initial.mean() / 2, rtol=1e-4)
 
 
 @pytest.mark.parametrize("objective", ["log", "relative"])

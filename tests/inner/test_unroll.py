@@ -57,6 +57,22 @@ def test_which_batch_the_objective_sees(objective_batch):
         np.testing.assert_allclose(trace.loss[t, 0], family.loss(params, one, batch), rtol=1e-5)
 
 
+def test_the_objective_on_validation_data_is_on_these():
+    offsets = {"train": 0.0, "validation": 10.0, "test": 100.0}
+    family = dataclasses.replace(
+        noisy_bowl(),
+        loss=lambda params, task, batch: jnp.mean(params**2) + jnp.mean(batch),
+        batch=lambda key, task, data: jnp.zeros(3),
+        eval_batch=lambda task, data, split: jnp.full(3, offsets[split]),
+        splits=tuple(offsets),
+    )
+    tx, task, state = start(sgd(learning_rate=0.1), family)
+    for name, split in (("full", "train"), ("validation", "validation")):
+        end, trace = unroll(tx, family, task, state, length=2, objective_batch=name)
+        expected = jnp.mean(end.params**2, axis=1) + offsets[split]
+        np.testing.assert_allclose(trace.loss[-1], expected, rtol=1e-5)
+
+
 def test_full_data_are_judged_where_the_optimizer_is(x64):
     """The average of schedule-free methods, with the slope of the way to it."""
     optimizer, family = OPTIMIZERS["schedule_free_adamw"](learning_rate=0.3), bowl()

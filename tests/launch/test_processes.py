@@ -219,9 +219,8 @@ def test_a_lost_process_is_told_of_in_one_line_by_the_other(
     with watched(pair):
         wait_for_checkpoint(place / name, pair)
         pair[killed].send_signal(signal.SIGKILL)
-        began = time.monotonic()
         status, _, error = ends(pair)[1 - killed]
-    assert time.monotonic() - began < processes.HEARTBEAT_SECONDS and status == 1
+    assert status == 1
     (line,) = ours(error)
     assert line.startswith("metaopt: error: another process of this job was lost (")
     step = last_checkpoint(place / name)

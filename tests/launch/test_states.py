@@ -241,7 +241,7 @@ def test_status_needs_neither_jax_nor_numpy(pretending: Callable[..., Sweep]) ->
         "slow = {'jax', 'numpy', 'wandb', 'optax', 'flax', 'tyro'} & set(sys.modules);"
         "print(sorted(slow), file=sys.stderr); sys.exit(status or bool(slow))"
     )
-    command = ["timeout", "-k", "1", "20", sys.executable, "-c", code, str(pretending(0).path)]
+    command = [sys.executable, "-c", code, str(pretending(0).path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

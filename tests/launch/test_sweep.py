@@ -34,10 +34,9 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 def wait_for(condition: Any, launcher: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 200
-    while not condition() and launcher.poll() is None and time.monotonic() < until:
+    while not condition() and launcher.poll() is None:
         time.sleep(0.05)
-    assert condition(), launcher.communicate(timeout=10)
+    assert condition(), launcher.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +50,7 @@ class Half:
     """A sweep of two short and two endless runs, two at once; one endless run killed, then all cancelled."""
 
     def __init__(self, place: Path, environment: dict[str, str]) -> None:
-        command = ["timeout", "-k", "20", "250", sys.executable, "-m", "metaopt", "launch", "tiny.json"]
+        command = ["timeout", "-k", "20", "2000", sys.executable, "-m", "metaopt", "launch", "tiny.json"]
         command += "--seed 5 --sweep num_meta_steps=4,1000000 --seeds 2 --workers 2 --where local".split()
         with subprocess.Popen(
             command, cwd=place, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -65,7 +64,7 @@ class Half:
             os.kill(read_state(endless[0]).pid or 0, signal.SIGKILL)
             wait_for(lambda: read_run(endless[0]).state == "lost", launcher)
             self.cancelled = cli.main(["cancel", str(path)])
-            self.out, self.error = launcher.communicate(timeout=60)
+            self.out, self.error = launcher.communicate()
         self.status = launcher.returncode
 
 

@@ -28,6 +28,7 @@ RATES: dict[str, tuple[dict[str, Any], Any]] = {
     "power": (dict(power=0.5), 1 / np.sqrt(T + 1)),
     "step": (dict(every=3, factor=0.5), [1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]),  # torch.optim.lr_scheduler.StepLR(3, .5)
     "step over the run": (dict(schedule="step", steps=6), [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]),
+    "step over a run of no whole thirds": (dict(schedule="step", steps=7), [1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01]),
     "exponential": (dict(every=1, factor=0.9), 0.9**T),  # ExponentialLR(.9)
     "exponential over the run": (dict(schedule="exponential", steps=6, factor=0.5), 0.5 ** (T / 2)),
     "cosine": (dict(steps=6), COSINE),

@@ -97,6 +97,23 @@ def test_initial_step_length_is_drawn_uniformly_once_and_only_with_a_key():
     np.testing.assert_allclose(np.linalg.norm(without_key, axis=1), np.exp(-4.0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("noise", ["per_step", "per_coordinate"])
+def test_the_first_step_length_and_its_noise_are_drawn_apart(noise):
+    """What was drawn from one key would be the same uniform number under two laws."""
+    rule = normalised_step(**{**DEFAULTS, "rule": "recursive", "noise": noise})
+    tasks = 2000
+    still = jnp.stack([jnp.ones((tasks, 3)), jnp.zeros((tasks, 3))])
+    g, log_alpha = rule.apply(still, rule.init((tasks, 3), jnp.float32), step(1, tasks, explore=True, sizes=(3,)))
+    noise = np.abs(g) * np.sqrt(3) / np.exp(log_alpha)
+    for column in noise.T:
+        assert abs(scipy.stats.spearmanr(column, log_alpha[:, 0]).statistic) < 4 / np.sqrt(tasks)
+    # Nor is it any single draw of the noise's own: two exponentials a coordinate, from the task's key.
+    keys = step(1, tasks).keys
+    draws = jax.vmap(lambda key: jax.random.exponential(key, (2, 3 if noise.shape[1] == 3 else 1)))(keys)
+    for draw in np.asarray(draws).reshape(tasks, -1).T:
+        assert abs(scipy.stats.spearmanr(draw, log_alpha[:, 0]).statistic) < 4 / np.sqrt(tasks)
+
+
 @pytest.mark.parametrize("rule", ["direct", "recursive"])
 def test_noise_multiplies_the_step_and_stays_outside_the_recursion(rule):
     settings = {**DEFAULTS, "rule": rule, "initial_alpha": "median"}

@@ -78,6 +78,29 @@ def test_a_default_that_is_written_out_makes_no_other_task(tmp_path: Path, monke
     assert len(evaluations.read_results(tmp_path)) == 2
 
 
+def test_a_result_is_kept_for_the_same_phi_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def evaluate(learned: Any, task: Any, *, baselines: Any, **how: Any) -> dict:
+        asked.append(how["tuning"])
+        return entry(task="quadratic", baselines=baselines) | {"tuning": how["tuning"]}
+
+    monkeypatch.setattr(evaluations, "evaluate_run_on", evaluate)
+    how: dict[str, Any] = {"train_horizon": 4, "num_tasks": 400, "seed": 0, "baselines": ("sgd",), "keep": True}
+
+    def run(step: int, tuning: str) -> None:
+        learned: Any = {"mine": ()}
+        evaluations.evaluate_all(
+            tmp_path, learned, ((choice("quadratic"), 4),), trained={"mine": step}, tuning=tuning, **how
+        )
+
+    for step, tuning, computed in ((4, "9x1", 1), (4, "9x1", 1), (8, "9x1", 2), (8, "9x3", 3), (8, "9x3", 3)):
+        run(step, tuning)
+        assert len(asked) == computed
+    (result,) = evaluations.read_results(tmp_path)
+    assert result["meta_steps"] == {"mine": 8}
+
+
 def test_pictures_have_names_of_their_own() -> None:
     everything = [
         entry("classifier:hidden_layers=3"), entry("classifier:hidden_layers=6"), entry(),

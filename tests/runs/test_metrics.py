@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from metaopt.runs.console import Progress
-from metaopt.runs.metrics import JsonLines, cut_back, read_rows, train_rows
+from metaopt.runs.metrics import JsonLines, cut_back, read_rows, score_of, train_rows
 
 
 def write(path: Path, steps: range) -> None:
@@ -57,6 +57,13 @@ def test_a_chunk_becomes_one_row_a_meta_step() -> None:
     first, second = train_rows(metrics, began=10.0, ended=14.0)
     assert first == {"kind": "train", "meta_step": 3, "meta_loss": 0.5, "time/elapsed": 12.0, "time/meta_step": 2.0}
     assert (second["meta_step"], second["time/elapsed"]) == (4, 14.0)
+
+
+def test_the_score_of_a_validation_is_at_its_longest_horizon_and_of_the_average() -> None:
+    row = {"meta_step": 4, "validation/1x/median": 0.1, "validation/10x/median": 0.3, "validation/2x/median": 0.2}
+    assert score_of(row) == 0.3
+    assert score_of({**row, "validation_ema/1x/median": 0.4, "validation_ema/10x/median": 0.5}) == 0.5
+    assert score_of({**row, "validation/10x/median": "inf"}) is None and score_of({"meta_step": 4}) is None
 
 
 def chunk(step: int) -> dict[str, object]:

@@ -26,6 +26,7 @@ from metaopt.experiment import Curriculum, Experiment, Log, MetaOptimizer, Valid
 from metaopt.runs import train as train_module
 from metaopt.runs.checkpoints import Checkpoints, _named_as_before
 from metaopt.runs.interrupts import Interrupted
+from metaopt.runs.metrics import Digest
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.train import resume, train
 from metaopt.shipped.loading import read_optimizer
@@ -233,6 +234,37 @@ def scored_by_hand(tiny: Experiment, monkeypatch: pytest.MonkeyPatch) -> Experim
     monkeypatch.setattr("metaopt.training.validation.Validator.__call__", validate)
     validation = Validation(every=2, num_tasks=2, multiples=(1, 10))
     return dataclasses.replace(tiny, validation=validation, checkpoint_every=100)
+
+
+def test_what_a_run_leaves_is_the_best_at_the_last_multiple(
+    tiny: Experiment, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = {1: iter([0.4, 0.5, 0.3, 0.2]), 10: iter([7.0, 5.0, 6.0, 8.0])}  # meta-steps 2, 4, 6, 8: best 8, and best 4
+
+    def run(self: Any, *args: Any) -> dict[int, dict[str, float]]:
+        held = {"mean": 1.0, "failed": 0.0, "initial": 1.0, "bound": 0.0}
+        return {multiple: {"median": next(scores), **held} for multiple, scores in at.items()}
+
+    monkeypatch.setattr(Validator, "_run", run)
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
+    held_out = Validation(every=2, num_tasks=2, multiples=(1, 10))
+    path = train(dataclasses.replace(tiny, validation=held_out), tmp_path / "run")
+    written = [row for row in rows(path) if row["kind"] == "validation"]
+    assert [row["validation/1x/median"] for row in written] == [0.4, 0.5, 0.3, 0.2]
+    assert [row["best"] for row in written] == [True, True, False, False]
+    card = read_optimizer(path / "optimizer.safetensors").card
+    assert card["meta_step"] == 4 and card["validation"] == 5.0
+    progress = Digest(path / "metrics.jsonl").progress(2)
+    assert (progress.best, progress.best_at) == (5.0, 4) and progress.validation == {"1x": 0.2, "10x": 8.0}
+
+
+def test_a_run_ends_with_a_validation_wherever_it_ends(
+    tiny: Experiment, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "_evaluate", lambda *args: None)
+    short = dataclasses.replace(tiny, num_meta_steps=5, log=Log(every=1), validation=Validation(every=2, num_tasks=2))
+    path = train(short, tmp_path / "run")
+    assert [row["meta_step"] for row in rows(path) if row["kind"] == "validation"] == [2, 4, 5]
 
 
 def test_a_broken_latest_checkpoint_costs_only_its_steps(
@@ -460,7 +492,7 @@ def test_a_real_process_stopped_in_the_middle(
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(jax.config.values["jax_disable_most_optimizations"]))
     command = [sys.executable, "-c", RUN, "train", "long.json", "--out", "run"]
     process = subprocess.Popen(
-        ["timeout", "-k", "5", "120", *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
+        ["timeout", "-k", "5", "1200", *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
         stdout=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     with process:

@@ -41,15 +41,15 @@ class Page(NamedTuple):
         request = urllib.request.Request(
             f"{self.address}api/{name}", body, headers={"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request) as answer:
             return json.load(answer)["data"]
 
     def logs(self, run: str) -> list[dict[str, Any]]:
         return self.ask("get_logs", project=PROJECT, run=run)
 
     def until(self, holds: Callable[[], bool]) -> bool:
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
+        """Whether it comes to hold while the page is there."""
+        while self.process.poll() is None:
             if holds():
                 return True
             time.sleep(0.2)
@@ -98,7 +98,7 @@ def test_it_holds_the_runs_under_grouped_names(page: Page, finished: Path) -> No
             assert shown["validation/2x/median"] == row["validation/2x/median"]
     (media,) = [row for row in logs if "evaluation/results" in row]
     assert media["evaluation/quadratic:dim=2/4"]["_type"] == "trackio.image"
-    with urllib.request.urlopen(page.address, timeout=20) as answer:
+    with urllib.request.urlopen(page.address) as answer:
         assert b"<html" in answer.read().lower()
 
 
@@ -149,7 +149,7 @@ def test_it_answers_to_its_own_address_only(page: Page) -> None:
     port = address.rpartition(":")[2]
 
     def status(*hosts: str) -> tuple[int, bytes]:
-        connection = http.client.HTTPConnection(address, timeout=20)
+        connection = http.client.HTTPConnection(address)
         with contextlib.closing(connection):
             connection.putrequest("GET", "/", skip_host=True)
             for host in hosts:
@@ -172,7 +172,7 @@ def test_it_answers_to_its_own_address_only(page: Page) -> None:
     assert status("localhost", "evil.example")[0] in (400, 403) and status()[0] in (400, 403)
     asked = urllib.request.Request(f"{page.address}api/get_runs_for_project", b"{}", headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="403"):
-        urllib.request.urlopen(asked, timeout=20)
+        urllib.request.urlopen(asked)
 
 
 def test_it_speaks_with_this_machine_only_and_ctrl_c_ends_it(page: Page) -> None:
@@ -181,11 +181,11 @@ def test_it_speaks_with_this_machine_only_and_ctrl_c_ends_it(page: Page) -> None
     assert f"0100007F:{port:04X}" in listening and f"00000000:{port:04X}" not in listening
     held = [path.name.partition("-")[0] for path in page.temporary.iterdir()]
     assert held.count("metaopt") == 1
-    page.proxy.settimeout(0.1)
-    with pytest.raises(TimeoutError):  # nobody has come by
+    page.proxy.setblocking(False)
+    with pytest.raises(BlockingIOError):  # nobody has come by
         page.proxy.accept()
     page.process.send_signal(signal.SIGINT)
-    assert page.process.wait(20) == 0
+    assert page.process.wait() == 0
     assert page.process.stdout is not None and page.process.stdout.read() == ""
     assert not list(page.temporary.glob("metaopt-dashboard-*"))
 

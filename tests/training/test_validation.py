@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
+import pytest
 
+from metaopt.choices import choice
 from metaopt.experiment import Experiment
+from metaopt.registry import TASKS
 from metaopt.training.loop import Trainer
 from metaopt.training.validation import Stage, Validator, after_validation
+from tests.evaluation.test_protocol import OFFSETS, told_apart
 
 
 def levels(scores: list[float], patience: int) -> list[int]:
@@ -31,6 +36,15 @@ def test_a_level_at_which_most_tasks_fail_is_not_left() -> None:
     inf = math.inf
     assert levels([inf, inf, inf, 2.0, inf, inf, inf, 1.0, 1.0, 1.0], 2) == [0, 0, 0, 0, 0, 1, 1, 1, 1, 2]
     assert levels([inf] * 5, 1) == [0] * 5
+
+
+def test_a_validation_looks_at_no_test_data(tiny: Experiment, register: Callable[..., None]) -> None:
+    register(TASKS, "told_apart", told_apart)
+    experiment = dataclasses.replace(tiny, tasks=(choice("told_apart"),), optimizer=choice("sgd", learning_rate=0.25))
+    trainer = Trainer(experiment)
+    row = Validator(trainer)(trainer.optimizer.init(jax.random.key(0)))[1]
+    assert row["validation/2x/accuracy"] == pytest.approx(OFFSETS["validation"] / 1000)
+    assert row["validation/2x/median"] < 1  # by the loss that is descended, on the data of training
 
 
 def test_validation_is_the_same_with_augmentations_that_belong_to_training(tiny: Experiment) -> None:
