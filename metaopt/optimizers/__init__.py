@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from metaopt.optimizers.controllers import controller
 from metaopt.optimizers.hand_designed import (
     adagrad,
     adam,
@@ -33,6 +34,7 @@ __all__ = [
     "adamw",
     "adan",
     "cocob",
+    "controller",
     "dadapt_adamw",
     "dowg",
     "lion",
