@@ -1,4 +1,4 @@
-"""A learned controller: a small recurrent network a tensor says when to step how far, and in which mixture of directions.
+"""A learned controller: a small recurrent network a tensor says when to step how far, and along what.
 
 The directions are hand-designed ones, each normalised so that it neither grows with the gradient's scale nor is of
 length 1: as noise takes over, all of them shrink by themselves. What the network reads is free of the loss's scale and
@@ -242,8 +242,8 @@ def _bind(rule: _Rule, meta_params: MetaParams) -> optax.GradientTransformationE
             gradients = rows_of(updates)
             layout = _layout(gradients)
             noise = _noise(rule, layout, key, explore, dtype)
-            matrices = (layout.matrix(leaves, dtype) for leaves in (gradients, rows_of(params)))
-            steps, state = _update(rule, layout, meta_params, *matrices, state, value, noise)
+            gradient, theta = (layout.matrix(leaves, dtype) for leaves in (gradients, rows_of(params)))
+            steps, state = _update(rule, layout, meta_params, gradient, theta, state, value, noise)
             return from_rows(layout.leaves(steps, gradients, state.count > 0), updates), state
 
         args = (meta_params, updates, state, params, key, value)
@@ -410,7 +410,7 @@ def _follow(trend: jax.Array, value: jax.Array | None, kind: LossTrend) -> tuple
     value = jnp.asarray(value, trend.dtype)
     if kind == "log":
         value = jnp.log(jnp.maximum(jnp.abs(value), 1e-12))
-    fast, slow, variance = trend
+    fast, slow, variance = (trend[index] for index in range(3))
     new = jnp.stack(
         [
             fast + TREND[0] * (value - fast),

@@ -6,7 +6,6 @@ sums over its rows, and what is known of a tensor is spread to them by a matrix 
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -47,7 +46,7 @@ class Layout(NamedTuple):
         return jnp.concatenate(parts).reshape(self.shape)
 
     def leaves(self, matrix: jax.Array, like: Sequence[jax.Array], true: jax.Array) -> list[jax.Array]:
-        """The leaves that `matrix` was made of, in the shapes and types of `like`; `true` is known at run time alone."""
+        """The leaves that `matrix` was made of, in shapes and types of `like`; `true` is known at run time alone."""
         flat, starts = matrix.reshape(-1), (np.cumsum([0, *self.rows]) * self.width)[:-1]
         if len(starts) > FEW:  # out of a branch, for XLA then compiles one program for all leaves of a size
             starts = jax.lax.cond(true, lambda: [*map(jnp.asarray, starts)], lambda: [jnp.zeros((), int)] * len(starts))
@@ -104,6 +103,8 @@ def sums(*terms: jax.Array) -> tuple[jax.Array, ...]:
     return tuple(jax.lax.reduce(terms, zeros, add, (terms[0].ndim - 1,)))
 
 
-@functools.partial(sums.defjvp, symbolic_zeros=False)
-def _sums_jvp(primals: Sequence[jax.Array], tangents: Sequence[jax.Array]) -> tuple[tuple[jax.Array, ...], ...]:
+@sums.defjvp
+def _sums_jvp(
+    primals: Sequence[jax.Array], tangents: Sequence[jax.Array]
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     return sums(*primals), tuple(jnp.sum(tangent, axis=-1) for tangent in tangents)

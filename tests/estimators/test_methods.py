@@ -133,7 +133,7 @@ def test_persistent_perturbations_are_summed_from_the_reset_on():
 def test_staggered_chunks_reset_at_different_meta_steps(name):
     windows = 4
     settings = dict(num_tasks=8, horizon=windows * T, unroll_length=T, staggered=True, chunk_size=2)
-    if name in ("persistent_evolution_strategies", "mixture"):
+    if ESTIMATORS.traits(name).sides == 2:
         settings["tasks_per_perturbation"] = 2
     if name == "score_function":
         settings |= dict(baseline="leave_one_out", rollouts=2)
