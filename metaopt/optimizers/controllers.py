@@ -28,19 +28,19 @@ from metaopt.types import Explore, Key, MetaParams, Optimizer, PyTree
 FAST, MEDIUM, SLOW = 0, 1, 2  # of the momenta
 # A direction: which momentum, and whether each coordinate is divided by its own root mean square or by the tensor's.
 BANK = {
-    "adam": (MEDIUM, True),
     "adam_fast": (FAST, True),
+    "adam_medium": (MEDIUM, True),
     "adam_slow": (SLOW, True),
-    "momentum": (MEDIUM, False),
     "momentum_fast": (FAST, False),
+    "momentum_medium": (MEDIUM, False),
     "momentum_slow": (SLOW, False),
 }
 # What the network reads of a tensor: how many numbers. `others` is the mean state of the other tensors.
 FEATURES = {
     "size": 3,  # of each momentum: log of mean m̂² over mean v̂
     "cosine": 3,  # between the gradient and each momentum before it
-    "adam": 3,  # mean |m̂|/√v̂
-    "last": 1,  # the cosine between the gradient and the last step
+    "ratio": 3,  # mean |m̂|/√v̂
+    "last_step": 1,  # the cosine between the gradient and the last step
     "second": 1,  # log of the fast mean v̂ over the slow one
     "gradient": 1,  # log of mean ∇² over mean v̂
     "params": 1,  # log RMS(θ) less log α
@@ -83,7 +83,7 @@ class ControllerState(NamedTuple):
 def controller(
     *,
     hidden_size: int = 16,
-    bank: str = "adam,adam_fast,adam_slow,momentum,momentum_slow",
+    bank: str = "adam_medium,adam_fast,adam_slow,momentum_medium,momentum_slow",
     features: str = "all",
     outputs: Outputs = "both",
     loss_trend: LossTrend = "spread",
@@ -105,10 +105,10 @@ def controller(
 
     Args:
       hidden_size: of the GRU's state, one a tensor.
-      bank: directions, with commas between them: adam, adam_fast, adam_slow (m̂/√v̂), momentum, momentum_fast,
-        momentum_slow (m̂/√mean v̂); the first is the one it begins with.
-      features: what the GRU reads, with commas between them: size, cosine, adam, last, second, gradient, params, alpha,
-        time, coordinates, loss, others; or all.
+      bank: directions, with commas between them: adam_fast, adam_medium, adam_slow (m̂/√v̂), momentum_fast,
+        momentum_medium, momentum_slow (m̂/√mean v̂); the first is the one it begins with.
+      features: what the GRU reads, with commas between them: size, cosine, ratio, last_step, second, gradient, params,
+        alpha, time, coordinates, loss, others; or all.
       outputs: whether it sets the step length (`alpha`), the mixture (`weights`) or `both`.
       loss_trend: a fast less a slow average of the loss, over its `spread` about the latter, or those of its `log`,
         which a shift of the loss changes.
@@ -322,8 +322,8 @@ def _update(
     read = {
         "size": _log_ratio(squares * debias1**2, slow),
         "cosine": along * _inverse_root(square) * _inverse_root(before.first),
-        "adam": adams * debias1 / jnp.sqrt(debias2[1]),
-        "last": along_last * _inverse_root(square) * _inverse_root(square_last),
+        "ratio": adams * debias1 / jnp.sqrt(debias2[1]),
+        "last_step": along_last * _inverse_root(square) * _inverse_root(square_last),
         "second": _log_ratio(fast, slow),
         "gradient": _log_ratio(square, slow),
         "params": jnp.tanh((log_theta - log_alpha) / 8),
