@@ -17,6 +17,7 @@ from metaopt.optimizers.hand_designed import (
     sgd,
 )
 from metaopt.optimizers.lstms import lstm, lstm_log_sign, rnnprop
+from metaopt.optimizers.mlps import mlp
 from metaopt.optimizers.untuned import (
     cocob,
     dadapt_adamw,
@@ -41,6 +42,7 @@ __all__ = [
     "lstm",
     "lstm_log_sign",
     "mechanize_adam",
+    "mlp",
     "momentum",
     "momo_adam",
     "muon",

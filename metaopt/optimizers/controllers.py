@@ -20,7 +20,7 @@ from metaopt.optimizers.coordinatewise import from_rows, rows_of
 from metaopt.optimizers.noise import Noise, NoiseInUse, gamma_noise
 from metaopt.optimizers.placement import explicit_mesh, laid_out_by_xla, last_axis_over, shardings, spread, vary_with
 from metaopt.optimizers.step_rules import LOG_ALPHA_RANGE
-from metaopt.optimizers.tensors import Layout, layout_of, over_tensors, sums, to_rows
+from metaopt.optimizers.tensors import TINY, Layout, inverse_root, layout_of, over_tensors, sums, to_rows
 from metaopt.registry import OPTIMIZERS
 from metaopt.trees import usual_rules
 from metaopt.types import Explore, Key, MetaParams, Optimizer, PyTree
@@ -53,7 +53,6 @@ FEATURES = {
 Outputs = Literal["both", "alpha", "weights"]
 LossTrend = Literal["spread", "log"]
 
-TINY = 1e-30  # mean squares below this count as zero
 LARGEST_FEATURE = 4.0
 SHARPNESS = 2.0  # of the softmax over directions
 TREND = (0.2, 0.03)  # shares of a new loss in the fast and the slow average
@@ -302,7 +301,7 @@ def _update(
 
     first = tuple(b * m + (1 - b) * gradient for b, m in zip(rule.betas, state.first, strict=True))
     second = rule.seconds[1] * state.second + (1 - rule.seconds[1]) * jnp.square(gradient)
-    inverse = _inverse_root(second)
+    inverse = inverse_root(second)
     last = -_along(to_rows(owners, before.step), state.first, state.second)
     terms = [*(gradient * m for m in state.first), *map(jnp.square, first), *(jnp.abs(m) * inverse for m in first)]
     terms += [gradient * last, jnp.square(gradient), jnp.square(last), jnp.square(theta)]
@@ -321,9 +320,9 @@ def _update(
     trend, falling = _follow(state.trend, value, rule.loss_trend)
     read = {
         "size": _log_ratio(squares * debias1**2, slow),
-        "cosine": along * _inverse_root(square) * _inverse_root(before.first),
+        "cosine": along * inverse_root(square) * inverse_root(before.first),
         "ratio": adams * debias1 / jnp.sqrt(debias2[1]),
-        "last_step": along_last * _inverse_root(square) * _inverse_root(square_last),
+        "last_step": along_last * inverse_root(square) * inverse_root(square_last),
         "second": _log_ratio(fast, slow),
         "gradient": _log_ratio(square, slow),
         "params": jnp.tanh((log_theta - log_alpha) / 8),
@@ -345,18 +344,12 @@ def _update(
     bias = meta_params["output"]["bias"] if rule.outputs == "alpha" else outputs
     weights = jax.nn.softmax(SHARPNESS * jnp.broadcast_to(bias, outputs.shape)[:, 1:], axis=1)
     alpha = jnp.exp(log_alpha) * jnp.reshape(jnp.asarray(noise, dtype), (-1, 1))
-    step = _coefficients(rule, alpha * weights, debias1, _inverse_root(slow), 1 / jnp.sqrt(debias2[1]))
+    step = _coefficients(rule, alpha * weights, debias1, inverse_root(slow), 1 / jnp.sqrt(debias2[1]))
     steps = -_along(to_rows(owners, step), first, second, inverse)
     if rule.weight_decay:
         steps = steps - rule.weight_decay * to_rows(owners, alpha) * theta
     after = TensorState(seconds, squares, step, log_alpha[:, 0] - log_alpha_0, hidden)
     return steps, ControllerState(count, first, second, after, trend)
-
-
-def _inverse_root(square: jax.Array) -> jax.Array:
-    """1/√x; 0, with gradient 0, where x counts as zero."""
-    nonzero = square > TINY
-    return jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)
 
 
 def _log_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -383,7 +376,7 @@ def _along(
 ) -> jax.Array:
     """Σ_k step_k m_k/√v + Σ_k step_{3+k} m_k of coefficients [rows, 6]."""
     columns = jnp.split(step, step.shape[1], axis=1)
-    inverse = _inverse_root(second) if inverse is None else inverse
+    inverse = inverse_root(second) if inverse is None else inverse
     own = sum(c * m for c, m in zip(columns[: len(first)], first, strict=True))
     whole = sum(c * m for c, m in zip(columns[len(first) :], first, strict=True))
     # A quotient, which XLA computes once, where it would compute a sum anew within every leaf.
@@ -421,4 +414,4 @@ def _follow(trend: jax.Array, value: jax.Array | None, kind: LossTrend) -> tuple
     new = jnp.where(variance < 0, jnp.stack([value, value, jnp.zeros_like(value)]), new)
     new = jnp.where(jnp.isfinite(value), new, trend)
     difference = jnp.where(new[2] < 0, 0.0, new[0] - new[1])
-    return new, difference if kind == "log" else difference * _inverse_root(new[2])
+    return new, difference if kind == "log" else difference * inverse_root(new[2])

@@ -17,6 +17,7 @@ import numpy as np
 WIDEST = 4096  # coordinates of a row, where there are tensors larger than that
 ROW_COST = 16  # of a row beside its coordinates, in coordinates
 FOLDED = 2**16  # entries of a matrix up to which XLA may compute it beforehand
+TINY = 1e-30  # squares below this count as zero
 FEW = 64  # leaves each of which XLA may compile for itself
 
 
@@ -108,3 +109,9 @@ def _sums_jvp(
     primals: Sequence[jax.Array], tangents: Sequence[jax.Array]
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     return sums(*primals), tuple(jnp.sum(tangent, axis=-1) for tangent in tangents)
+
+
+def inverse_root(square: jax.Array) -> jax.Array:
+    """1/√x; 0, with gradient 0, where x counts as zero."""
+    nonzero = square > TINY
+    return jnp.where(nonzero, jax.lax.rsqrt(jnp.where(nonzero, square, 1.0)), 0.0)
