@@ -68,6 +68,7 @@ def persistent_evolution_strategies(
     objective_batch: ObjectiveBatch = "fresh",
     staggered: bool = False,
     persistent: bool = True,
+    clip_difference: float | None = None,
 ) -> MetaGradient:
     """Persistent ES: E [L_w⁺ - L_w⁻]/(2σ²) ξ_w with ξ_w = σ Σ_{v ≤ w} ε_v, the perturbations since the reset.
 
@@ -81,11 +82,20 @@ def persistent_evolution_strategies(
       staggered: groups begin at different ages, so that they reset at different meta-steps; at most half of a
         family's tasks share one ε then.
       persistent: False leaves the earlier windows' perturbations out: truncated ES, cheaper in variance and biased.
+      clip_difference: the most that L⁺ - L⁻ counts for a task, either way; none: as it is. Where losses explode on one
+        side, or are logarithms of next to nothing, few tasks make the gradient otherwise; a bias, small where few are.
 
     Raises:
       ValueError: a horizon that is shorter than a window or no multiple of it, or settings out of range.
     """
-    settings = PairSettings(sigma, tasks_per_perturbation, explore, objective_batch, halved=staggered)
+    settings = PairSettings(
+        sigma,
+        tasks_per_perturbation,
+        explore,
+        objective_batch,
+        halved=staggered,
+        clip_difference=clip_difference,
+    )
     schedule = dataclasses.replace(schedule, staggered=staggered)
     return _pairs_over_windows(optimizer, objective, schedule, settings, persistent=persistent)
 
@@ -101,6 +111,7 @@ def noise_reuse_evolution_strategies(
     explore: bool = True,
     objective_batch: ObjectiveBatch = "fresh",
     staggered: bool = False,
+    clip_difference: float | None = None,
 ) -> MetaGradient:
     """Noise-reuse ES: E [L_w⁺ - L_w⁻]/(2σ²) σε with one ε for all windows of an inner run.
 
@@ -112,12 +123,20 @@ def noise_reuse_evolution_strategies(
 
     Args:
       sigma, tasks_per_perturbation, explore: see `evolution_strategies`.
-      staggered: see `persistent_evolution_strategies`.
+      staggered, clip_difference: see `persistent_evolution_strategies`.
 
     Raises:
       ValueError: a horizon that is shorter than a window or no multiple of it, or settings out of range.
     """
-    settings = PairSettings(sigma, tasks_per_perturbation, explore, objective_batch, halved=staggered, reused=True)
+    settings = PairSettings(
+        sigma,
+        tasks_per_perturbation,
+        explore,
+        objective_batch,
+        halved=staggered,
+        reused=True,
+        clip_difference=clip_difference,
+    )
     schedule = dataclasses.replace(schedule, staggered=staggered)
     return _pairs_over_windows(optimizer, objective, schedule, settings, persistent=False)
 
@@ -162,11 +181,14 @@ class PairSettings(NamedTuple):
     objective_batch: ObjectiveBatch
     halved: bool = False  # whether a family's tasks must make two groups at least
     reused: bool = False  # whether an inner run has one ε for all of its windows
+    clip_difference: float | None = None  # the most that L⁺ - L⁻ counts, either way
 
     def check(self, num_tasks: int) -> None:
         """Raises ValueError for settings that cannot serve."""
         if not self.sigma > 0:
             raise ValueError(f"`sigma` ({self.sigma}) must be above 0; try 0.01.")
+        if self.clip_difference is not None and not self.clip_difference > 0:
+            raise ValueError(f"`clip_difference` ({self.clip_difference}) must be above 0; try 1.")
         shared = self.tasks_per_perturbation
         if shared is not None and not 1 <= shared <= num_tasks:
             raise ValueError(f"`tasks_per_perturbation` ({shared}) must lie between 1 and `num_tasks` ({num_tasks}).")
@@ -284,7 +306,10 @@ def pair_gradient(
         )(pairs.task, pairs.state, sides)
         loss, alive = pair_losses(objective, final, trace)
         drift = pairs.drift + step if persistent else step
-        difference = jnp.sum(jnp.where(alive, loss[:, 0] - loss[:, 1], 0.0), axis=1)  # [groups]
+        difference = jnp.where(alive, loss[:, 0] - loss[:, 1], 0.0)
+        if (most := settings.clip_difference) is not None:
+            difference = jnp.clip(difference, -most, most)
+        difference = jnp.sum(difference, axis=1)  # [groups]
         total = (difference / (2 * settings.sigma**2)) @ drift
         return pair_sums(alive, loss, trace)._replace(gradient=unravel(total)), Pairs(pairs.task, final, drift)
 

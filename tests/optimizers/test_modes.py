@@ -22,7 +22,7 @@ from tests.optimizers.test_registry import make
 
 LEARNED = [name for name in (*OPTIMIZERS, "lstm recursive", "lstm per coordinate") if make(name).observe is not None]
 # Hand-designed ones are made in one place; these differ in what they do across coordinates.
-NAMES = [*LEARNED, "controller", "momentum", "adam", "muon", "prodigy", "mechanize_adam"]
+NAMES = [*LEARNED, "controller", "mlp", "momentum", "adam", "muon", "prodigy", "mechanize_adam"]
 STEPS = 3
 
 
