@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from metaopt.estimators.backprop import reparameterised, truncated_backprop
-from metaopt.estimators.evolution import evolution_strategies, persistent_evolution_strategies
+from metaopt.estimators.evolution import (
+    evolution_strategies,
+    noise_reuse_evolution_strategies,
+    persistent_evolution_strategies,
+)
 from metaopt.estimators.mixture import mixture
 from metaopt.estimators.score_function import score_function
 from metaopt.estimators.windows import Schedule
@@ -12,6 +16,7 @@ __all__ = [
     "Schedule",
     "evolution_strategies",
     "mixture",
+    "noise_reuse_evolution_strategies",
     "persistent_evolution_strategies",
     "reparameterised",
     "score_function",

@@ -68,6 +68,7 @@ def persistent_evolution_strategies(
     objective_batch: ObjectiveBatch = "fresh",
     staggered: bool = False,
     persistent: bool = True,
+    clip_difference: float | None = None,
 ) -> MetaGradient:
     """Persistent ES: E [L_w⁺ - L_w⁻]/(2σ²) ξ_w with ξ_w = σ Σ_{v ≤ w} ε_v, the perturbations since the reset.
 
@@ -81,13 +82,63 @@ def persistent_evolution_strategies(
       staggered: groups begin at different ages, so that they reset at different meta-steps; at most half of a
         family's tasks share one ε then.
       persistent: False leaves the earlier windows' perturbations out: truncated ES, cheaper in variance and biased.
+      clip_difference: the most that L⁺ - L⁻ counts for a task, either way; none: as it is. Where losses explode on one
+        side, or are logarithms of next to nothing, few tasks make the gradient otherwise; a bias, small where few are.
 
     Raises:
       ValueError: a horizon that is shorter than a window or no multiple of it, or settings out of range.
     """
-    settings = PairSettings(sigma, tasks_per_perturbation, explore, objective_batch, halved=staggered)
+    settings = PairSettings(
+        sigma,
+        tasks_per_perturbation,
+        explore,
+        objective_batch,
+        halved=staggered,
+        clip_difference=clip_difference,
+    )
     schedule = dataclasses.replace(schedule, staggered=staggered)
     return _pairs_over_windows(optimizer, objective, schedule, settings, persistent=persistent)
+
+
+@ESTIMATORS.register(sides=2, unbiased_windows=True, cost=0.7, short="NRES")
+def noise_reuse_evolution_strategies(
+    optimizer: Optimizer,
+    objective: Objective,
+    schedule: Schedule,
+    *,
+    sigma: float = 0.01,
+    tasks_per_perturbation: int | None = None,
+    explore: bool = True,
+    objective_batch: ObjectiveBatch = "fresh",
+    staggered: bool = False,
+    clip_difference: float | None = None,
+) -> MetaGradient:
+    """Noise-reuse ES: E [L_w⁺ - L_w⁻]/(2σ²) σε with one ε for all windows of an inner run.
+
+    Li et al. 2023. As `persistent_evolution_strategies`, but that ε is drawn at the reset and kept. Its mean over the
+    windows of a horizon is, at a φ that rests, the very number that ES over the whole horizon gives for the same ε:
+    unbiased for the gradient of the smoothed loss E_ε L(φ + σε). Cost: two unrolls of a window forward, nothing back.
+    Variance: with g_v the window's slope in the φ of window v, ‖Σ_v g_v‖² where persistent ES has w Σ_v ‖g_v‖², which
+    is never less. Windows that follow one another see one ε, and their errors do not average out.
+
+    Args:
+      sigma, tasks_per_perturbation, explore: see `evolution_strategies`.
+      staggered, clip_difference: see `persistent_evolution_strategies`.
+
+    Raises:
+      ValueError: a horizon that is shorter than a window or no multiple of it, or settings out of range.
+    """
+    settings = PairSettings(
+        sigma,
+        tasks_per_perturbation,
+        explore,
+        objective_batch,
+        halved=staggered,
+        reused=True,
+        clip_difference=clip_difference,
+    )
+    schedule = dataclasses.replace(schedule, staggered=staggered)
+    return _pairs_over_windows(optimizer, objective, schedule, settings, persistent=False)
 
 
 def _pairs_over_windows(
@@ -96,7 +147,9 @@ def _pairs_over_windows(
     settings.check(schedule.num_tasks)
     gradient = pair_gradient(optimizer, objective, settings, length=schedule.unroll_length, persistent=persistent)
     how = How(settings.explore and optimizer.explores, settings.objective_batch)
-    method = Method(start_pairs(optimizer), gradient, how, settings.group_size, sides=2, unrolls=both_sides(settings))
+    method = Method(
+        start_pairs(optimizer, settings), gradient, how, settings.group_size, sides=2, unrolls=both_sides(settings)
+    )
     return windowed(method, schedule)
 
 
@@ -116,7 +169,7 @@ class Pairs(NamedTuple):
 
     task: Task  # [groups, tasks, ...]
     state: UnrollState  # `SIDES`: [groups, 2, ...], other fields [groups, tasks]
-    drift: jax.Array  # [groups, size of φ] Σ σε since the reset, without the window to come
+    drift: jax.Array  # [groups, size of φ] Σ σε since the reset, without the window to come; the run's own if `reused`
 
 
 class PairSettings(NamedTuple):
@@ -127,11 +180,15 @@ class PairSettings(NamedTuple):
     explore: bool
     objective_batch: ObjectiveBatch
     halved: bool = False  # whether a family's tasks must make two groups at least
+    reused: bool = False  # whether an inner run has one ε for all of its windows
+    clip_difference: float | None = None  # the most that L⁺ - L⁻ counts, either way
 
     def check(self, num_tasks: int) -> None:
         """Raises ValueError for settings that cannot serve."""
         if not self.sigma > 0:
             raise ValueError(f"`sigma` ({self.sigma}) must be above 0; try 0.01.")
+        if self.clip_difference is not None and not self.clip_difference > 0:
+            raise ValueError(f"`clip_difference` ({self.clip_difference}) must be above 0; try 1.")
         shared = self.tasks_per_perturbation
         if shared is not None and not 1 <= shared <= num_tasks:
             raise ValueError(f"`tasks_per_perturbation` ({shared}) must lie between 1 and `num_tasks` ({num_tasks}).")
@@ -149,7 +206,7 @@ class PairSettings(NamedTuple):
         return max(n for n in range(1, tasks) if tasks % n == 0) if split and size == tasks else size
 
 
-def start_pairs(optimizer: Optimizer) -> Callable[[MetaParams, TaskFamily, Key], Pairs]:
+def start_pairs(optimizer: Optimizer, settings: PairSettings) -> Callable[[MetaParams, TaskFamily, Key], Pairs]:
     """`start` of a method: both sides of a pair begin at the same θ_0 of the same task."""
 
     def start(meta_params: MetaParams, family: TaskFamily, keys: Key) -> Pairs:
@@ -157,8 +214,8 @@ def start_pairs(optimizer: Optimizer) -> Callable[[MetaParams, TaskFamily, Key],
         twice = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf], axis=1), state)
         parts: Any = (two if axis == 0 else one for axis, one, two in zip(SIDES, state, twice, strict=True))
         state = UnrollState(*parts)
-        flat, _ = ravel_pytree(meta_params)
-        return Pairs(task, state, jnp.zeros((state.step.shape[0], flat.size), flat.dtype))
+        drawn = perturbations(settings, meta_params, keys)
+        return Pairs(task, state, drawn if settings.reused else jnp.zeros_like(drawn))
 
     return start
 
@@ -168,7 +225,7 @@ def both_sides(settings: PairSettings) -> Unrolls:
 
     def unrolls(meta_params: MetaParams, keys: Key, pairs: Pairs | None) -> Iterator[tuple[MetaParams, Key, Any]]:
         flat, unravel = ravel_pytree(meta_params)
-        steps = perturbations(settings, meta_params, keys)
+        steps = perturbations(settings, meta_params, keys, pairs)
         for group, own in enumerate(keys):
             for side, sign in enumerate((1, -1)):
                 start = None
@@ -190,8 +247,10 @@ def one_side(state: UnrollState, group: int, side: int) -> UnrollState:
     return UnrollState(*(take(field, axis) for axis, field in zip(axes, state, strict=True)))
 
 
-def perturbations(settings: PairSettings, meta_params: MetaParams, keys: Key) -> jax.Array:
-    """[groups, size of φ] σε with ε ~ N(0, I); keys [groups, tasks]."""
+def perturbations(settings: PairSettings, meta_params: MetaParams, keys: Key, pairs: Pairs | None = None) -> jax.Array:
+    """[groups, size of φ] σε with ε ~ N(0, I), of the window to come; keys [groups, tasks]."""
+    if settings.reused and pairs is not None:
+        return pairs.drift
     flat, _ = ravel_pytree(meta_params)
     keys = jax.vmap(lambda key: jax.random.fold_in(key, PERTURBATION))(keys[:, 0])
     return settings.sigma * jax.vmap(lambda key: jax.random.normal(key, flat.shape, flat.dtype))(keys)
@@ -240,14 +299,17 @@ def pair_gradient(
         meta_params: MetaParams, family: TaskFamily, memory: tuple[()], keys: Key, pairs: Pairs
     ) -> tuple[Sums, Pairs]:
         flat, unravel = ravel_pytree(meta_params)
-        step = perturbations(settings, meta_params, keys)
+        step = perturbations(settings, meta_params, keys, pairs)
         sides = jax.vmap(jax.vmap(unravel))(jnp.stack([flat + step, flat - step], axis=1))
         final, trace = jax.vmap(
             lambda task, state, sides: run_pair(optimizer, settings, family, task, state, sides, length=length)
         )(pairs.task, pairs.state, sides)
         loss, alive = pair_losses(objective, final, trace)
         drift = pairs.drift + step if persistent else step
-        difference = jnp.sum(jnp.where(alive, loss[:, 0] - loss[:, 1], 0.0), axis=1)  # [groups]
+        difference = jnp.where(alive, loss[:, 0] - loss[:, 1], 0.0)
+        if (most := settings.clip_difference) is not None:
+            difference = jnp.clip(difference, -most, most)
+        difference = jnp.sum(difference, axis=1)  # [groups]
         total = (difference / (2 * settings.sigma**2)) @ drift
         return pair_sums(alive, loss, trace)._replace(gradient=unravel(total)), Pairs(pairs.task, final, drift)
 

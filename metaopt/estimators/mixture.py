@@ -163,7 +163,7 @@ def mixture(
         return Variances(zeros, zeros)
 
     method = Method(
-        start_pairs(optimizer),
+        start_pairs(optimizer, settings),
         gradient,
         How(explore and optimizer.explores, objective_batch, differentiates=True),
         settings.group_size,

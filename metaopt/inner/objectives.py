@@ -40,3 +40,22 @@ def relative() -> Objective:
         return jnp.mean(trace.loss - trace.lower_bound, axis=0) / initial
 
     return objective
+
+
+@OBJECTIVES.register(scale_free=True, positive=True)
+def log_relative(*, floor: float = 1e-5) -> Objective:
+    """(1/T) Σ_t log((f(θ_t) - b)/(f(θ_0) - b) + floor): what is lost far below f(θ_0) still counts, down to the floor.
+
+    Without one, tasks whose loss goes to its bound decide alone, and longer steps pay without end.
+
+    Args:
+      floor: the share of f(θ_0) - b below which a lower loss gains next to nothing; above 0.
+    """
+    if not 0 < floor < 1:
+        raise ValueError(f"`floor` ({floor}) must lie between 0 and 1; try 1e-5.")
+
+    def objective(trace: Trace) -> jax.Array:
+        initial = jnp.maximum(trace.initial_loss - trace.lower_bound, 1e-12)
+        return jnp.mean(jnp.log(jnp.maximum((trace.loss - trace.lower_bound) / initial, 0.0) + floor), axis=0)
+
+    return objective

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from metaopt.optimizers.controllers import controller
 from metaopt.optimizers.hand_designed import (
     adagrad,
     adam,
@@ -16,6 +17,7 @@ from metaopt.optimizers.hand_designed import (
     sgd,
 )
 from metaopt.optimizers.lstms import lstm, lstm_log_sign, rnnprop
+from metaopt.optimizers.mlps import mlp
 from metaopt.optimizers.untuned import (
     cocob,
     dadapt_adamw,
@@ -33,12 +35,14 @@ __all__ = [
     "adamw",
     "adan",
     "cocob",
+    "controller",
     "dadapt_adamw",
     "dowg",
     "lion",
     "lstm",
     "lstm_log_sign",
     "mechanize_adam",
+    "mlp",
     "momentum",
     "momo_adam",
     "muon",

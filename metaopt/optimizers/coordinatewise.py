@@ -135,8 +135,8 @@ def coordinatewise(
         ) -> tuple[PyTree, Any]:
             def one(tx: Any, updates: PyTree, state: Any, key: jax.Array | None) -> tuple[PyTree, Any]:
                 keys = None if key is None else key[None]
-                steps, state = tx.update(_rows(updates), state, key=keys, **extra_args)
-                return _from_rows(steps, updates), state
+                steps, state = tx.update(rows_of(updates), state, key=keys, **extra_args)
+                return from_rows(steps, updates), state
 
             mesh = explicit_mesh(updates)
             if mesh is None:
@@ -167,7 +167,7 @@ def _coordinates(tree: PyTree) -> int:
     return sum(math.prod(jnp.shape(leaf)) * (1 + jnp.iscomplexobj(leaf)) for leaf in jax.tree.leaves(tree))
 
 
-def _rows(tree: PyTree) -> list[jax.Array]:
+def rows_of(tree: PyTree) -> list[jax.Array]:
     """The leaves as those of a single task, [1, ...]; the two parts of a complex one are two leaves.
 
     Raises:
@@ -187,8 +187,8 @@ def _rows(tree: PyTree) -> list[jax.Array]:
     return rows
 
 
-def _from_rows(rows: list[jax.Array], like: PyTree) -> PyTree:
-    """The leaves that `_rows` made of a tree `like` this one, as such a tree again."""
+def from_rows(rows: list[jax.Array], like: PyTree) -> PyTree:
+    """The leaves that `rows_of` made of a tree `like` this one, as such a tree again."""
     parts = (row[0] for row in rows)
 
     def one(leaf: Any) -> jax.Array:

@@ -81,6 +81,23 @@ def test_antithetic_pairs_equal_the_formula_with_common_random_numbers(name):
         np.testing.assert_allclose(row[0], gradient, rtol=2e-3, atol=1e-4 * np.abs(gradient).max())
 
 
+@pytest.mark.parametrize("name", ["persistent_evolution_strategies", "noise_reuse_evolution_strategies"])
+def test_the_difference_of_a_pair_counts_up_to_a_bound(name):
+    """One task, one window: the gradient is what it was, over |L⁺ - L⁻| and times the bound."""
+    optimizer, sigma, settings = OPTIMIZER[name], 0.1, dict(num_tasks=1, sigma=0.1)
+    plain = run(make(name, optimizer, **settings), optimizer, (bowl(),))[0][0]
+    step = sigma * jax.random.normal(
+        jax.random.fold_in(
+            jax.random.split(jax.random.fold_in(jax.random.fold_in(jax.random.key(0), 0), 0), 1)[0], PERTURBATION
+        ),
+        plain.shape,
+    )
+    difference = float(plain[0] / step[0] * 2 * sigma**2)
+    for bound, wanted in ((abs(difference) / 3, plain / 3), (abs(difference) * 2, plain)):
+        found = run(make(name, optimizer, clip_difference=bound, **settings), optimizer, (bowl(),))[0][0]
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
 CUT = [
     *((name, {}) for name in GENERAL),
     *((name, dict(tasks_per_perturbation=2)) for name in GENERAL if name.endswith("strategies")),
@@ -133,7 +150,7 @@ def test_persistent_perturbations_are_summed_from_the_reset_on():
 def test_staggered_chunks_reset_at_different_meta_steps(name):
     windows = 4
     settings = dict(num_tasks=8, horizon=windows * T, unroll_length=T, staggered=True, chunk_size=2)
-    if name in ("persistent_evolution_strategies", "mixture"):
+    if ESTIMATORS.traits(name).sides == 2:
         settings["tasks_per_perturbation"] = 2
     if name == "score_function":
         settings |= dict(baseline="leave_one_out", rollouts=2)
@@ -290,6 +307,7 @@ REFUSED = [
     ("evolution_strategies", NOISY, dict(unroll_length=2), "persistent_evolution_strategies"),
     ("evolution_strategies", NOISY, dict(sigma=0.0), "`sigma`"),
     ("evolution_strategies", NOISY, dict(tasks_per_perturbation=5), "`tasks_per_perturbation`"),
+    ("persistent_evolution_strategies", NOISY, dict(clip_difference=0.0), "`clip_difference`"),
     ("persistent_evolution_strategies", NOISY, dict(unroll_length=2 * T), "multiple of `unroll_length`"),
     ("persistent_evolution_strategies", NOISY, dict(unroll_length=3), "multiple of `unroll_length`"),
     ("mixture", NOISY, dict(num_tasks=1), "at least 2 tasks"),

@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from metaopt.estimators import (
     evolution_strategies,
     mixture,
+    noise_reuse_evolution_strategies,
     persistent_evolution_strategies,
     reparameterised,
     score_function,
@@ -154,12 +155,16 @@ def test_evolution_strategies_estimate_the_smoothed_loss():
     assert_biased(samples, exact())
 
 
+IN_WINDOWS = (persistent_evolution_strategies, noise_reuse_evolution_strategies)
+
+
+@pytest.mark.parametrize("make", IN_WINDOWS)
 @pytest.mark.parametrize("staggered", [False, True])
-def test_persistent_evolution_strategies_are_unbiased_in_windows(staggered):
+def test_evolution_strategies_with_a_memory_are_unbiased_in_windows(staggered, make):
     windows = T // WINDOW
     more = dict(num_tasks=2, staggered=True, meta_steps=2 * windows) if staggered else dict(meta_steps=windows)
     settings = dict(unroll_length=WINDOW, last=windows, sigma=1e-3, tasks_per_perturbation=1)
-    samples = draw(persistent_evolution_strategies, *setting(), 6000 if staggered else 12000, **settings, **more)
+    samples = draw(make, *setting(), 6000 if staggered else 12000, **settings, **more)
     assert_mean(samples, exact())
 
 
@@ -173,12 +178,29 @@ def test_truncated_evolution_strategies_are_biased_as_truncated_backpropagation_
     assert_mean(samples, truncated)  # the same cut, the same target
 
 
-def test_persistent_with_one_window_is_evolution_strategies():
-    both = [
-        draw(make, *setting(), 3, num_tasks=4, tasks_per_perturbation=2)
-        for make in (evolution_strategies, persistent_evolution_strategies)
-    ]
+@pytest.mark.parametrize("make", IN_WINDOWS)
+def test_with_one_window_they_are_evolution_strategies(make):
+    both = [draw(each, *setting(), 3, num_tasks=4, tasks_per_perturbation=2) for each in (evolution_strategies, make)]
     np.testing.assert_array_equal(*both)
+
+
+def test_noise_reuse_over_all_windows_is_evolution_strategies_over_the_horizon():
+    """With the same ε, tasks and starts, so that it estimates the same smoothed loss at the same variance."""
+    families, optimizer, meta_params = setting()
+    settings = dict(num_tasks=4, horizon=T, num_devices=1, sigma=SMOOTHING, tasks_per_perturbation=1)
+    whole = made(evolution_strategies, optimizer, **settings)
+    wanted, _, _ = jax.jit(whole.estimate)(jax.random.key(3), meta_params, (), families)
+    parts = made(noise_reuse_evolution_strategies, optimizer, unroll_length=WINDOW, **settings)
+    state, total = parts.init(jax.random.key(3), meta_params, families), 0.0
+    step = jax.jit(parts.estimate)
+    for index in range(T // WINDOW):
+        gradient, state, _ = step(jax.random.key(10 + index), meta_params, state, families)
+        total += ravel_pytree(gradient)[0]
+    np.testing.assert_allclose(total * WINDOW / T, ravel_pytree(wanted)[0], rtol=1e-9)
+    # And anew at the reset.
+    before = state[0].run.drift
+    _, state, _ = step(jax.random.key(20), meta_params, state, families)
+    assert (np.abs(state[0].run.drift - before) > 1e-6).all()
 
 
 MIXED = dict(num_tasks=4, tasks_per_perturbation=1, sigma=SMOOTHING)
@@ -242,3 +264,9 @@ def test_the_variance_of_persistent_evolution_strategies_grows_with_the_perturba
         for p in (True, False)
     )
     assert kept > 1.5 * dropped
+
+
+def test_noise_reuse_has_the_lower_variance_in_a_late_window():
+    settings = dict(unroll_length=1, meta_steps=T, last=1, sigma=1e-3)
+    persistent, reused = (total_variance(draw(make, *setting(), 2000, **settings)) for make in IN_WINDOWS)
+    assert reused < 0.6 * persistent, (reused, persistent)

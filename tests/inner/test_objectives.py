@@ -17,6 +17,7 @@ BY_HAND = {
     "last": [0.5, 1e-20],
     "log": [np.log(1.5) / 3, (np.log(0.125) + np.log(1e-12)) / 3],
     "relative": [0.375, 0.25],
+    "log_relative": np.mean(np.log(LOSS / START + 1e-5), axis=0),
 }
 
 
@@ -31,8 +32,10 @@ def test_values_and_who_is_free_of_scale(name):
     np.testing.assert_allclose(objective(trace(loss)), BY_HAND[name], rtol=1e-6)
     # The gradient in a common scale of all losses, f(θ_0) included, of the task whose losses all count.
     slope = jax.grad(lambda log_scale: objective(trace(jnp.exp(log_scale) * loss))[0])(0.0)
-    assert slope == pytest.approx({"log": 1.0, "relative": 0.0}.get(name, BY_HAND[name][0]), abs=1e-6)
-    assert OBJECTIVES.traits(name).scale_free == OBJECTIVES.traits(name).positive == (name in ("log", "relative"))
+    assert slope == pytest.approx(
+        {"log": 1.0, "relative": 0.0, "log_relative": 0.0}.get(name, BY_HAND[name][0]), abs=1e-6
+    )
+    assert OBJECTIVES.traits(name).scale_free == OBJECTIVES.traits(name).positive == (name not in ("mean", "last"))
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -42,3 +45,14 @@ def test_a_shift_of_the_loss_and_its_bound_is_the_objectives_own_or_nothing(name
         shifted = objective(trace(jnp.asarray(LOSS[:, :1]), bound))[0]
         expected = BY_HAND[name][0] + (0.0 if OBJECTIVES.traits(name).positive else bound)
         np.testing.assert_allclose(shifted, expected, atol=2e-5)
+
+
+def test_a_floor_bounds_what_a_lower_loss_gains():
+    objective, loss = OBJECTIVES["log_relative"](floor=0.01), jnp.asarray(LOSS)
+    wanted = np.mean(np.log(LOSS / START + 0.01), axis=0)
+    np.testing.assert_allclose(objective(trace(loss)), wanted, rtol=1e-5)
+    slopes = jax.grad(lambda log_loss: jnp.sum(objective(trace(loss)._replace(loss=jnp.exp(log_loss)))))(jnp.log(loss))
+    np.testing.assert_allclose(slopes, LOSS / START / (LOSS / START + 0.01) / 3, rtol=1e-4)
+    for floor in (0.0, 1.0):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            OBJECTIVES["log_relative"](floor=floor)

@@ -22,7 +22,7 @@ from tests.optimizers.test_registry import make
 
 LEARNED = [name for name in (*OPTIMIZERS, "lstm recursive", "lstm per coordinate") if make(name).observe is not None]
 # Hand-designed ones are made in one place; these differ in what they do across coordinates.
-NAMES = [*LEARNED, "momentum", "adam", "muon", "prodigy", "mechanize_adam"]
+NAMES = [*LEARNED, "controller", "mlp", "momentum", "adam", "muon", "prodigy", "mechanize_adam"]
 STEPS = 3
 
 
@@ -197,7 +197,9 @@ def test_the_state_is_sharded_over_the_devices_of_the_parameters(in_blocks: None
         assert state.features[0].first.sharding.spec == P(None, "d")
 
 
-@pytest.mark.parametrize(("name", "blocked"), [*((name, False) for name in LEARNED), ("lstm", True), ("rnnprop", True)])
+@pytest.mark.parametrize(
+    ("name", "blocked"), [*((name, False) for name in [*LEARNED, "controller"]), ("lstm", True), ("rnnprop", True)]
+)
 def test_one_optimizer_a_device_inside_shard_map(name: str, blocked: bool, request: pytest.FixtureRequest) -> None:
     if blocked:
         request.getfixturevalue("in_blocks")
@@ -243,18 +245,18 @@ TREES = {
 
 
 @pytest.mark.parametrize("kind", TREES)
-@pytest.mark.parametrize("name", ["lstm recursive", "lstm per coordinate", "rnnprop", "adam"])
+@pytest.mark.parametrize("name", ["lstm recursive", "lstm per coordinate", "rnnprop", "controller", "adam"])
 def test_trees(name: str, kind: str) -> None:
     tx, params = bound(name), TREES[kind]()
     with jax.debug_nans(True):
         found = scanned(tx, params)
     assert kinds(found) == kinds(params)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(found))
-    if kind == "complex" and name in LEARNED:
+    if kind == "complex" and name != "adam":
         same(found, scanned(optax.contrib.split_real_and_imaginary(tx), params))
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", [*LEARNED, "controller"])
 def test_gradients_without_digits_are_refused(name: str) -> None:
     tx, params = bound(name), {"w": jnp.ones(2), "n": jnp.arange(3)}
     state = tx.init({"w": jnp.ones(2)})
@@ -263,7 +265,7 @@ def test_gradients_without_digits_are_refused(name: str) -> None:
             tx.update(gradient, state)
 
 
-@pytest.mark.parametrize("name", ["lstm recursive", "rnnprop", "adam"])
+@pytest.mark.parametrize("name", ["lstm recursive", "rnnprop", "controller", "adam"])
 def test_shapes_vmap_and_donation(name: str) -> None:
     tx, params = bound(name), tree()
     assert kinds(jax.eval_shape(tx.init, params)) == kinds(tx.init(params))

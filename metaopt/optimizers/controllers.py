@@ -1,0 +1,417 @@
+"""A learned controller: a small recurrent network a tensor says when to step how far, and along what.
+
+The directions are hand-designed ones, each normalised so that it neither grows with the gradient's scale nor is of
+length 1: as noise takes over, all of them shrink by themselves. What the network reads is free of the loss's scale and
+of any shift of it, and the network is one and the same for all tensors, so φ fits any pytree.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from metaopt.errors import suggest
+from metaopt.optimizers.coordinatewise import from_rows, rows_of
+from metaopt.optimizers.noise import Noise, NoiseInUse, gamma_noise
+from metaopt.optimizers.placement import explicit_mesh, laid_out_by_xla, last_axis_over, shardings, spread, vary_with
+from metaopt.optimizers.step_rules import LOG_ALPHA_RANGE
+from metaopt.optimizers.tensors import TINY, Layout, inverse_root, layout_of, over_tensors, sums, to_rows
+from metaopt.registry import OPTIMIZERS
+from metaopt.trees import usual_rules
+from metaopt.types import Explore, Key, MetaParams, Optimizer, PyTree
+
+FAST, MEDIUM, SLOW = 0, 1, 2  # of the momenta
+# A direction: which momentum, and whether each coordinate is divided by its own root mean square or by the tensor's.
+BANK = {
+    "adam_fast": (FAST, True),
+    "adam_medium": (MEDIUM, True),
+    "adam_slow": (SLOW, True),
+    "momentum_fast": (FAST, False),
+    "momentum_medium": (MEDIUM, False),
+    "momentum_slow": (SLOW, False),
+}
+# What the network reads of a tensor: how many numbers. `others` is the mean state of the other tensors.
+FEATURES = {
+    "size": 3,  # of each momentum: log of mean m̂² over mean v̂
+    "cosine": 3,  # between the gradient and each momentum before it
+    "ratio": 3,  # mean |m̂|/√v̂
+    "last_step": 1,  # the cosine between the gradient and the last step
+    "second": 1,  # log of the fast mean v̂ over the slow one
+    "gradient": 1,  # log of mean ∇² over mean v̂
+    "params": 1,  # log RMS(θ) less log α
+    "alpha": 1,
+    "time": 1,
+    "coordinates": 1,
+    "loss": 1,  # its trend; 0 where `update` is given no `value`
+    "others": 0,
+}
+Outputs = Literal["both", "alpha", "weights"]
+LossTrend = Literal["spread", "log"]
+
+LARGEST_FEATURE = 4.0
+SHARPNESS = 2.0  # of the softmax over directions
+TREND = (0.2, 0.03)  # shares of a new loss in the fast and the slow average
+
+
+class TensorState(NamedTuple):
+    """What is kept of each tensor."""
+
+    second: jax.Array  # [tensors, 2] means of the fast and the slow second moment, not debiased
+    first: jax.Array  # [tensors, 3] mean squares of the momenta, not debiased
+    step: jax.Array  # [tensors, 6] the last step in terms of m/√v and m, see `_along`
+    log_change: jax.Array  # [tensors] log α since the start; log α_0 is a part of φ, and moves with it
+    hidden: jax.Array  # [tensors, hidden]
+
+
+class ControllerState(NamedTuple):
+    """Four numbers a coordinate, and a few a tensor."""
+
+    count: jax.Array  # [] int32, updates done
+    first: tuple[jax.Array, ...]  # [rows, width] each: the fast, the medium and the slow momentum
+    second: jax.Array  # [rows, width]
+    tensors: TensorState
+    trend: jax.Array  # [3] fast and slow average of the loss, its variance about the slow one; below 0: none seen
+
+
+@OPTIMIZERS.register(shorter_steps=lambda options: "log_alpha")
+def controller(
+    *,
+    hidden_size: int = 16,
+    bank: str = "adam_medium,adam_fast,adam_slow,momentum_medium,momentum_slow",
+    features: str = "all",
+    outputs: Outputs = "both",
+    loss_trend: LossTrend = "spread",
+    log_alpha: float = -4.6,
+    max_change: float = 0.3,
+    bound: float | None = None,
+    weight_decay: float = 0.0,
+    noise: Noise = "none",
+    noise_in_use: NoiseInUse = "one",
+    beta_fast: float = 0.5,
+    beta: float = 0.9,
+    beta_slow: float = 0.99,
+    beta2_fast: float = 0.9,
+    beta2: float = 0.999,
+) -> Optimizer:
+    """A GRU a tensor that steers a bank of normalised directions: -α_t Σ_j w_j d_j, log α_t = log α_{t-1} + c tanh o.
+
+    It begins as .65 Adam and .35 the others of the bank. The loss is read where `update` is given it as `value=`.
+
+    Args:
+      hidden_size: of the GRU's state, one a tensor.
+      bank: directions, with commas between them: adam_fast, adam_medium, adam_slow (m̂/√v̂), momentum_fast,
+        momentum_medium, momentum_slow (m̂/√mean v̂); the first is the one it begins with.
+      features: what the GRU reads, with commas between them: size, cosine, ratio, last_step, second, gradient, params,
+        alpha, time, coordinates, loss, others; or all.
+      outputs: whether it sets the step length (`alpha`), the mixture (`weights`) or `both`.
+      loss_trend: a fast less a slow average of the loss, over its `spread` about the latter, or those of its `log`,
+        which a shift of the loss changes.
+      log_alpha: log α_0, a part of φ.
+      max_change: c, the most that log α changes in a step.
+      bound: α is kept below this multiple of RMS(θ), of α_0 where that is larger; none: it is not.
+      weight_decay: λ of decoupled decay, -α_t λ θ.
+      noise: ξ_t ~ Gamma(2, 1) on α_t, `per_step` or `per_tensor`; drawn as that of `lstm`.
+      noise_in_use: what stands for ξ_t in use: `one` (its mode), `two` (its mean), or it stays `on`.
+      beta_fast, beta, beta_slow: of the momenta.
+      beta2_fast, beta2: of the second moments; of the fast one the mean over a tensor is all that is kept.
+    """
+    betas, seconds = (beta_fast, beta, beta_slow), (beta2_fast, beta2)
+    for name, value in zip(("beta_fast", "beta", "beta_slow", "beta2_fast", "beta2"), (*betas, *seconds), strict=True):
+        if not 0 <= value < 1:
+            raise ValueError(f"`{name}` ({value}) must be in [0, 1).")
+    least, most = LOG_ALPHA_RANGE
+    if not least <= log_alpha <= most:
+        raise ValueError(f"`log_alpha` ({log_alpha:g}) must lie between {least:g} and {most:g}, where it is kept.")
+    for name, value in (("hidden_size", hidden_size), ("max_change", max_change), ("bound", bound)):
+        if value is not None and value <= 0:
+            raise ValueError(f"`{name}` ({value}) must be above 0.")
+    if weight_decay < 0:
+        raise ValueError(f"`weight_decay` ({weight_decay}) must be at least 0.")
+    rule = _Rule(
+        bank=tuple(BANK[name] for name in _names("bank", bank, BANK)),
+        features=tuple(FEATURES) if features == "all" else _names("features", features, FEATURES),
+        hidden_size=hidden_size,
+        outputs=outputs,
+        loss_trend=loss_trend,
+        max_change=max_change,
+        bound=bound,
+        weight_decay=weight_decay,
+        noise=noise,
+        noise_in_use=noise_in_use,
+        betas=betas,
+        seconds=seconds,
+    )
+
+    def init(key: Key) -> MetaParams:
+        return _init_params(rule, log_alpha, key)
+
+    return Optimizer(init, functools.partial(_bind, rule), noise="exploring" if noise != "none" else "none")
+
+
+def _names(option: str, text: str, known: dict[str, Any]) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    for name in names:
+        if name not in known:
+            raise ValueError(f"`{option}`: {suggest(name, known)}")
+    return names
+
+
+class _Rule(NamedTuple):
+    """The options, checked."""
+
+    bank: tuple[tuple[int, bool], ...]
+    features: tuple[str, ...]
+    hidden_size: int
+    outputs: Outputs
+    loss_trend: LossTrend
+    max_change: float
+    bound: float | None
+    weight_decay: float
+    noise: Noise
+    noise_in_use: NoiseInUse
+    betas: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+
+def _init_params(rule: _Rule, log_alpha: float, key: Key) -> MetaParams:
+    keys, hidden = jax.random.split(key, 3), rule.hidden_size
+
+    def weights(key: Key, inputs: int, scale: float = 1.0) -> jax.Array:
+        return scale / max(inputs, 1) ** 0.5 * jax.random.normal(key, (inputs, 3 * hidden), jnp.float32)
+
+    gru = {
+        "input": weights(keys[0], sum(FEATURES[name] for name in rule.features)),
+        "state": weights(keys[1], hidden),
+        "bias": jnp.zeros(3 * hidden, jnp.float32),
+    }
+    if "others" in rule.features:
+        gru["others"] = weights(keys[2], hidden, 0.3)
+    kernel = jnp.zeros((hidden, 1 + len(rule.bank)), jnp.float32)
+    bias = jnp.zeros(1 + len(rule.bank), jnp.float32).at[1].set(1.0)
+    return {
+        "gru": gru,
+        "output": {"kernel": kernel, "bias": bias},
+        "log_alpha": jnp.asarray(log_alpha, jnp.float32),
+    }
+
+
+# ----- one update -----------------------------------------------------------------------------------------------------
+
+
+def _bind(rule: _Rule, meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(meta_params))
+
+    @usual_rules()
+    def init(params: PyTree) -> ControllerState:
+        layout = _layout(rows_of(params))
+        mesh = explicit_mesh(params)
+        if mesh is None:
+            state = _new_state(rule, layout, dtype)
+            return vary_with(state, meta_params, params)._replace(count=state.count)
+        axes, _ = spread(mesh, params)
+        make = functools.partial(_new_state, rule, layout, dtype)
+        out = jax.tree.map(lambda leaf: last_axis_over(mesh, axes, leaf), jax.eval_shape(make))
+        # Jitted, so that no device ever holds the whole of it.
+        build = jax.jit(lambda params: laid_out_by_xla(lambda params: make(), out, params), keep_unused=True)
+        return build(params)
+
+    @usual_rules()
+    def update(
+        updates: PyTree,
+        state: Any,
+        params: PyTree | None = None,
+        *,
+        key: Key | None = None,
+        value: jax.Array | None = None,
+        explore: Explore = False,
+        **extra_args: Any,
+    ) -> tuple[PyTree, Any]:
+        sizes = [leaf.size for leaf in rows_of(updates)]
+        if not sum(sizes):
+            return updates, state
+        if params is None:
+            raise ValueError("controller reads the parameters; call update(gradients, state, params).")
+
+        def one(meta_params: Any, updates: PyTree, state: Any, params: PyTree, key: Any, value: Any) -> Any:
+            gradients = rows_of(updates)
+            layout = _layout(gradients)
+            noise = _noise(rule, layout, key, explore, dtype)
+            gradient, theta = (layout.matrix(leaves, dtype) for leaves in (gradients, rows_of(params)))
+            steps, state = _update(rule, layout, meta_params, gradient, theta, state, value, noise)
+            return from_rows(layout.leaves(steps, gradients, state.count > 0), updates), state
+
+        args = (meta_params, updates, state, params, key, value)
+        mesh = explicit_mesh(updates)
+        return one(*args) if mesh is None else laid_out_by_xla(one, shardings(mesh, (updates, state)), *args)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _layout(leaves: list[jax.Array]) -> Layout:
+    return layout_of([leaf.size for leaf in leaves])
+
+
+def _new_state(rule: _Rule, layout: Layout, dtype: Any) -> ControllerState:
+    tensors, momenta = len(layout.sizes), len(rule.betas)
+
+    def zeros(*shape: int) -> jax.Array:  # each a buffer of its own, or the state could not be donated
+        return jnp.zeros(shape, dtype)
+
+    return ControllerState(
+        count=jnp.zeros((), jnp.int32),
+        first=tuple(zeros(*layout.shape) for _ in range(momenta)),
+        second=zeros(*layout.shape),
+        tensors=TensorState(
+            second=zeros(tensors, 2),
+            first=zeros(tensors, momenta),
+            step=zeros(tensors, 2 * momenta),
+            log_change=zeros(tensors),
+            hidden=zeros(tensors, rule.hidden_size),
+        ),
+        trend=jnp.asarray([0.0, 0.0, -1.0], dtype),
+    )
+
+
+def _noise(rule: _Rule, layout: Layout, key: Key | None, explore: Explore, dtype: Any) -> jax.Array | float:
+    """ξ_t, [tensors] or for all of them, or what stands for it."""
+    if rule.noise != "none" and (explore or rule.noise_in_use == "on") and key is not None:
+        return gamma_noise(key[None], len(layout.sizes) if rule.noise == "per_tensor" else 1, dtype)[0]
+    return 2.0 if rule.noise != "none" and rule.noise_in_use == "two" else 1.0
+
+
+def _update(
+    rule: _Rule,
+    layout: Layout,
+    meta_params: MetaParams,
+    gradient: jax.Array,
+    theta: jax.Array,
+    state: ControllerState,
+    value: jax.Array | None,
+    noise: jax.Array | float,
+) -> tuple[jax.Array, ControllerState]:
+    """Steps [rows, width] and the next state, from gradients and parameters [rows, width]."""
+    dtype, count, before = gradient.dtype, state.count + 1, state.tensors
+    t = count.astype(dtype)
+    size, owners = jnp.asarray(layout.sizes, dtype)[:, None], layout.owners(dtype, count > 0)
+
+    first = tuple(b * m + (1 - b) * gradient for b, m in zip(rule.betas, state.first, strict=True))
+    second = rule.seconds[1] * state.second + (1 - rule.seconds[1]) * jnp.square(gradient)
+    inverse = inverse_root(second)
+    last = -_along(to_rows(owners, before.step), state.first, state.second)
+    terms = [*(gradient * m for m in state.first), *map(jnp.square, first), *(jnp.abs(m) * inverse for m in first)]
+    terms += [gradient * last, jnp.square(gradient), jnp.square(last), jnp.square(theta)]
+    means = over_tensors(owners, jnp.stack(sums(*terms), axis=-1)) / size  # [tensors, terms]
+    along, squares, adams, rest = jnp.split(means, [3, 6, 9], axis=1)
+    along_last, square, square_last, square_theta = jnp.split(rest, 4, axis=1)
+
+    b1, b2 = jnp.asarray(rule.betas, dtype), jnp.asarray(rule.seconds, dtype)
+    seconds = b2 * before.second + (1 - b2) * square
+    # 1 - β^t by expm1: where β is close to 1 few digits of the difference would be left.
+    debias1, debias2 = -1 / jnp.expm1(t * jnp.log(b1)), -1 / jnp.expm1(t * jnp.log(b2))
+    fast, slow = jnp.split(seconds * debias2, 2, axis=1)
+    log_alpha_0 = meta_params["log_alpha"].astype(dtype)
+    log_alpha = (log_alpha_0 + before.log_change)[:, None]
+    log_theta = 0.5 * jnp.log(jnp.maximum(square_theta, 1e-12))
+    trend, falling = _follow(state.trend, value, rule.loss_trend)
+    read = {
+        "size": _log_ratio(squares * debias1**2, slow),
+        "cosine": along * inverse_root(square) * inverse_root(before.first),
+        "ratio": adams * debias1 / jnp.sqrt(debias2[1]),
+        "last_step": along_last * inverse_root(square) * inverse_root(square_last),
+        "second": _log_ratio(fast, slow),
+        "gradient": _log_ratio(square, slow),
+        "params": jnp.tanh((log_theta - log_alpha) / 8),
+        "alpha": log_alpha / 8,
+        "time": jnp.full_like(square, jnp.log(t) / 8),
+        "coordinates": jnp.log(size) / 10,
+        "loss": jnp.full_like(square, falling),
+    }
+    inputs = [read[name] for name in rule.features if name in read]
+    x = jnp.clip(jnp.concatenate(inputs, axis=1), -LARGEST_FEATURE, LARGEST_FEATURE) if inputs else square[:, :0]
+    hidden = _gru(meta_params["gru"], x, before.hidden)
+    outputs = hidden @ meta_params["output"]["kernel"] + meta_params["output"]["bias"]
+
+    if rule.outputs != "weights":
+        log_alpha = log_alpha + rule.max_change * jnp.tanh(outputs[:, :1])
+    if rule.bound is not None:
+        log_alpha = jnp.minimum(log_alpha, math.log(rule.bound) + jnp.maximum(log_theta, log_alpha_0))
+    log_alpha = jnp.clip(log_alpha, *LOG_ALPHA_RANGE)
+    bias = meta_params["output"]["bias"] if rule.outputs == "alpha" else outputs
+    weights = jax.nn.softmax(SHARPNESS * jnp.broadcast_to(bias, outputs.shape)[:, 1:], axis=1)
+    alpha = jnp.exp(log_alpha) * jnp.reshape(jnp.asarray(noise, dtype), (-1, 1))
+    step = _coefficients(rule, alpha * weights, debias1, inverse_root(slow), 1 / jnp.sqrt(debias2[1]))
+    steps = -_along(to_rows(owners, step), first, second, inverse)
+    if rule.weight_decay:
+        steps = steps - rule.weight_decay * to_rows(owners, alpha) * theta
+    after = TensorState(seconds, squares, step, log_alpha[:, 0] - log_alpha_0, hidden)
+    return steps, ControllerState(count, first, second, after, trend)
+
+
+def _log_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
+    return (jnp.log(jnp.maximum(a, TINY)) - jnp.log(jnp.maximum(b, TINY))) / 4
+
+
+def _coefficients(
+    rule: _Rule, weights: jax.Array, debias1: jax.Array, inverse: jax.Array, root: jax.Array
+) -> jax.Array:
+    """[tensors, 6] of m/√v and of m, for directions of `weights` [tensors, bank]."""
+    kinds = [(which, own) for own in (True, False) for which in range(len(rule.betas))]
+    columns = []
+    for which, own in kinds:
+        if (which, own) in rule.bank:
+            weight = weights[:, rule.bank.index((which, own))]
+            columns.append(weight * debias1[which] * (root if own else inverse[:, 0]))
+        else:
+            columns.append(jnp.zeros_like(weights[:, 0]))
+    return jnp.stack(columns, axis=1)
+
+
+def _along(
+    step: jax.Array, first: tuple[jax.Array, ...], second: jax.Array, inverse: jax.Array | None = None
+) -> jax.Array:
+    """Σ_k step_k m_k/√v + Σ_k step_{3+k} m_k of coefficients [rows, 6]."""
+    columns = jnp.split(step, step.shape[1], axis=1)
+    inverse = inverse_root(second) if inverse is None else inverse
+    own = sum(c * m for c, m in zip(columns[: len(first)], first, strict=True))
+    whole = sum(c * m for c, m in zip(columns[len(first) :], first, strict=True))
+    # A quotient, which XLA computes once, where it would compute a sum anew within every leaf.
+    root = jnp.where(inverse > 0, jnp.sqrt(second), 1.0)
+    return (own + whole * root) / root
+
+
+def _gru(weights: MetaParams, x: jax.Array, hidden: jax.Array) -> jax.Array:
+    """The next state [tensors, hidden] (Cho et al. 2014)."""
+    size = hidden.shape[1]
+    read, kept = x @ weights["input"] + weights["bias"], hidden @ weights["state"]
+    if "others" in weights:
+        others = jnp.sum(hidden, axis=0) - hidden
+        read = read + (others / max(hidden.shape[0] - 1, 1)) @ weights["others"]
+    keep, reset = jnp.split(jax.nn.sigmoid(read[:, : 2 * size] + kept[:, : 2 * size]), 2, axis=1)
+    new = jnp.tanh(read[:, 2 * size :] + reset * kept[:, 2 * size :])
+    return (1 - keep) * new + keep * hidden
+
+
+def _follow(trend: jax.Array, value: jax.Array | None, kind: LossTrend) -> tuple[jax.Array, jax.Array]:
+    """The averages with one more loss, and whether it falls (below 0) or rises; 0 where no loss is given."""
+    if value is None:
+        return trend, jnp.zeros((), trend.dtype)
+    value = jnp.asarray(value, trend.dtype)
+    if kind == "log":
+        value = jnp.log(jnp.maximum(jnp.abs(value), 1e-12))
+    fast, slow, variance = (trend[index] for index in range(3))
+    new = jnp.stack(
+        [
+            fast + TREND[0] * (value - fast),
+            slow + TREND[1] * (value - slow),
+            variance + TREND[1] * (jnp.square(value - slow) - variance),
+        ]
+    )
+    new = jnp.where(variance < 0, jnp.stack([value, value, jnp.zeros_like(value)]), new)
+    new = jnp.where(jnp.isfinite(value), new, trend)
+    difference = jnp.where(new[2] < 0, 0.0, new[0] - new[1])
+    return new, difference if kind == "log" else difference * inverse_root(new[2])

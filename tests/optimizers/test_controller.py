@@ -1,0 +1,300 @@
+"""The controller against a loop in numpy, what leaves its steps as they are, and its gradient."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from metaopt.optimizers import controller
+from metaopt.optimizers.tensors import layout_of, over_tensors, sums, to_rows
+
+OPTIONS = {
+    "default": {},
+    "other parts": dict(
+        bank="momentum_fast,adam_slow", features="loss,cosine,time", hidden_size=3, loss_trend="log", beta2=0.99
+    ),
+    "step length alone": dict(outputs="alpha", features="size,others", bound=0.1, weight_decay=0.2),
+    "mixture alone": dict(outputs="weights", features="all", weight_decay=0.2),
+}
+
+
+def away(optimizer, seed=0, scale=0.5):
+    """φ with nothing special: every number of it drawn."""
+    flat, unravel = ravel_pytree(optimizer.init(jax.random.key(seed)))
+    return unravel(flat + scale * jax.random.normal(jax.random.key(seed + 1), flat.shape, flat.dtype))
+
+
+def trees(steps=6, shapes=((3, 2), (5,)), seed=0):
+    """θ_0, and gradients and losses of so many steps."""
+    rng = np.random.default_rng(seed)
+    one = lambda: [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]  # noqa: E731
+    return one(), [one() for _ in range(steps)], [jnp.float32(x) for x in rng.normal(size=steps) ** 2]
+
+
+def looped(optimizer, phi, params, gradients, losses=None):
+    """The steps one after the other, θ moving with them."""
+    tx, out = optimizer.bind(phi), []
+    state, update = tx.init(params), jax.jit(tx.update)
+    for index, gradient in enumerate(gradients):
+        steps, state = update(gradient, state, params, **({} if losses is None else {"value": losses[index]}))
+        params = optax.apply_updates(params, steps)
+        out.append(steps)
+    return out
+
+
+# ----- by hand --------------------------------------------------------------------------------------------------------
+
+BETAS = dict(fast=0.5, medium=0.9, slow=0.99)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def by_hand(phi, params, gradients, losses, options):
+    """SPEC's equations, a tensor and a step at a time, in double precision."""
+    phi = jax.tree.map(lambda x: np.asarray(x, np.float64), phi)
+    gru, kernel, bias = phi["gru"], phi["output"]["kernel"], phi["output"]["bias"]
+    bank = options.get("bank", "adam_medium,adam_fast,adam_slow,momentum_medium,momentum_slow").split(",")
+    chosen = options.get("features", "all")
+    hidden_size, beta2 = options.get("hidden_size", 16), options.get("beta2", 0.999)
+    params = [np.asarray(x, np.float64) for x in params]
+    tensors = range(len(params))
+    m = [{name: np.zeros_like(x) for name in BETAS} for x in params]
+    v = [{name: np.zeros_like(x) for name in ("fast", "slow")} for x in params]
+    last = [np.zeros_like(x) for x in params]
+    log_alpha, hidden = [float(phi["log_alpha"])] * len(params), [np.zeros(hidden_size) for _ in params]
+    averages, variance, out = None, 0.0, []
+
+    def cosine(a, b):
+        return np.sum(a * b) / np.sqrt(np.sum(a**2) * np.sum(b**2)) if b.any() else 0.0
+
+    for t, (gradient, loss) in enumerate(zip(gradients, losses, strict=True), start=1):
+        loss = np.log(float(loss)) if options.get("loss_trend") == "log" else float(loss)
+        if averages is None:
+            averages = [loss, loss]
+        else:
+            variance += 0.03 * ((loss - averages[1]) ** 2 - variance)
+            averages = [averages[0] + 0.2 * (loss - averages[0]), averages[1] + 0.03 * (loss - averages[1])]
+        trend = averages[0] - averages[1]
+        if options.get("loss_trend") != "log":
+            trend = trend / np.sqrt(variance) if variance else 0.0
+        before, steps = [h.copy() for h in hidden], []
+        for i in tensors:
+            g = np.asarray(gradient[i], np.float64)
+            old = {name: x.copy() for name, x in m[i].items()}
+            for name, beta in BETAS.items():
+                m[i][name] = beta * old[name] + (1 - beta) * g
+            for name, beta in (("fast", 0.9), ("slow", beta2)):
+                v[i][name] = beta * v[i][name] + (1 - beta) * g**2
+            m_hat = {name: m[i][name] / (1 - beta**t) for name, beta in BETAS.items()}
+            v_hat = {name: v[i][name] / (1 - beta**t) for name, beta in (("fast", 0.9), ("slow", beta2))}
+            mean = np.mean(v_hat["slow"])
+            read = {
+                "size": [np.log(np.mean(m_hat[name] ** 2) / mean) / 4 for name in BETAS],
+                "cosine": [cosine(g, old[name]) for name in BETAS],
+                "ratio": [np.mean(np.abs(m_hat[name]) / np.sqrt(v_hat["slow"])) for name in BETAS],
+                "last_step": [cosine(g, last[i])],
+                "second": [np.log(np.mean(v_hat["fast"]) / mean) / 4],
+                "gradient": [np.log(np.mean(g**2) / mean) / 4],
+                "params": [np.tanh((np.log(np.mean(params[i] ** 2)) / 2 - log_alpha[i]) / 8)],
+                "alpha": [log_alpha[i] / 8],
+                "time": [np.log(t) / 8],
+                "coordinates": [np.log(g.size) / 10],
+                "loss": [trend],
+            }
+            names = list(read) if chosen == "all" else [name for name in chosen.split(",") if name != "others"]
+            x = np.clip(np.concatenate([read[name] for name in names]), -4, 4)
+            into = x @ gru["input"] + gru["bias"]
+            if "others" in gru:
+                into += sum(before[j] for j in tensors if j != i) / (len(params) - 1) @ gru["others"]
+            own, n = before[i] @ gru["state"], hidden_size
+            keep, reset = sigmoid(into[:n] + own[:n]), sigmoid(into[n : 2 * n] + own[n : 2 * n])
+            hidden[i] = (1 - keep) * np.tanh(into[2 * n :] + reset * own[2 * n :]) + keep * before[i]
+            output = hidden[i] @ kernel + bias
+            if options.get("outputs") != "weights":
+                log_alpha[i] += 0.3 * np.tanh(output[0])
+            if "bound" in options:
+                theta = np.log(np.mean(params[i] ** 2)) / 2
+                log_alpha[i] = min(log_alpha[i], np.log(options["bound"]) + max(theta, float(phi["log_alpha"])))
+            logits = 2 * (bias if options.get("outputs") == "alpha" else output)[1:]
+            weights, step = np.exp(logits) / np.sum(np.exp(logits)), np.zeros_like(g)
+            for weight, direction in zip(weights, bank, strict=True):
+                kind, _, which = direction.partition("_")
+                by = v_hat["slow"] if kind == "adam" else mean
+                step -= np.exp(log_alpha[i]) * weight * m_hat[which] / np.sqrt(by)
+            last[i] = step
+            steps.append(step - np.exp(log_alpha[i]) * options.get("weight_decay", 0.0) * params[i])
+        params = [x + step for x, step in zip(params, steps, strict=True)]
+        out.append(steps)
+    return out
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_steps_equal_a_loop_in_numpy(case):
+    optimizer = controller(**OPTIONS[case])
+    phi, (params, gradients, losses) = away(optimizer), trees()
+    found = looped(optimizer, phi, params, gradients, losses)
+    for steps, wanted in zip(found, by_hand(phi, params, gradients, losses, OPTIONS[case]), strict=True):
+        for a, b in zip(steps, wanted, strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6 * np.abs(b).max())
+
+
+def test_it_begins_as_adam_and_a_little_of_the_rest():
+    optimizer = controller()
+    params, gradients, losses = trees(4)
+    found = looped(optimizer, optimizer.init(jax.random.key(0)), params, gradients, losses)
+    share = math.exp(2) / (math.exp(2) + 4)
+    assert share == pytest.approx(0.65, abs=2e-3)
+    # Of the other four two are Adam with other momenta; the rest are at most as long, by the tensor's mean.
+    adam = optax.adam(math.exp(-4.6), eps=0.0)
+    state = adam.init(params)
+    for gradient, steps in zip(gradients, found, strict=True):
+        whole, state = adam.update(gradient, state)
+        for a, b in zip(whole, steps, strict=True):
+            rest = np.asarray(b - share * a) * math.exp(4.6) / ((1 - share) / 4)
+            assert np.sqrt(np.mean(rest**2)) < 4.4
+    first = [-math.exp(-4.6) * (share + (1 - share) / 2) * np.sign(g) for g in gradients[0]]
+    own = [-math.exp(-4.6) * (1 - share) / 2 * g / np.sqrt(np.mean(g**2)) for g in gradients[0]]
+    for a, b, c in zip(found[0], first, own, strict=True):
+        np.testing.assert_allclose(a, b + c, rtol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [2.0**-30, 2.0**30])
+def test_no_step_hangs_on_the_scale_of_the_loss_or_on_a_shift(factor):
+    optimizer = controller()
+    phi, (params, gradients, losses) = away(optimizer), trees()
+    scaled = jax.tree.map(lambda x: factor * x, (gradients, [x + 8.0 for x in losses]))
+    plain = looped(optimizer, phi, params, gradients, losses)
+    for a, b in zip(plain, looped(optimizer, phi, params, *scaled), strict=True):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-9), a, b)
+
+
+def test_tensors_may_change_places_and_their_coordinates_too():
+    """In other shapes, beside empty leaves, in a tree of another kind: the same steps."""
+    optimizer = controller()
+    phi, (params, gradients, losses) = away(optimizer), trees(shapes=((6,), (40,), (2, 2)))
+    order = np.random.default_rng(3).permutation(40)
+
+    def other(tree):
+        a, b, c = tree
+        return {"c": (c[::-1].reshape(4), jnp.zeros((0, 2))), "b": b[order].reshape(4, 10), "z": a.reshape(2, 1, 3)}
+
+    found = looped(optimizer, phi, other(params), [other(gradient) for gradient in gradients], losses)
+    for a, b in zip(found, looped(optimizer, phi, params, gradients, losses), strict=True):
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-8), a, other(b))
+
+
+def test_types_may_be_mixed_and_no_loss_given():
+    optimizer = controller()
+    tx, (params, gradients, _) = optimizer.bind(away(optimizer)), trees()
+    mixed = [params[0].astype(jnp.bfloat16), params[1]]
+    with jax.numpy_dtype_promotion("strict"):
+        gradient = [gradients[0][0].astype(jnp.bfloat16), gradients[0][1]]
+        steps, state = jax.jit(tx.update)(gradient, tx.init(mixed), mixed)
+    assert [step.dtype for step in steps] == [jnp.bfloat16, jnp.float32]
+    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("int32"), jnp.dtype("float32")}
+    # A loss that is no number leaves the average as it was.
+    update = jax.jit(tx.update)
+    one = update(gradients[0], tx.init(params), params, value=jnp.float32(2.0))[1]
+    two = update(gradients[1], one, params, value=jnp.float32(jnp.nan))[1]
+    np.testing.assert_array_equal(one.trend, two.trend)
+    with pytest.raises(ValueError, match="reads the parameters"):
+        tx.update(gradients[0], tx.init(params))
+
+
+def test_second_order_gradient_equals_finite_differences(x64):
+    optimizer, (start, _, _) = controller(hidden_size=3), trees()
+    flat, unravel = ravel_pytree(jax.tree.map(lambda x: x.astype(jnp.float64), (away(optimizer), start)))
+    phi, start = unravel(flat)
+    flat, unravel = ravel_pytree(phi)
+
+    def loss(params):
+        return sum(jnp.sum(jnp.log(jnp.cosh(leaf))) for leaf in params)
+
+    def total(flat):
+        tx = optimizer.bind(unravel(flat))
+
+        def body(carry, _):
+            params, state = carry
+            value, gradient = jax.value_and_grad(loss)(params)
+            steps, state = tx.update(gradient, state, params, value=value)
+            params = optax.apply_updates(params, steps)
+            return (params, state), loss(params)
+
+        return jnp.mean(jax.lax.scan(body, (start, tx.init(start)), length=4)[1])
+
+    both, width = jax.jit(jax.value_and_grad(total)), 1e-5
+    gradient = both(flat)[1]
+    for seed in range(3):
+        direction = jax.random.normal(jax.random.key(seed), flat.shape)
+        difference = (both(flat + width * direction)[0] - both(flat - width * direction)[0]) / (2 * width)
+        np.testing.assert_allclose(gradient @ direction, difference, rtol=1e-5, atol=1e-9)
+    # α_0 too, though it is where a run begins.
+    assert abs(unravel(gradient)["log_alpha"]) > 1e-6
+
+
+@pytest.mark.parametrize("noise", ["per_step", "per_tensor"])
+def test_noise_on_the_step_length_is_drawn_where_asked_for(noise):
+    quiet, (params, gradients, _), key = controller(), trees(), jax.random.key(7)
+    phi = away(quiet)
+
+    @functools.partial(jax.jit, static_argnames=("kind", "in_use", "explore"))
+    def step(kind, in_use="one", explore=False):
+        tx = controller(noise=kind, noise_in_use=in_use).bind(phi)
+        return tx.update(gradients[0], tx.init(params), params, key=key, explore=explore)
+
+    (steps, state), (plain, after) = step(noise, explore=True), step("none", explore=True)
+    ratios = [np.unique(np.round(np.asarray(a / b), 4)) for a, b in zip(steps, plain, strict=True)]
+    assert all(ratio.size == 1 for ratio in ratios) and (ratios[0] == ratios[1]) == (noise == "per_step")
+    # Outside of the recursion; in use it is its mode.
+    np.testing.assert_array_equal(state.tensors.log_change, after.tensors.log_change)
+    jax.tree.map(np.testing.assert_array_equal, step(noise)[0], plain)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 2 * b, rtol=1e-6), step(noise, in_use="two")[0], plain)
+
+
+REFUSED = [
+    (dict(bank="adam_fast,adam_slo"), "did you mean 'adam_slow'"),
+    (dict(features="sizes"), "did you mean 'size'"),
+    (dict(hidden_size=0), "`hidden_size`"),
+    (dict(beta2=1.0), "`beta2`"),
+    (dict(bound=0.0), "`bound`"),
+    (dict(weight_decay=-1.0), "`weight_decay`"),
+    (dict(log_alpha=99.0), "`log_alpha`"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_senseless_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        controller(**options)
+
+
+# ----- rows -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sizes", [(3,), (7, 7, 7), (1, 300, 2), (5000, 9), (7,) * 70])
+def test_sums_over_rows_are_sums_over_tensors(sizes):
+    layout, true = layout_of(sizes), jnp.asarray(1) > 0
+    rng = np.random.default_rng(0)
+    leaves = [jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes]
+
+    @jax.jit
+    def both(leaves, true):
+        matrix, owners = layout.matrix(leaves, jnp.float32), layout.owners(jnp.float32, true)
+        totals = over_tensors(owners, jnp.stack(sums(matrix, matrix**2), axis=-1))
+        return totals, layout.leaves(matrix + to_rows(owners, totals)[:, :1], leaves, true)
+
+    totals, moved = both(leaves, true)
+    for leaf, total, step in zip(leaves, totals, moved, strict=True):
+        np.testing.assert_allclose(total, [leaf.sum(), (leaf**2).sum()], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(step, leaf + total[0], rtol=1e-5, atol=1e-4)
+    padded = layout.shape[0] * layout.shape[1]
+    assert padded <= 2 * sum(sizes) + 8 * len(sizes)
