@@ -36,8 +36,7 @@ def relative() -> Objective:
     """(1/T) Σ_t (f(θ_t) - b)/(f(θ_0) - b)."""
 
     def objective(trace: Trace) -> jax.Array:
-        initial = jnp.maximum(trace.initial_loss - trace.lower_bound, 1e-12)
-        return jnp.mean(trace.loss - trace.lower_bound, axis=0) / initial
+        return jnp.mean(_relative(trace), axis=0)
 
     return objective
 
@@ -55,7 +54,11 @@ def log_relative(*, floor: float = 1e-5) -> Objective:
         raise ValueError(f"`floor` ({floor}) must lie between 0 and 1; try 1e-5.")
 
     def objective(trace: Trace) -> jax.Array:
-        initial = jnp.maximum(trace.initial_loss - trace.lower_bound, 1e-12)
-        return jnp.mean(jnp.log(jnp.maximum((trace.loss - trace.lower_bound) / initial, 0.0) + floor), axis=0)
+        return jnp.mean(jnp.log(jnp.maximum(_relative(trace), 0.0) + floor), axis=0)
 
     return objective
+
+
+def _relative(trace: Trace) -> jax.Array:
+    """(f(θ_t) - b)/(f(θ_0) - b), [steps, tasks]."""
+    return (trace.loss - trace.lower_bound) / jnp.maximum(trace.initial_loss - trace.lower_bound, 1e-12)
