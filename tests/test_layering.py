@@ -34,6 +34,7 @@ FLOORS = {
     "testing": 7,
     "runs": 8,
     "shipped": 9,
+    "benchmark": 9,
     "microscope": 9,
     "report": 10,
     "sinks": 11,  # a tracker is given the page's pictures

@@ -40,6 +40,24 @@ class EvaluateArguments:
 
 
 @dataclass(frozen=True)
+class BenchmarkArguments:
+    """Scores optimizers on a suite of tasks that none was meta-trained on, beside tuned and untuned baselines.
+
+    Choose recipes on the suite `development`; `test` is for the end.
+    """
+
+    # Run folders, .safetensors files, pretrained names, registered optimizers (adam:learning_rate=0.01), or functions
+    # that make an optax transformation (optax:adam:learning_rate=0.01, mine:make, FILE.py:FUNCTION)
+    optimizers: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    suite: str = "development"  # or test
+    horizons: tuple[int, ...] = (50, 500)  # inner steps, of 50, 500 and 5000
+    minutes: float | None = None  # no new task begins after so many; the same command goes on
+    out: str | None = None  # a folder for the results; None: benchmark/NAME-SUITE
+    baselines: bool = False  # measures the baselines that come with the package instead, anew where they are removed
+    num_devices: int | None = None  # None: one for each core
+
+
+@dataclass(frozen=True)
 class DoctorArguments:
     """Examines meta-gradients, Jacobians, gates, inputs and step lengths on a frozen φ, and says what to change.
 

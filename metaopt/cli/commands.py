@@ -22,6 +22,7 @@ COMMANDS = {
     "cancel": Command("launching:cancel"),
     "resume": Command("launching:resume", needs_jax=True),
     "evaluate": Command("evaluate:evaluate", "EvaluateArguments", takes_devices=True, needs_jax=True),
+    "benchmark": Command("benchmark:benchmark", "BenchmarkArguments", takes_devices=True, needs_jax=True),
     "report": Command("report:report", "ReportArguments"),
     "doctor": Command("examine:doctor", "DoctorArguments", takes_devices=True, needs_jax=True),
     "inspect": Command("inspecting:inspect", "InspectArguments", takes_devices=True, needs_jax=True),

@@ -32,6 +32,7 @@ commands:
   cancel SWEEP_OR_RUN ...                   save and stop; `resume SWEEP_OR_RUN` goes on
   evaluate RUN_OR_NAME ... [--tasks F ...] [--horizon T ...]
                                             learned optimizers beside tuned baselines
+  benchmark OPTIMIZER ... [--suite S]       scores on a suite of tasks, beside tuned and untuned baselines
   report RUN_OR_SWEEP ... [--out PAGE]      one page that opens offline: of a run, or comparing several
   runs [FOLDER ...] [--where FIELD=VALUE]   list run folders; `runs compare`, `rename` and `delete` them
   doctor RUN_OR_EXPERIMENT                  examine meta-gradients, gates, inputs and steps; advice

@@ -1,0 +1,1 @@
+"""Suites of tasks that judge optimizers, and are never meta-trained on."""

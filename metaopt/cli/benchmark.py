@@ -1,0 +1,135 @@
+"""`metaopt benchmark`: optimizers scored on a suite of tasks beside tuned and untuned baselines."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from metaopt import files
+from metaopt.benchmark import running, scores
+from metaopt.benchmark.suites import SUITES, Entry
+from metaopt.cli.arguments import BenchmarkArguments
+from metaopt.cli.inspecting import find
+from metaopt.errors import UserError, suggest
+from metaopt.evaluation.curves import as_optimizer
+from metaopt.runs import folder, tables
+from metaopt.runs.console import make_console, say
+from metaopt.runs.environment import provenance
+
+RECORDS = "benchmark.json"
+Found = Mapping[str, Any]  # name -> (optimizer, φ) or an optax transformation
+
+
+def benchmark(arguments: BenchmarkArguments, console: Any = None) -> Path:
+    """Runs what was not run yet, prints the scores. Returns the folder of the records.
+
+    Raises:
+      UserError: no such suite, optimizer or horizon, or a folder that holds the benchmark of other optimizers.
+    """
+    console = console or make_console()
+    _check(arguments)
+    if arguments.baselines:
+        return _baselines(arguments, console)
+    found = dict(map(find, arguments.optimizers))
+    held = running.held_baselines(arguments.suite)
+    about = {
+        "suite": arguments.suite,
+        "optimizers": {name: _identity(name, entry) for name, entry in found.items()},
+        "environment": provenance(),
+    }
+    path = _place(arguments, found, about)
+    say(console, f"results: {path}")
+
+    def work(entry: Entry, horizon: int) -> running.Record:
+        record = running.measure(entry, horizon, found)
+        if str(horizon) not in held.get(entry.name, {}):  # then they are measured here, which takes longer
+            baselines = running.measure_baselines(entry, horizon)["optimizers"]
+            record["optimizers"] = {**baselines, **record["optimizers"]}
+        return record
+
+    how = {"about": about, "minutes": arguments.minutes, "progress": lambda line: say(console, f"  {line}")}
+    for _ in running.run(arguments.suite, arguments.horizons, path / RECORDS, work, **how):
+        pass
+    own = files.read_json(path / RECORDS)["entries"]
+    for horizon in arguments.horizons:
+        _print(console, arguments.suite, horizon, scores.joined(held, own, horizon), list(found))
+    return path
+
+
+def _check(arguments: BenchmarkArguments) -> None:
+    if arguments.suite not in SUITES:
+        raise UserError(f"--suite: {suggest(arguments.suite, SUITES)}")
+    for horizon in arguments.horizons:
+        if horizon not in running.HORIZONS:
+            known = ", ".join(map(str, running.HORIZONS))
+            raise UserError(f"--horizons ({horizon}): baselines are tuned for {known} steps; choose from these.")
+    if arguments.minutes is not None and arguments.minutes <= 0:
+        raise UserError(f"--minutes ({arguments.minutes:g}) must be above 0.")
+    if not arguments.baselines and not arguments.optimizers:
+        raise UserError("name at least one optimizer: a run folder, a name, or module:function.")
+    if arguments.baselines and arguments.optimizers:
+        raise UserError("--baselines measures the baselines alone; name no optimizer with it.")
+
+
+def _baselines(arguments: BenchmarkArguments, console: Any) -> Path:
+    running.HELD.mkdir(exist_ok=True)
+    path = running.HELD / f"{arguments.suite}.json"
+    how = {"about": {"suite": arguments.suite, "environment": provenance()}, "minutes": arguments.minutes}
+    how["progress"] = lambda line: say(console, f"  {line}")
+    for _ in running.run(arguments.suite, arguments.horizons, path, running.measure_baselines, **how):
+        pass
+    return path
+
+
+def _identity(name: str, entry: Any) -> str:
+    """Of the numbers in φ, and of what it is called."""
+    _, meta_params = as_optimizer(entry, next(iter(SUITES["development"].values())).family, name)
+    digest = hashlib.sha256(name.encode())
+    for leaf in jax.tree.leaves(meta_params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def _place(arguments: BenchmarkArguments, found: Found, about: Mapping[str, Any]) -> Path:
+    """The folder, made where it is not there; the same optimizers go on in the same."""
+    named = "-".join(map(folder.safe_name, found))[:100]
+    path = Path(arguments.out or Path("benchmark") / f"{named}-{arguments.suite}")
+    if (path / RECORDS).exists():
+        before = files.read_json(path / RECORDS)
+        if any(before.get(key) != about[key] for key in ("suite", "optimizers")):
+            raise UserError(f"{path} holds the benchmark of other optimizers or of another φ; give another --out.")
+        return path
+    return folder.new_folder(path, path.parent).path
+
+
+def _print(console: Any, suite: str, horizon: int, records: scores.Records, own: list[str]) -> None:
+    if not records:
+        return
+    others = [name for name in next(iter(records.values()))["optimizers"] if name not in own]
+    rows = [
+        ["optimizer", "≤ best tuned", "≤ best not told", "to adam", "95%", "middle half", "test", "to target", "failed"]
+    ]
+    for name in [*own, *others]:
+        found = scores.score(records, name)
+        low, high = found.to_adam.interval()
+        rows.append(
+            [
+                name,
+                tables.percent(found.at_best.value),
+                tables.percent(found.at_best_untold.value),
+                tables.number(float(np.exp(found.to_adam.mean))),
+                tables.interval([float(np.exp(low)), float(np.exp(high))]),
+                tables.number(float(np.exp(found.middle))),
+                tables.number(float(np.exp(found.test.mean))),
+                tables.number(found.to_target),
+                tables.percent(found.failed),
+            ]
+        )
+    say(console, "")
+    title = f"{suite} suite, {horizon:,} steps, {len(records)} tasks"
+    tables.print_table(console, title, rows, bold=range(1, len(own) + 1))

@@ -1,0 +1,84 @@
+"""`metaopt benchmark` from the command line, on a suite of two."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from metaopt.benchmark import functions, running
+from metaopt.benchmark.suites import SUITES, Entry
+from metaopt.cli.entry import main
+
+TWO = [Entry("beale", "sum of squares", functions.beale), Entry("zakharov", "valley", functions.zakharov)]
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    suite = MappingProxyType({entry.name: entry for entry in TWO})
+    for module in ("running", "suites"):
+        monkeypatch.setattr(f"metaopt.benchmark.{module}.SUITES", {**SUITES, "development": suite})
+    monkeypatch.setattr("metaopt.cli.benchmark.SUITES", {**SUITES, "development": suite})
+    monkeypatch.setattr(running, "TUNING", {50: "3x1"})
+    monkeypatch.setattr(running, "TASKS", 2)
+    monkeypatch.setattr(running, "BASELINES", ("adam", "adamw:schedule=cosine"))
+    monkeypatch.setattr(running, "UNTUNED", ("dowg",))
+    monkeypatch.setattr(running, "HELD", tmp_path / "held")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_scores_are_printed_kept_and_gone_on_with(
+    few: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = "optax:adam:learning_rate=0.01"
+    words = ["benchmark", ours, "--horizons", "50", "--out", "here"]
+    assert main([*words, "--minutes", "0.0001"]) == 0
+    out = capsys.readouterr().out
+    assert "1/2 beale, 50 steps" in out and "1 of 2 are left for another time" in out
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "development suite, 50 steps, 2 tasks" in out and "1/1 zakharov, 50 steps" in out
+    record = json.loads(Path("here/benchmark.json").read_text())
+    held = record["entries"]["beale"]["50"]["optimizers"]
+    assert set(held) == {ours, "adam", "adamw:schedule=cosine", "dowg"}
+    assert held["adamw:schedule=cosine"]["tuned"]["knows_horizon"] and "tuned" not in held["dowg"]
+
+    def again(*_: Any) -> None:
+        raise AssertionError("was done already")
+
+    monkeypatch.setattr(running, "measure", again)
+    assert main(words) == 0 and "development suite" in capsys.readouterr().out
+    assert main(["benchmark", "adam:learning_rate=0.1", "--horizons", "50", "--out", "here"]) == 2
+    assert "other optimizers or of another φ; give another --out" in capsys.readouterr().err
+
+
+def test_baselines_that_come_with_the_package_are_not_measured_again(
+    few: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["benchmark", "--baselines", "--horizons", "50"]) == 0
+    held = json.loads((running.HELD / "development.json").read_text())
+    assert {"versions", "git", "cpu"} <= set(held["environment"])
+    monkeypatch.setattr(running, "measure_baselines", None)
+    assert main(["benchmark", "adam:learning_rate=0.1", "--horizons", "50", "--out", "here"]) == 0
+    out = capsys.readouterr().out
+    assert "development suite, 50 steps, 2 tasks" in out and "dowg" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "name at least one optimizer"),
+        (["adam", "--suite", "tests"], "did you mean 'test'"),
+        (["adam", "--horizons", "60"], "baselines are tuned for 50, 500, 5000 steps"),
+        (["adam", "--minutes", "0"], "must be above 0"),
+        (["adam", "--baselines"], "name no optimizer with it"),
+        (["nothing_such"], "is nothing to inspect"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], said: str, few: None, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", *words]) == 2
+    err = capsys.readouterr().err
+    assert said in err and len(err.strip().splitlines()) == 1 and not Path("benchmark").exists()
