@@ -55,7 +55,7 @@ def benchmark(arguments: BenchmarkArguments, console: Any = None) -> Path:
     how = {"about": about, "minutes": arguments.minutes, "progress": lambda line: say(console, f"  {line}")}
     for _ in running.run(arguments.suite, arguments.horizons, path / RECORDS, work, **how):
         pass
-    own = files.read_json(path / RECORDS)["entries"]
+    own = files.read_json(path / RECORDS)["entries"] if (path / RECORDS).exists() else {}  # there was no time for any
     for horizon in arguments.horizons:
         _print(console, arguments.suite, horizon, scores.joined(held, own, horizon), list(found))
     return path

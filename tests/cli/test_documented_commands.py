@@ -81,6 +81,7 @@ def test_a_command_that_is_shown_works(
     monkeypatch.setattr("metaopt.cli.examine.doctor", lambda arguments: _load(arguments.run))
     monkeypatch.setattr("metaopt.cli.inspecting.inspect", lambda arguments: find(arguments.optimizer))
     monkeypatch.setattr("metaopt.cli.evaluate.evaluate_all", lambda *args, **kwargs: [])
+    monkeypatch.setattr("metaopt.benchmark.running.run", lambda *args, **kwargs: iter(()))
     monkeypatch.setenv("PATH", str(place), prepend=os.pathsep)
     words = [word for word in shlex.split(command) if word not in TAKEN_OUT]
     words += ["--dry-run"] * (words[0] == "launch")
