@@ -157,7 +157,7 @@ def _picture_name(result: Result, everything: list[Result]) -> str:
 
 def _named(runs: tuple[str, ...]) -> dict[str, Trained]:
     """Each optimizer under a short name of its own; of one run alone, its φ by every way to pick it."""
-    if len(runs) == 1 and Path(runs[0]).is_dir():
+    if len(runs) == 1 and os.path.isdir(runs[0]):  # of a name too long for a file too
         path, own = Path(runs[0]), find_optimizer(runs[0])
         by_step: dict[Any, tuple[str, Trained]] = {}
         for how, file in folder.picks(path, own.experiment).items():
