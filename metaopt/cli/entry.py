@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import logging
 import os
 import signal
@@ -153,6 +154,9 @@ def _run_command(command: str, arguments: list[str]) -> int:
                 return _fail(_out_of_memory(error), 1)
             raise
         except OSError as error:
+            # pathlib asks the system about whatever a person named, and raises for this alone.
+            if error.errno == errno.ENAMETOOLONG and any(str(error.filename) in word for word in arguments):
+                return _fail(f"{str(error.filename)[:60]}... is longer than the name of any file; give another.")
             return _not_written(error)
     except SystemExit as stop:  # --help
         return int(stop.code or 0)

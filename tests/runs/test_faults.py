@@ -195,7 +195,15 @@ def test_commands_in_messages_are_safe_to_paste(
         assert not words[3].startswith("-") and Path(words[3]).samefile(name)
 
 
-@pytest.mark.parametrize("arguments", [["train", "LONG"], ["train", "--resume", "LONG"], ["evaluate", "LONG"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "LONG"],
+        ["train", "--resume", "LONG"],
+        *(["evaluate", "LONG"], ["inspect", "LONG"], ["inspect", "LONG.py:make"], ["benchmark", "LONG"]),
+        *(["doctor", "LONG"], ["report", "LONG"], ["replay", "LONG"], ["runs", "LONG"], ["status", "LONG"]),
+    ],
+)
 def test_names_longer_than_any_file_are_a_users_mistake(
     arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
