@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import os
 import resource
@@ -93,13 +94,18 @@ def test_a_file_opened_under_a_closed_stream_is_not_printed_into(tmp_path: Path)
 # ----- a disk that takes no more --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_disk() -> Iterator[None]:
-    """No file can grow beyond 100 bytes: to whoever writes, in whatever language, it is as a disk that is full."""
+    """No file can grow beyond 100 bytes: to whoever writes, in whatever language, it is as a disk that is full.
+
+    No fixture: pytest's own lines, which may go to a file, are written before a fixture ends.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def _json(path: Path) -> None:
@@ -145,9 +151,9 @@ def _safetensors(path: Path) -> None:
 
 @pytest.mark.parametrize("write", [_json, _page, _png, _csv, _parquet, _safetensors])
 def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(
-    write: Callable[[Path], None], tmp_path: Path, small_disk: None
+    write: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    with pytest.raises(OSError, match="File too large") as caught:
+    with pytest.raises(OSError, match="File too large") as caught, small_disk():
         write(tmp_path / "held")
     assert caught.value.filename == str(tmp_path / "held")
     assert list(tmp_path.iterdir()) == []
@@ -172,11 +178,12 @@ def test_a_command_on_a_full_disk_ends_in_one_line(
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(
-    finished: Path, tmp_path: Path, small_disk: None, capsys: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = tmp_path / "page.html"
     page.write_text("old", encoding="utf-8")
-    assert cli.main(["report", str(finished), "--out", str(page)]) == 2
+    with small_disk():
+        assert cli.main(["report", str(finished), "--out", str(page)]) == 2
     error = capsys.readouterr().err
     assert error == f"metaopt: error: cannot write {page}: File too large; give another --out.\n"
     assert page.read_text(encoding="utf-8") == "old" and list(tmp_path.iterdir()) == [page]
