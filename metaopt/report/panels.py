@@ -115,10 +115,20 @@ def panels_figure(panels: Sequence[Panel], *, narrow: bool = False, legend: bool
     if legend:
         handles, labels = places[len(panels) - 1].get_legend_handles_labels()
         figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(len(labels), 2 if narrow else 5), frameon=False,
+            handles, labels, loc="outside lower center", ncols=_legend_columns(labels, size[0]), frameon=False,
             labelcolor=INK, fontsize=10, handlelength=3,
         )  # fmt: skip
     return figure
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    """As many, up to five, as the labels leave room for in so many inches."""
+    for columns in range(min(len(labels), 5), 1, -1):
+        rows = -(-len(labels) // columns)
+        longest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
+        if 0.09 * sum(longest) + 0.85 * len(longest) < width:  # a letter; the line and the gaps
+            return columns
+    return 1
 
 
 def _draw(axes: Axes, panel: Panel) -> None:

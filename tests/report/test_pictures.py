@@ -191,3 +191,13 @@ def test_a_dollar_sign_begins_no_formula(result: dict) -> None:
     assert f"a {wrong} b$" in text
     panel = panels.Panel(f"{wrong}$", "", "", [panels.Line(panels.OTHERS, np.ones(1), np.ones(1))])
     assert f"{wrong}$" in to_svg(panels.panels_figure([panel]), prefix="p", description="")
+
+
+@pytest.mark.parametrize(("length", "narrow"), [(4, False), (20, False), (60, False), (4, True), (20, True)])
+def test_a_legend_stays_within_its_figure(length: int, narrow: bool) -> None:
+    lines = [panels.Line(panels.run_style(i, "e" * length), np.arange(3), np.ones(3)) for i in range(8)]
+    figure = panels.panels_figure([panels.Panel("title", "x", "y", lines)] * 2, narrow=narrow, legend=True)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    left, right = legend.get_window_extent().intervalx / figure.dpi
+    assert 0 <= left and right <= figure.get_figwidth()
