@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import ast
-import importlib.machinery
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.toys import script
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def script() -> Any:
-    loader = importlib.machinery.SourceFileLoader("mutants", str(ROOT / "scripts" / "mutants"))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("mutants", loader))  # type: ignore[arg-type]
-    loader.exec_module(module)
-    return module
-
-
-MUTANTS = script()
+MUTANTS = script("scripts/mutants")
 
 
 def test_they_are_some_forty_of_every_operator_and_at_most_two_are_explained() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.machinery
+import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,22 @@ from metaopt.experiment import Evaluation, Experiment, Log, Validation
 from metaopt.files import read_json, write_json
 from metaopt.registry import ESTIMATORS, OBJECTIVES
 from metaopt.types import MetaGradient, Optimizer, TaskFamily
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def script(place: str) -> Any:
+    """The module of an executable without a suffix, by its path in the repository; sys.path is left as it was."""
+    loader = importlib.machinery.SourceFileLoader(Path(place).name, str(ROOT / place))
+    spec = importlib.util.spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module, before = importlib.util.module_from_spec(spec), sys.path[0]
+    try:
+        loader.exec_module(module)
+    finally:
+        sys.path[0] = before
+    return module
+
 
 # A hand-designed optimizer, whose parameters are meta-trained as an LSTM's are.
 TINY = Experiment(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +15,14 @@ from metaopt.choices import parse_choice
 from metaopt.evaluation.record import evaluation_keys
 from metaopt.experiment import build_family
 from metaopt.runs.optimizer_file import read_optimizer
+from tests.toys import script
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def results() -> Any:
-    loader = SourceFileLoader("results", str(ROOT / "scripts" / "results"))
-    spec = importlib.util.spec_from_loader("results", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    before = sys.path[0]
-    loader.exec_module(module)
-    sys.path[0] = before
-    return module
+    return script("scripts/results")
 
 
 def test_readmes_table_is_that_of_the_records(results: Any) -> None:

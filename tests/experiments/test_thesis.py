@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.machinery
-import importlib.util
 import inspect
 import json
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.thesis import arms, choices, claims, raw, steps, work, write
-from experiments.thesis.arms import EXACT, PICKS, STUDIES, THESIS, Arm, Study, figure, picked
+from experiments.thesis.arms import EXACT, PICKS, STUDIES, Arm, Study, figure, picked
 from experiments.thesis.collect import collect
 from experiments.thesis.describe import described
 from experiments.thesis.folders import phi_file, work_folder
@@ -28,7 +26,7 @@ from metaopt.optimizers.lstms import lstm
 from metaopt.shipped.loading import read_optimizer
 from metaopt.training.loop import Trainer, meta_train
 from metaopt.training.validation import Validator
-from tests.toys import TINY
+from tests.toys import TINY, script
 
 
 def test_every_arm_is_a_sound_experiment_of_its_own() -> None:
@@ -135,10 +133,7 @@ def test_choices_are_weighed_where_nothing_else_differs() -> None:
 
 @pytest.fixture(scope="module")
 def queue() -> Any:
-    loader = importlib.machinery.SourceFileLoader("reproduce", str(THESIS / "reproduce"))
-    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("reproduce", loader))  # type: ignore[arg-type]
-    loader.exec_module(module)
-    return module
+    return script("experiments/thesis/reproduce")
 
 
 def test_parts_that_take_the_phi_of_others_come_after_them(queue: Any) -> None:

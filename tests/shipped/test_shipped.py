@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from metaopt.data import load_dataset
 from metaopt.evaluation.record import evaluation_keys
 from metaopt.experiment import build_family
 from metaopt.shipped.loading import SHIPPED, read_optimizer
+from tests.toys import script
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = metaopt.pretrained()
@@ -38,14 +36,7 @@ def test_both_models_of_the_thesis_are_shipped() -> None:
 
 @pytest.fixture(scope="module")
 def ship() -> Any:
-    loader = SourceFileLoader("ship", str(ROOT / "scripts" / "ship"))
-    spec = importlib.util.spec_from_loader("ship", loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    before = sys.path[0]
-    loader.exec_module(module)
-    sys.path[0] = before
-    return module
+    return script("scripts/ship")
 
 
 @pytest.fixture(scope="module")
