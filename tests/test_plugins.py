@@ -325,7 +325,7 @@ def test_another_version_of_a_plugin(trained: Path, place: Path, said: Callable[
     status, error = said("train", "--resume", "run", "--num-meta-steps", "4", "--plugin", "mine.py")
     assert status == 2 and "run was begun with other code (plugin" in error and "metaopt train --from run" in error
     status, error = said("evaluate", "run", "--plugin", "mine.py")
-    assert status == 0 and error.startswith("metaopt: warning: run/optimizer.safetensors was made with other code")
+    assert status == 0 and error.startswith("metaopt: warning: run was made with other code")
     assert len(error.splitlines()) == 1
     (place / "mine.py").write_text((trained / "mine.py").read_text())  # the same in another place
     assert said("train", "--resume", "run", "--num-meta-steps", "4", "--plugin", "mine.py") == (0, "")

@@ -67,9 +67,11 @@ def refuse_changed(path: Path) -> None:
 
 
 def tell_changed(held: Any, where: Path) -> None:
-    """Warns where an optimizer or a capsule is used with other code than it was made with."""
+    """Warns where an optimizer or a capsule is used with other code than it was made with, once for all of a run."""
     found = plugins.changed(held)
     if found:
+        if (where.parent / "environment.json").exists():  # one of the φ of a run
+            where = where.parent
         warn(f"{where} was made with other code: {', '.join(found)}")
 
 
