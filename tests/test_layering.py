@@ -39,7 +39,9 @@ FLOORS = {
     "report": 10,
     "sinks": 11,  # a tracker is given the page's pictures
     "launch": 11,
-    "cli": 12,
+    "results": 12,
+    "plots": 13,
+    "cli": 14,
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.name.startswith("__")]
 
