@@ -16,6 +16,7 @@ FLOORS = {
     "types": -1,  # the words of all rooms, on the ground floor too
     "errors": -2,
     "numbers": -2,
+    "progress": -1,
     "files": 0,
     "streams": 0,
     "trees": 0,
