@@ -45,6 +45,7 @@ _WHERE = {
     "pretrained": "shipped.loading",
     "reset": "inner.step",
     "step": "inner.step",
+    "to_torch": "shipped.in_torch",
     "unroll": "inner.unroll",
 }
 
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from metaopt.results import load_results as load_results
     from metaopt.results import load_run as load_run
     from metaopt.runs.experiments import load_experiment as load_experiment
+    from metaopt.shipped.in_torch import to_torch as to_torch
     from metaopt.shipped.loading import load as load
     from metaopt.shipped.loading import pretrained as pretrained
     from metaopt.tasks.own import make_task as make_task
