@@ -69,7 +69,7 @@ def to_torch(optimizer: str | Path | optax.GradientTransformation, params: Itera
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-                value = jnp.asarray(loss.item())
+                value = jnp.asarray(float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
             every = self._every()
             gradients = [_to_jax(torch.zeros_like(one) if one.grad is None else one.grad) for one in every]
             state = jax.tree.unflatten(self._tree, self.state[every[0]][STATE])
