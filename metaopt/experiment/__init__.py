@@ -27,6 +27,7 @@ class MetaOptimizer:
 
     name: Literal["adam", "adamw", "sgd", "rmsprop", "lion"] = "adam"
     learning_rate: float = 1e-3
+    weight_decay: float | None = None  # of φ, times the rate, a meta-step (adamw, lion); None: optax's own
     schedule: Literal["constant", "cosine", "exponential"] = "constant"
     warmup_steps: int = 0
     final_fraction: float = 0.1  # of the learning rate, at the last meta-step (cosine, exponential)
