@@ -48,8 +48,8 @@ class BenchmarkArguments:
     """
 
     # Run folders, .safetensors files, pretrained names, registered optimizers (adam:learning_rate=0.01), or functions
-    # that make an optax transformation (optax:adam:learning_rate=0.01, mine:make, FILE.py:FUNCTION); with :guard=true at
-    # its end, under the guard
+    # that make an optax transformation (optax:adam:learning_rate=0.01, mine:make, FILE.py:FUNCTION); with :guard=true
+    # at its end, under the guard
     optimizers: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     suite: str = "development"  # or test
     horizons: tuple[int, ...] = (50, 500)  # inner steps, of 50, 500 and 5000

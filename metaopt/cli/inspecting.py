@@ -16,6 +16,7 @@ from metaopt.cli.examine import telling
 from metaopt.errors import UserError
 from metaopt.experiment import build_optimizer
 from metaopt.microscope.inspection import inspect_optimizer
+from metaopt.optimizers.guard import guard, guarded
 from metaopt.registry import OPTIMIZERS
 from metaopt.report import words
 from metaopt.report.inspect_pictures import inspect_figures, tables
@@ -26,7 +27,6 @@ from metaopt.runs.console import make_console, say
 from metaopt.runs.evaluations import place_for_results
 from metaopt.runs.interrupts import Interrupted, handling
 from metaopt.runs.tables import print_table
-from metaopt.optimizers.guard import guard, guarded
 from metaopt.shipped.loading import find_optimizer, pretrained, without_guard
 
 KINDS = (

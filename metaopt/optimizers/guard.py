@@ -46,7 +46,7 @@ class GuardState(NamedTuple):
     length: jax.Array  # int32: how many they were to be
     since: jax.Array  # int32: the optimizer's own steps since it began, or began anew
     log_scale: jax.Array  # float32: running mean of log RMS of the optimizer's steps
-    loss: jax.Array  # [3] float32: where the optimizer began; the last one; the mean fall
+    loss: jax.Array  # [3] float32: where the optimizer began, `LARGEST` before; the last one; the mean fall
 
 
 def guard(transformation: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -56,7 +56,8 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
 
     * the gradient or the loss is not finite (or above 1e15): the step that led there is taken back, and neither the
       optimizer nor NadamW sees that gradient;
-    * the loss has exploded, where `update(..., value=loss)` tells it: that step is taken back too;
+    * the loss is twice that at which the optimizer began, where `update(..., value=loss)` tells it: the step is taken
+      back too;
     * its step is not finite, or is 10 times as long as the running scale of its own and longer than NadamW's: it is not
       made.
 
@@ -92,7 +93,6 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
             value = jnp.asarray(value, jnp.float32).reshape(())
             exploded, loss = _watch_loss(loss, value, own, own & (state.since == 0))
         back = ~sound | exploded
-
         turn = own & ~back
 
         def step() -> tuple[PyTree, PyTree]:
@@ -156,8 +156,8 @@ def _watch_loss(seen: jax.Array, value: jax.Array, own: jax.Array, begins: jax.A
     """Whether a loss explodes, and what is to be known of losses at the next."""
     first, last, fall = seen
     above = value > first + jnp.abs(first) + NOISE_FACTOR * fall
-    # Where NadamW has left it above that, the optimizer has to begin there; elsewhere no trip lifts the bar.
-    first = jnp.where(begins & (above | (value < first)), value, first)
+    # No trip moves the bar, but where NadamW has left the loss above it: there the optimizer has to begin.
+    first = jnp.where(begins & (above | (first == LARGEST)), value, first)
     fall = fall + (jnp.maximum(last - value, 0.0) - fall) / MEMORY
     return above & own & ~begins, jnp.stack([first, value, fall])
 
@@ -170,7 +170,7 @@ def _inexact(tree: PyTree) -> list[jax.Array]:
 
 def _usable(tree: PyTree) -> jax.Array:
     """Whether every entry is finite, and at most `LARGEST` in magnitude."""
-    checks = (jnp.all(jnp.abs(leaf) <= LARGEST) for leaf in _inexact(tree))
+    checks = (jnp.all(jnp.abs(leaf).astype(jnp.float32) <= LARGEST) for leaf in _inexact(tree))  # beyond float16's
     return functools.reduce(jnp.logical_and, checks, jnp.ones((), bool))
 
 

@@ -106,7 +106,8 @@ def load(
       UserError: it is not there, or of another architecture, or goes by the length of the run and is not told it, or
         `noise` is asked of an optimizer without any, or a number is out of its range.
     """
-    name, optimizer, meta_params, draws = _found(name_or_path)
+    with jax.ensure_compile_time_eval():  # also where `optax.inject_hyperparams` calls it within a jit
+        name, optimizer, meta_params, draws = _found(name_or_path)
     if horizon is not None and horizon < 1:
         raise UserError(f"`horizon` ({horizon}) must be at least 1.")
     if optimizer.at_horizon is not None:
