@@ -46,7 +46,8 @@ class GuardState(NamedTuple):
     length: jax.Array  # int32: how many they were to be
     since: jax.Array  # int32: the optimizer's own steps since it began, or began anew
     log_scale: jax.Array  # float32: running mean of log RMS of the optimizer's steps
-    loss: jax.Array  # [3] float32: where the optimizer began, `LARGEST` before; the last one; the mean fall
+    # [4] float32: the loss where the optimizer began, `LARGEST` before; the last one; the mean fall; 1 once it exploded
+    loss: jax.Array
 
 
 def guard(transformation: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -76,7 +77,8 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
         def count() -> jax.Array:  # each a buffer of its own, or the state could not be donated
             return jnp.zeros((), jnp.int32)
 
-        numbers = {"log_scale": jnp.log(jnp.float32(RATE)), "loss": jnp.asarray([LARGEST, -LARGEST, 0.0], jnp.float32)}
+        unknown = jnp.asarray([LARGEST, -LARGEST, 0.0, 0.0], jnp.float32)
+        numbers = {"log_scale": jnp.log(jnp.float32(RATE)), "loss": unknown}
         counts = {name: count() for name in ("steps_guarded", "times_tripped", "left", "length", "since")}
         last = jax.tree.map(jnp.zeros_like, params)
         return vary_with(GuardState(tx.init(params), fallback.init(params), last, **counts, **numbers), params)
@@ -154,12 +156,16 @@ def guarded(optimizer: Optimizer) -> Optimizer:
 
 def _watch_loss(seen: jax.Array, value: jax.Array, own: jax.Array, begins: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Whether a loss explodes, and what is to be known of losses at the next."""
-    first, last, fall = seen
+    first, last, fall, before = seen
     above = value > first + jnp.abs(first) + NOISE_FACTOR * fall
-    # No trip moves the bar, but where NadamW has left the loss above it: there the optimizer has to begin.
-    first = jnp.where(begins & (above | (first == LARGEST)), value, first)
+    # Who let it explode has to keep below twice the loss it begins anew at, if that is less: or it would climb to the
+    # old bar each time. A trip for another reason moves no bar, for noise may be many times a loss that is near 0 by
+    # then. Where NadamW has left the loss above the bar, the optimizer has to begin there.
+    moves = above | (first == LARGEST) | ((before > 0) & (value < first))
+    first, before = jnp.where(begins & moves, value, first), jnp.where(begins, 0.0, before)
+    exploded = above & own & ~begins
     fall = fall + (jnp.maximum(last - value, 0.0) - fall) / MEMORY
-    return above & own & ~begins, jnp.stack([first, value, fall])
+    return exploded, jnp.stack([first, value, fall, jnp.where(exploded, 1.0, before)])
 
 
 def _inexact(tree: PyTree) -> list[jax.Array]:
