@@ -68,7 +68,7 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
     in is a part of what went wrong. The next time they are 20, then 40, unless it did well for long.
 
     `optax.tree.get(state, "steps_guarded")` and `"times_tripped"` read the counts from a state, wherever in a chain.
-    Until it trips, steps are bitwise the transformation's own.
+    Until it trips, steps are bitwise the transformation's own. An update takes one to two of optax.adam's more.
     """
     tx, fallback = optax.with_extra_args_support(transformation), _FALLBACK.bind(_FALLBACK.init(jax.random.key(0)))
 
