@@ -220,9 +220,9 @@ def test_everything_of_optax_stands_around_it(name: str, guard: bool) -> None:
     one = jax.tree.map(lambda a, b: 0.5 * (a - b - 0.01 * b), after(plain), PARAMS)
 
     def same(found: Any, steps: Any = one) -> None:
-        for name, rtol in (("w", 1e-4), ("h", 2e-2)):
+        for name, atol in (("w", 1e-6), ("h", 8e-3)):  # h is bfloat16, and 1
             moved = np.asarray(found[name] - PARAMS[name], np.float32)
-            np.testing.assert_allclose(moved, np.asarray(steps[name], np.float32), rtol=rtol, atol=1e-6)
+            np.testing.assert_allclose(moved, np.asarray(steps[name], np.float32), rtol=1e-4, atol=atol)
 
     same(after(tx))
     same(after(tx, value=jnp.float32(1.0)))
