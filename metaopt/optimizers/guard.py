@@ -68,7 +68,9 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
     in is a part of what went wrong. The next time they are 20, then 40, unless it did well for long.
 
     `optax.tree.get(state, "steps_guarded")` and `"times_tripped"` read the counts from a state, wherever in a chain.
-    Until it trips, steps are bitwise the transformation's own. An update takes one to two of optax.adam's more.
+    Until it trips, steps are bitwise the transformation's own. An update takes one to two of optax.adam's more, and
+    XLA on CPUs copies the optimizer's state once or twice: an LSTM's, of a hundred numbers a parameter, takes twice as
+    long.
     """
     tx, fallback = optax.with_extra_args_support(transformation), _FALLBACK.bind(_FALLBACK.init(jax.random.key(0)))
 
