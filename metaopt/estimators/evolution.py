@@ -82,8 +82,9 @@ def persistent_evolution_strategies(
       staggered: groups begin at different ages, so that they reset at different meta-steps; at most half of a
         family's tasks share one ε then.
       persistent: False leaves the earlier windows' perturbations out: truncated ES, cheaper in variance and biased.
-      clip_difference: the most that L⁺ - L⁻ counts for a task, either way; none: as it is. Where losses explode on one
-        side, or are logarithms of next to nothing, few tasks make the gradient otherwise; a bias, small where few are.
+      clip_difference: the most that L⁺ - L⁻ counts for a task, either way, and what it counts where one side has
+        died; none: as it is, and pairs with a dead side are left out. Where losses explode on one side, or are
+        logarithms of next to nothing, few tasks make the gradient otherwise; a bias, small where few are.
 
     Raises:
       ValueError: a horizon that is shorter than a window or no multiple of it, or settings out of range.
@@ -292,7 +293,8 @@ def pair_gradient(
 ) -> Callable[..., tuple[Sums, Pairs]]:
     """`gradient` of a method: Σ_tasks (L⁺ - L⁻)/(2σ²) times σε, or times σε summed since the reset if `persistent`.
 
-    A pair with a dead side is left out and counted, so that nothing non-finite reaches φ.
+    A pair with a dead side is left out and counted, so that nothing non-finite reaches φ; under `clip_difference` one
+    with a single dead side counts as the most that a pair can, for as long as the other lives: dying costs.
     """
 
     def gradient(
@@ -308,7 +310,8 @@ def pair_gradient(
         drift = pairs.drift + step if persistent else step
         difference = jnp.where(alive, loss[:, 0] - loss[:, 1], 0.0)
         if (most := settings.clip_difference) is not None:
-            difference = jnp.clip(difference, -most, most)
+            died = final.alive[:, 1] * 1.0 - final.alive[:, 0] * 1.0  # 1: the plus side alone, -1: the minus side
+            difference = jnp.where(died != 0, most * died, jnp.clip(difference, -most, most))
         difference = jnp.sum(difference, axis=1)  # [groups]
         total = (difference / (2 * settings.sigma**2)) @ drift
         return pair_sums(alive, loss, trace)._replace(gradient=unravel(total)), Pairs(pairs.task, final, drift)

@@ -212,14 +212,22 @@ def test_a_pair_with_one_dead_side_is_left_out():
             sides.append((np.asarray(final.alive), np.asarray(trace.loss.mean(axis=0), np.float64)))
         (up_alive, up), (down_alive, down) = sides
         one_side = up_alive != down_alive
-        living.append((up_alive & down_alive, (up - down) / (2 * sigma**2) * float(step[0]), (up + down) / 2, one_side))
-    both, products, losses, one_side = (np.concatenate(part) for part in zip(*living, strict=True))
+        worst = np.where(up_alive, -1.0, 1.0) / (2 * sigma**2) * float(step[0])  # where one side died, times the bound
+        products = (up - down) / (2 * sigma**2) * float(step[0])
+        living.append((up_alive & down_alive, products, (up + down) / 2, one_side, worst))
+    both, products, losses, one_side, worst = (np.concatenate(part) for part in zip(*living, strict=True))
     assert 0 < both.sum() < tasks and one_side.sum() == tasks - both.sum()
     # Some perturbation has one task of its two left.
     assert (both.reshape(-1, 2).sum(axis=1) == 1).any()
     assert metrics["diverged"] == tasks - both.sum()
     np.testing.assert_allclose(gradient, products[both].mean(), rtol=1e-3)
     np.testing.assert_allclose(metrics["meta_loss"], losses[both].mean(), rtol=1e-4)
+    # Under a bound on the difference dying counts as much as it allows, and so pushes away from it.
+    for name in ("persistent_evolution_strategies", "noise_reuse_evolution_strategies"):
+        bounded = make(name, optimizer, **settings, clip_difference=50.0)
+        pushed = run(bounded, optimizer, (start,))[0][0]
+        expected = (products[both].sum() + 50 * worst[one_side].sum()) / both.sum()
+        np.testing.assert_allclose(pushed, expected, rtol=1e-3)
     # On the edge itself nobody is left.
     gradient, _, metrics = run(estimator, optimizer, (edge,))[0]
     assert metrics["diverged"] == tasks and np.isnan(metrics["meta_loss"])
