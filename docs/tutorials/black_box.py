@@ -106,7 +106,8 @@ usual, family = (
     build_family(choice("staircase"), oracle=choice(oracle))
     for oracle in ("minibatch", "two_points")
 )
-adam = metaopt.OPTIMIZERS["adam"](learning_rate=0.2)
+make_adam = metaopt.OPTIMIZERS["adam"]
+adam = make_adam(learning_rate=0.2)
 rivals = {"adam, 0.2": (adam, adam.init(jax.random.key(0)))}
 for label, each in (("minibatch", usual), ("two_points", family)):
     loss = metaopt.evaluate(
@@ -138,8 +139,8 @@ entries = {
     "learned": (metaopt.build_optimizer(experiment.optimizer), state.meta_params)
 }
 for rate in (0.03, 0.1, 0.3):
-    optimizer = metaopt.OPTIMIZERS["adam"](learning_rate=rate)
-    entries[f"adam, {rate:g}"] = (optimizer, optimizer.init(jax.random.key(0)))
+    phi = make_adam(learning_rate=rate).init(jax.random.key(0))
+    entries[f"adam, {rate:g}"] = (adam, phi)  # the rate is in φ: one program for all
 curves = metaopt.evaluate(
     entries, family, jax.random.key(2), horizon=2 * HORIZON, num_tasks=TASKS
 )

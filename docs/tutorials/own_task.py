@@ -56,9 +56,8 @@ def waves() -> metaopt.TaskFamily:
     return metaopt.make_task(loss, init, sample=sample, lower_bound=0.0)
 
 
-testing.check_task(
-    waves()
-)  # shapes and types, gradients, one task as many, SGD lowers its loss
+# Shapes and types, gradients, one task as many, SGD lowers its loss.
+testing.check_task(waves())
 
 # %% [markdown]
 # ## Meta-training on it
@@ -81,15 +80,11 @@ learned = metaopt.build_optimizer(experiment.optimizer)
 # is the same compiled program.
 
 # %%
-adam = metaopt.OPTIMIZERS["adam"]
-rivals = {
-    f"Adam, {rate:g}": adam(learning_rate=rate) for rate in (0.01, 0.03, 0.1, 0.3)
-}
+make_adam, key = metaopt.OPTIMIZERS["adam"], jax.random.key(0)
+adam = make_adam()
 entries = {"learned": (learned, state.meta_params)}
-entries |= {
-    name: (optimizer, optimizer.init(jax.random.key(0)))
-    for name, optimizer in rivals.items()
-}
+for rate in (0.01, 0.03, 0.1, 0.3):
+    entries[f"Adam, {rate:g}"] = (adam, make_adam(learning_rate=rate).init(key))
 curves = metaopt.evaluate(
     entries, waves(), jax.random.key(1), horizon=2 * HORIZON, num_tasks=TASKS
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import metaopt
 from metaopt.experiment import Experiment
@@ -58,13 +59,17 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 def test_pages_fit_a_phone_and_a_screen_in_both_themes(site: Path, browser: Browser) -> None:
-    for index, page in enumerate(sorted(site.rglob("*.html"))):
+    opened = [page for page in sorted(site.rglob("*.html")) if page.name != "404.html"]  # which only a server shows
+    for index, page in enumerate(opened):
         width, dark = ((390, False), (1300, True), (390, True), (1300, False))[index % 4]
         browser.errors.clear()
         browser.open(page, width=width, dark=dark, phone=width == 390)
         assert browser.run("document.documentElement.scrollWidth") <= width, page
         errors = [error for error in browser.errors if not error.startswith("asked for data:")]
         assert not errors, (page, errors)
+        shown = browser.run("document.body.dataset.mdColorScheme")
+        assert shown == ("slate" if dark else "default")
+        browser.run("localStorage.clear()")  # which keeps the theme of the first page
 
 
 # ----- what needs no site ---------------------------------------------------------------------------------------------
@@ -137,3 +142,8 @@ def test_every_block_is_of_a_kind_that_is_tested() -> None:
     for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
         kinds = re.findall(r"^```(\w*)\n.*?^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
         assert set(kinds) <= {"sh", "python"}, page.name
+
+
+def test_the_citation_is_of_this_version() -> None:
+    held = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert held["version"] == metaopt.__version__ and held["license"] == "Apache-2.0"
