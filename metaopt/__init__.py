@@ -38,15 +38,22 @@ _WHERE = {
     "evaluate": "evaluation.curves",
     "load": "shipped.loading",
     "load_experiment": "runs.experiments",
+    "load_results": "results",
+    "load_run": "results",
     "make_task": "tasks.own",
     "meta_train": "training.loop",
     "pretrained": "shipped.loading",
     "reset": "inner.step",
     "step": "inner.step",
+    "to_torch": "shipped.in_torch",
     "unroll": "inner.unroll",
 }
 
+_MODULES = ("plots", "testing")  # public as a whole
+
 if TYPE_CHECKING:
+    from metaopt import plots as plots
+    from metaopt import testing as testing
     from metaopt.choices import Choice as Choice
     from metaopt.choices import choice as choice
     from metaopt.errors import UserError as UserError
@@ -69,7 +76,10 @@ if TYPE_CHECKING:
     from metaopt.registry import OPTIMIZERS as OPTIMIZERS
     from metaopt.registry import ORACLES as ORACLES
     from metaopt.registry import TASKS as TASKS
+    from metaopt.results import load_results as load_results
+    from metaopt.results import load_run as load_run
     from metaopt.runs.experiments import load_experiment as load_experiment
+    from metaopt.shipped.in_torch import to_torch as to_torch
     from metaopt.shipped.loading import load as load
     from metaopt.shipped.loading import pretrained as pretrained
     from metaopt.tasks.own import make_task as make_task
@@ -86,6 +96,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"metaopt.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'metaopt' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"metaopt.{_WHERE[name]}"), name)
@@ -94,4 +106,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_WHERE})
+    return sorted({*globals(), *_WHERE, *_MODULES})

@@ -284,7 +284,10 @@ def _plain(words: str) -> str:
 
 GROUPS = {
     "Meta-train": ("Experiment", "choice", "meta_train", "Trainer", "load_experiment"),
-    "Use and judge an optimizer": ("load", "pretrained", "evaluate", "Curves", "EarlyStopping", "build_optimizer"),
+    "Use and judge an optimizer": (
+        *("load", "pretrained", "to_torch", "evaluate", "Curves", "EarlyStopping", "build_optimizer"),
+    ),
+    "Read runs": ("load_run", "load_results"),
     "Tasks of your own": ("make_task", "TaskFamily", "Hyper", "Law"),
     "Entries of your own": (
         *("TASKS", "ORACLES", "OPTIMIZERS", "ESTIMATORS", "OBJECTIVES", "Optimizer", "Oracle", "Estimate"),
@@ -294,6 +297,7 @@ GROUPS = {
     "Parts of an experiment": ("MetaOptimizer", "Validation", "Evaluation", "Log", "Choice"),
 }
 BESIDE = {
+    "metaopt.plots": ("curves", "meta_training", "horizons", "compare", "profile"),
     "metaopt.testing": ("check_task", "check_optimizer", "check_estimator"),
     "metaopt.data": ("load_dataset",),
     "metaopt.evaluation.tuning": ("tune_baselines",),
@@ -308,7 +312,8 @@ def python_page() -> str:
     import metaopt
 
     grouped = {name for names in GROUPS.values() for name in names}
-    groups = {**GROUPS, "Others": tuple(name for name in metaopt._WHERE if name not in grouped)}
+    others = tuple(name for name in metaopt._WHERE if name not in grouped)
+    groups = {**GROUPS, **({"Others": others} if others else {})}
     parts = ["# Python", "All names of the first sections are `metaopt.NAME`."]
     for title, names in groups.items():
         parts.append(f"## {title}")

@@ -16,6 +16,7 @@ FLOORS = {
     "types": -1,  # the words of all rooms, on the ground floor too
     "errors": -2,
     "numbers": -2,
+    "progress": -1,
     "files": 0,
     "streams": 0,
     "trees": 0,
@@ -39,7 +40,9 @@ FLOORS = {
     "report": 10,
     "sinks": 11,  # a tracker is given the page's pictures
     "launch": 11,
-    "cli": 12,
+    "results": 12,
+    "plots": 13,
+    "cli": 14,
 }
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or not path.name.startswith("__")]
 

@@ -1,4 +1,4 @@
-"""How much of "learned" is tuning? `python -m experiments.hypertuned.write` (half an hour of one core, resumable).
+"""How much of "learned" is tuning? `python -m experiments.hypertuned.write` (two hours of one core, resumable).
 
 Every setting of hand-designed optimizers is improved by every estimator that needs no step noise, by random search and
 by successive halving, on the tasks and at the cost of a thesis LSTM. Writes results.json part by part, the picture and

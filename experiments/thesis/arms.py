@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metaopt.choices import Choice, choice
-from metaopt.experiment import Experiment, Validation
+from metaopt.experiment import Curriculum, Experiment, Validation
 from metaopt.runs.experiments import load_experiment
 
 THESIS = Path(__file__).resolve().parent
@@ -23,6 +23,7 @@ EXACT = "exact"  # rl/exact and bp/exact: as the thesis has it, all at once
 # Meta-seeds: of what decides on small functions (with five no share can be told from a half), of what decides on
 # networks, and of the open choices, each alone.
 MANY_SEEDS, SOME_SEEDS, FEW_SEEDS = 10, 5, 3
+REMEDY = "remedy="  # rl/remedy=...: what might keep its steps from running off
 PICKS = ("1x", "10x")  # multiples of the horizon that a φ is picked at by validation, beside the last one
 
 
@@ -148,6 +149,17 @@ def crossed(rl: Experiment, bp: Experiment, seeds: int) -> Iterator[Arm]:
                 )
 
 
+def remedies(rl: Experiment, seeds: int) -> Iterator[Arm]:
+    """The RL model with what might keep its steps from running off beyond the horizon, each alone, at the same cost."""
+    window, far = rl.horizon, 10 * rl.horizon
+    longer = vary(rl, horizon=far, unroll_length=window)
+    yield Arm(f"rl/{REMEDY}windows", longer, seeds, "runs ten times as long, in windows of T")
+    drawn = vary(longer, curriculum=Curriculum("log_uniform"))
+    yield Arm(f"rl/{REMEDY}horizons", drawn, seeds, "horizons drawn from T to ten times it, in windows of T")
+    decayed = dataclasses.replace(rl.meta_optimizer, name="adamw", weight_decay=0.5)
+    yield Arm(f"rl/{REMEDY}decay", vary(rl, meta_optimizer=decayed), seeds, "φ decays by half of the rate a meta-step")
+
+
 def one_at_a_time(
     model: str, base: Experiment, features: tuple[str, ...], seeds: int, base_seeds: int
 ) -> Iterator[Arm]:
@@ -180,7 +192,7 @@ def _convex(name: str, title: str, rl: Experiment, bp: Experiment, tests: tuple[
     )
     first = [picked(arm, 100, 32) for arm in models if arm.seeds == MANY_SEEDS]
     rest = [arm for arm in models if arm.seeds != MANY_SEEDS]
-    return Study(name, title, (*first, *crossed(rl, bp, FEW_SEEDS), *rest), tests)
+    return Study(name, title, (*first, *remedies(rl, SOME_SEEDS), *crossed(rl, bp, FEW_SEEDS), *rest), tests)
 
 
 def _images(study: Study, data: str, num_tasks: int) -> Study:
@@ -271,6 +283,7 @@ def _studies() -> dict[str, Study]:
             *(picked(Arm(name, base, SOME_SEEDS, "one function a meta-step", uses), 200, 8) for name, base, uses in (
                 ("rl", one[0], NOISE_AT_TEST), ("bp", one[1], {}))),
             *exact(one[0], one[1], SOME_SEEDS),
+            *remedies(one[0], SOME_SEEDS),
             *crossed(one[0], one[1], FEW_SEEDS),
             *(Arm(f"{name}/features=scale_free", vary(base, {"features": "scale_free"}), FEW_SEEDS,
                   "features: scale_free")

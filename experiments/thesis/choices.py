@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.thesis.arms import REMEDY
 from experiments.thesis.judging import below, words
 from metaopt.evaluation.intervals import Mean, crossed_mean
 
@@ -77,7 +78,11 @@ def weigh(records: Mapping[str, Record], multiple: str = MULTIPLE) -> list[Weigh
     for record in records.values():
         if "arms" not in record:
             continue
-        last = [name for name, arm in record["arms"].items() if arm.get("pick", "last") == "last"]
+        last = [
+            name
+            for name, arm in record["arms"].items()
+            if arm.get("pick", "last") == "last" and REMEDY not in name  # what a remedy changes is no choice here
+        ]
         chosen = {name: settings(record["arms"][name]) for name in last}
         for one, two in combinations(last, 2):
             differs = _difference(chosen[one], chosen[two])

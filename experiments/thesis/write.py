@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from experiments.thesis import claims, raw
-from experiments.thesis.arms import PICKS, RESULTS, ROOT, STUDIES, THESIS
+from experiments.thesis.arms import PICKS, REMEDY, RESULTS, ROOT, STUDIES, THESIS
 from experiments.thesis.choices import ALIKE, DEFAULTS, FEW, FURTHER, MULTIPLE, chosen, table, weigh
 from experiments.thesis.claims import MARGIN, NETWORKS, Claim, judge, number, ratio, rivals, share
 from experiments.thesis.collect import PROTOCOL, collect
 from experiments.thesis.cost import AFTER
 from experiments.thesis.describe import described
+from experiments.thesis.judging import share_of
 from experiments.thesis.pictures import networks, one_task, step_lengths
 from metaopt.evaluation.intervals import crossed_mean
 
@@ -132,6 +134,7 @@ def page(records: Mapping[str, Record]) -> str:
         "step_lengths": _step_lengths(records["step_lengths"]) if "step_lengths" in records else (),
         "settings": (line for claim in judged if claim.judged for line in _settings(claim)),
         "picks": _picks(new),
+        "remedies": _remedies(new),
         "gap": _gap(new),
         "ablations": (line for record in studies.values() for line in _ablation(record)),
         "choices": table(weighed, further),
@@ -221,6 +224,30 @@ def _picked_cells(
         cells += [failed(arm), ratio(mean)]
     steps = [", ".join(str(step or "last") for step in record["arms"][arm]["picked"]) for arm in picks.values()]
     return (*cells, " and ".join(steps))
+
+
+def _remedies(studies: Mapping[str, Record]) -> Iterator[str]:
+    """The RL model, the two φ that validation picked, each remedy: runs lost at ten times T, losses beside the model's.
+
+    Only of studies with a remedy.
+    """
+    rows = []
+    for study, record in studies.items():
+        found = [name for name in record["arms"] if REMEDY in name]
+        names = ["rl", *(f"rl/pick={pick}" for pick in PICKS), *found] if found else []
+        for task, name in itertools.product(claims.tasks_of(record) if found else (), names):
+            runs = record["raw"].runs.get(name, {}).get(task)
+            if runs is None:
+                continue
+            lost = claims.shares(share_of(runs["failed_10"] | runs["rises_10"]))
+            logs = [record["raw"].log_ratios(name, "rl", task, f"loss_{multiple}") for multiple in ("1", "10")]
+            ratios = ["", ""] if name == "rl" else [ratio(crossed_mean(one)) for one in logs]
+            rows.append((study, task, name, record["arms"][name]["seeds"], lost, *ratios))
+    if rows:
+        heads = ("study", "on", "arm", "seeds", "failed or rises by 10×", "to rl at 1× [95%]", "to rl at 10× [95%]")
+        yield from _table(heads, rows)
+    else:
+        yield "Not run yet."
 
 
 def _gap(studies: Mapping[str, Record]) -> Iterator[str]:

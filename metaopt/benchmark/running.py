@@ -26,6 +26,7 @@ TUNING = {50: "9x3", 500: "9x3", 5000: "9x1"}
 UNTUNED = ("prodigy", "schedule_free_adamw", "nadamw_calibrated")
 POINTS = 50  # of a curve
 TASK_STREAM, TUNING_STREAM = 0x62656E, 0x74756E
+RECORDS = "benchmark.json"  # in the folder of a benchmark
 HELD = Path(__file__).parent / "baselines"
 
 Record = dict[str, Any]  # of one entry at one horizon, or of all of a suite: {entry: {horizon: record}}

@@ -17,11 +17,11 @@ from metaopt.cli.arguments import BenchmarkArguments
 from metaopt.cli.inspecting import find
 from metaopt.errors import UserError, suggest
 from metaopt.evaluation.curves import as_optimizer
+from metaopt.report.benchmark_page import write_benchmark
 from metaopt.runs import folder, tables
 from metaopt.runs.console import make_console, say
 from metaopt.runs.environment import provenance
 
-RECORDS = "benchmark.json"
 Found = Mapping[str, Any]  # name -> (optimizer, φ) or an optax transformation
 
 
@@ -53,11 +53,18 @@ def benchmark(arguments: BenchmarkArguments, console: Any = None) -> Path:
         return record
 
     how = {"about": about, "minutes": arguments.minutes, "progress": lambda line: say(console, f"  {line}")}
-    for _ in running.run(arguments.suite, arguments.horizons, path / RECORDS, work, **how):
+    for _ in running.run(arguments.suite, arguments.horizons, path / running.RECORDS, work, **how):
         pass
-    own = files.read_json(path / RECORDS)["entries"] if (path / RECORDS).exists() else {}  # there was no time for any
-    for horizon in arguments.horizons:
-        _print(console, arguments.suite, horizon, scores.joined(held, own, horizon), list(found))
+    if not (path / running.RECORDS).exists():  # there was no time for any
+        return path
+    own = files.read_json(path / running.RECORDS)["entries"]
+    joined = {horizon: scores.joined(held, own, horizon) for horizon in arguments.horizons}
+    joined = {horizon: records for horizon, records in joined.items() if records}
+    for horizon, records in joined.items():
+        _print(console, arguments.suite, horizon, records, list(found))
+    if joined:
+        page = write_benchmark(path, arguments.suite, joined, list(found), about["environment"])
+        say(console, f"\npage: {page}")
     return path
 
 
@@ -99,8 +106,8 @@ def _place(arguments: BenchmarkArguments, found: Found, about: Mapping[str, Any]
     """The folder, made where it is not there; the same optimizers go on in the same."""
     named = "-".join(map(folder.safe_name, found))[:100]
     path = Path(arguments.out or Path("benchmark") / f"{named}-{arguments.suite}")
-    if (path / RECORDS).exists():
-        before = files.read_json(path / RECORDS)
+    if (path / running.RECORDS).exists():
+        before = files.read_json(path / running.RECORDS)
         if any(before.get(key) != about[key] for key in ("suite", "optimizers")):
             raise UserError(f"{path} holds the benchmark of other optimizers or of another φ; give another --out.")
         return path
@@ -108,8 +115,6 @@ def _place(arguments: BenchmarkArguments, found: Found, about: Mapping[str, Any]
 
 
 def _print(console: Any, suite: str, horizon: int, records: scores.Records, own: list[str]) -> None:
-    if not records:
-        return
     others = [name for name in next(iter(records.values()))["optimizers"] if name not in own]
     rows = [
         ["optimizer", "≤ best tuned", "≤ best not told", "to adam", "95%", "middle half", "test", "to target", "failed"]

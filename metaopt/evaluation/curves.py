@@ -16,6 +16,7 @@ from metaopt.evaluation.outcomes import run
 from metaopt.evaluation.recording import plan, recorded_steps
 from metaopt.evaluation.statistics import Scale, scale
 from metaopt.inner.curvature import warn_of_long_steps
+from metaopt.progress import Bar
 from metaopt.trees import usual_rules
 from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily
 
@@ -79,7 +80,7 @@ def evaluate(
       searched: names whose rates were found by trying; of the others' one is warned where it lies above what their
         steps are stable at.
       num_devices: default: every local device.
-      progress: called with each name before it runs.
+      progress: called with each name before it runs; None: a bar in a terminal or a notebook, else nothing.
 
     Raises:
       ValueError: counts below 1, early stopping without validation data, or a transformation that needs what an inner
@@ -96,21 +97,22 @@ def evaluate(
         record_every = early_stopping.every
     segments = plan(family, horizon, train_horizon, record_every)
     runs = {}
-    for name, (optimizer, meta_params) in bound.items():
-        if progress is not None:
-            progress(name)
-        if name not in searched:
-            warn_of_long_steps(name, optimizer, meta_params, family, key)
-        runs[name] = run(
-            optimizer,
-            meta_params,
-            family,
-            key,
-            segments=segments,
-            num_tasks=num_tasks,
-            early_stopping=early_stopping,
-            num_devices=num_devices,
-        )
+    with Bar("evaluating", len(bound), quiet=progress is not None, text="") as bar:
+        for name, (optimizer, meta_params) in bound.items():
+            (progress or functools.partial(bar.update, len(runs)))(name)
+            if name not in searched:
+                warn_of_long_steps(name, optimizer, meta_params, family, key)
+            runs[name] = run(
+                optimizer,
+                meta_params,
+                family,
+                key,
+                segments=segments,
+                num_tasks=num_tasks,
+                early_stopping=early_stopping,
+                num_devices=num_devices,
+            )
+        bar.update(len(runs), "")
     return Curves(
         steps=recorded_steps(segments),
         loss={name: outcome.loss for name, outcome in runs.items()},

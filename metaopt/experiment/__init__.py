@@ -27,6 +27,7 @@ class MetaOptimizer:
 
     name: Literal["adam", "adamw", "sgd", "rmsprop", "lion"] = "adam"  # of optax
     learning_rate: float = 1e-3  # the highest of the schedule
+    weight_decay: float | None = None  # of φ, times the rate, a meta-step (adamw, lion); None: optax's own
     schedule: Literal["constant", "cosine", "exponential"] = "constant"  # of the learning rate, over num_meta_steps
     warmup_steps: int = 0  # meta-steps in which the learning rate rises from 0
     final_fraction: float = 0.1  # of the learning rate, at the last meta-step (cosine, exponential)

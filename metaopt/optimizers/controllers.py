@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.errors import suggest
+from metaopt.optimizers import mlps
 from metaopt.optimizers.coordinatewise import from_rows, rows_of
 from metaopt.optimizers.noise import Noise, NoiseInUse, gamma_noise
 from metaopt.optimizers.placement import explicit_mesh, laid_out_by_xla, last_axis_over, shardings, spread, vary_with
@@ -35,6 +36,7 @@ BANK = {
     "momentum_medium": (MEDIUM, False),
     "momentum_slow": (SLOW, False),
 }
+NETWORK = "mlp"  # in the bank: the direction of `mlp`'s network, learned with the rest, in each tensor of RMS 1
 # What the network reads of a tensor: how many numbers. `others` is the mean state of the other tensors.
 FEATURES = {
     "size": 3,  # of each momentum: log of mean m̂² over mean v̂
@@ -54,6 +56,7 @@ Outputs = Literal["both", "alpha", "weights"]
 LossTrend = Literal["spread", "log"]
 
 LARGEST_FEATURE = 4.0
+NETWORK_SIZE = 8, 2  # units a layer, layers
 SHARPNESS = 2.0  # of the softmax over directions
 TREND = (0.2, 0.03)  # shares of a new loss in the fast and the slow average
 
@@ -76,6 +79,7 @@ class ControllerState(NamedTuple):
     second: jax.Array  # [rows, width]
     tensors: TensorState
     trend: jax.Array  # [3] fast and slow average of the loss, its variance about the slow one; below 0: none seen
+    network: mlps.MLPState | tuple[()] = ()  # where the bank has one
 
 
 @OPTIMIZERS.register(shorter_steps=lambda options: "log_alpha")
@@ -100,12 +104,15 @@ def controller(
 ) -> Optimizer:
     """A GRU a tensor that steers a bank of normalised directions: -α_t Σ_j w_j d_j, log α_t = log α_{t-1} + c tanh o.
 
-    It begins as .65 Adam and .35 the others of the bank. The loss is read where `update` is given it as `value=`.
+    It begins as .65 Adam and .35 the others of the bank. The loss is read where `update` is given it as `value=`. With
+    `bank=mlp` it is the scheduler of Celo (Moudgil et al. 2025): a network a coordinate gives the direction, one a
+    tensor its length.
 
     Args:
       hidden_size: of the GRU's state, one a tensor.
       bank: directions, with commas between them: adam_fast, adam_medium, adam_slow (m̂/√v̂), momentum_fast,
-        momentum_medium, momentum_slow (m̂/√mean v̂); the first is the one it begins with.
+        momentum_medium, momentum_slow (m̂/√mean v̂), mlp (a network's a coordinate, as of `mlp`; ten more numbers a
+        coordinate, and the last step is read without its part); the first is the one it begins with.
       features: what the GRU reads, with commas between them: size, cosine, ratio, last_step, second, gradient, params,
         alpha, time, coordinates, loss, others; or all.
       outputs: whether it sets the step length (`alpha`), the mixture (`weights`) or `both`.
@@ -133,7 +140,7 @@ def controller(
     if weight_decay < 0:
         raise ValueError(f"`weight_decay` ({weight_decay}) must be at least 0.")
     rule = _Rule(
-        bank=tuple(BANK[name] for name in _names("bank", bank, BANK)),
+        bank=tuple(BANK.get(name) for name in _names("bank", bank, {**BANK, NETWORK: None})),
         features=tuple(FEATURES) if features == "all" else _names("features", features, FEATURES),
         hidden_size=hidden_size,
         outputs=outputs,
@@ -164,7 +171,7 @@ def _names(option: str, text: str, known: dict[str, Any]) -> tuple[str, ...]:
 class _Rule(NamedTuple):
     """The options, checked."""
 
-    bank: tuple[tuple[int, bool], ...]
+    bank: tuple[tuple[int, bool] | None, ...]  # None: the network's direction
     features: tuple[str, ...]
     hidden_size: int
     outputs: Outputs
@@ -193,11 +200,14 @@ def _init_params(rule: _Rule, log_alpha: float, key: Key) -> MetaParams:
         gru["others"] = weights(keys[2], hidden, 0.3)
     kernel = jnp.zeros((hidden, 1 + len(rule.bank)), jnp.float32)
     bias = jnp.zeros(1 + len(rule.bank), jnp.float32).at[1].set(1.0)
-    return {
+    found = {
         "gru": gru,
         "output": {"kernel": kernel, "bias": bias},
         "log_alpha": jnp.asarray(log_alpha, jnp.float32),
     }
+    if None in rule.bank:
+        found[NETWORK] = mlps.init_params(jax.random.fold_in(key, 1), *NETWORK_SIZE)
+    return found
 
 
 # ----- one update -----------------------------------------------------------------------------------------------------
@@ -208,13 +218,12 @@ def _bind(rule: _Rule, meta_params: MetaParams) -> optax.GradientTransformationE
 
     @usual_rules()
     def init(params: PyTree) -> ControllerState:
-        layout = _layout(rows_of(params))
         mesh = explicit_mesh(params)
         if mesh is None:
-            state = _new_state(rule, layout, dtype)
+            state = _new_state(rule, rows_of(params), dtype)
             return vary_with(state, meta_params, params)._replace(count=state.count)
         axes, _ = spread(mesh, params)
-        make = functools.partial(_new_state, rule, layout, dtype)
+        make = functools.partial(_new_state, rule, rows_of(params), dtype)
         out = jax.tree.map(lambda leaf: last_axis_over(mesh, axes, leaf), jax.eval_shape(make))
         # Jitted, so that no device ever holds the whole of it.
         build = jax.jit(lambda params: laid_out_by_xla(lambda params: make(), out, params), keep_unused=True)
@@ -242,7 +251,13 @@ def _bind(rule: _Rule, meta_params: MetaParams) -> optax.GradientTransformationE
             layout = _layout(gradients)
             noise = _noise(rule, layout, key, explore, dtype)
             gradient, theta = (layout.matrix(leaves, dtype) for leaves in (gradients, rows_of(params)))
-            steps, state = _update(rule, layout, meta_params, gradient, theta, state, value, noise)
+            learned = None
+            if None in rule.bank:
+                given = layout, meta_params[NETWORK], gradients, rows_of(params), state.network, dtype
+                learned, _, network = mlps.directions(*given)
+                learned = mlps.of_length_one(layout, learned, layout.owners(dtype, network.count > 0))
+                state = state._replace(network=network)
+            steps, state = _update(rule, layout, meta_params, gradient, theta, learned, state, value, noise)
             return from_rows(layout.leaves(steps, gradients, state.count > 0), updates), state
 
         args = (meta_params, updates, state, params, key, value)
@@ -256,7 +271,8 @@ def _layout(leaves: list[jax.Array]) -> Layout:
     return layout_of([leaf.size for leaf in leaves])
 
 
-def _new_state(rule: _Rule, layout: Layout, dtype: Any) -> ControllerState:
+def _new_state(rule: _Rule, rows: list[jax.Array], dtype: Any) -> ControllerState:
+    layout = _layout(rows)
     tensors, momenta = len(layout.sizes), len(rule.betas)
 
     def zeros(*shape: int) -> jax.Array:  # each a buffer of its own, or the state could not be donated
@@ -274,6 +290,7 @@ def _new_state(rule: _Rule, layout: Layout, dtype: Any) -> ControllerState:
             hidden=zeros(tensors, rule.hidden_size),
         ),
         trend=jnp.asarray([0.0, 0.0, -1.0], dtype),
+        network=mlps.new_state(rows, dtype) if None in rule.bank else (),
     )
 
 
@@ -290,11 +307,12 @@ def _update(
     meta_params: MetaParams,
     gradient: jax.Array,
     theta: jax.Array,
+    learned: jax.Array | None,
     state: ControllerState,
     value: jax.Array | None,
     noise: jax.Array | float,
 ) -> tuple[jax.Array, ControllerState]:
-    """Steps [rows, width] and the next state, from gradients and parameters [rows, width]."""
+    """Steps [rows, width] and the next state, from gradients, parameters and the network's directions [rows, width]."""
     dtype, count, before = gradient.dtype, state.count + 1, state.tensors
     t = count.astype(dtype)
     size, owners = jnp.asarray(layout.sizes, dtype)[:, None], layout.owners(dtype, count > 0)
@@ -346,10 +364,13 @@ def _update(
     alpha = jnp.exp(log_alpha) * jnp.reshape(jnp.asarray(noise, dtype), (-1, 1))
     step = _coefficients(rule, alpha * weights, debias1, inverse_root(slow), 1 / jnp.sqrt(debias2[1]))
     steps = -_along(to_rows(owners, step), first, second, inverse)
+    if learned is not None:
+        which = rule.bank.index(None)
+        steps = steps - to_rows(owners, alpha * weights[:, which : which + 1]) * learned
     if rule.weight_decay:
         steps = steps - rule.weight_decay * to_rows(owners, alpha) * theta
     after = TensorState(seconds, squares, step, log_alpha[:, 0] - log_alpha_0, hidden)
-    return steps, ControllerState(count, first, second, after, trend)
+    return steps, ControllerState(count, first, second, after, trend, state.network)
 
 
 def _log_ratio(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -64,24 +64,29 @@ def mlp(
     check_scale(output_scale)
 
     def init(key: jax.Array) -> MetaParams:
-        sizes = [NUM_FEATURES + len(TIMES), *[hidden_size] * num_layers]
-        keys = jax.random.split(key, num_layers)
-        layers = {
-            f"dense_{i}": {
-                "kernel": jax.random.normal(keys[i], (m, n), jnp.float32) * (2 / m) ** 0.5,
-                "bias": jnp.zeros(n, jnp.float32),
-            }
-            for i, (m, n) in enumerate(zip(sizes, sizes[1:], strict=False))
-        }
-        heads = 1 if output == "tensor_rms" else 2
-        layers["output"] = {
-            "kernel": jnp.zeros((hidden_size, heads), jnp.float32),
-            "bias": jnp.zeros(heads, jnp.float32),
-        }
-        phi = {"network": layers, "linear": jnp.zeros(NUM_FEATURES, jnp.float32).at[ADAM].set(1.0)}
-        return phi | ({"log_alpha": jnp.asarray(log_alpha, jnp.float32)} if output == "tensor_rms" else {})
+        if output == "scaled":
+            return init_params(key, hidden_size, num_layers, heads=2)
+        return init_params(key, hidden_size, num_layers) | {"log_alpha": jnp.asarray(log_alpha, jnp.float32)}
 
     return Optimizer(init, functools.partial(_bind, output, output_scale))
+
+
+def init_params(key: jax.Array, hidden_size: int, num_layers: int, heads: int = 1) -> MetaParams:
+    """Of the network and of the linear part beside it."""
+    sizes = [NUM_FEATURES + len(TIMES), *[hidden_size] * num_layers]
+    keys = jax.random.split(key, num_layers)
+    layers = {
+        f"dense_{i}": {
+            "kernel": jax.random.normal(keys[i], (m, n), jnp.float32) * (2 / m) ** 0.5,
+            "bias": jnp.zeros(n, jnp.float32),
+        }
+        for i, (m, n) in enumerate(zip(sizes, sizes[1:], strict=False))
+    }
+    layers["output"] = {
+        "kernel": jnp.zeros((hidden_size, heads), jnp.float32),
+        "bias": jnp.zeros(heads, jnp.float32),
+    }
+    return {"network": layers, "linear": jnp.zeros(NUM_FEATURES, jnp.float32).at[ADAM].set(1.0)}
 
 
 def _bind(output: Output, scale: float, meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
@@ -89,7 +94,7 @@ def _bind(output: Output, scale: float, meta_params: MetaParams) -> optax.Gradie
 
     @usual_rules()
     def init(params: PyTree) -> MLPState:
-        make = functools.partial(_new_state, tuple(leaf.shape[1:] for leaf in rows_of(params)), dtype)
+        make = functools.partial(new_state, rows_of(params), dtype)
         mesh = explicit_mesh(params)
         if mesh is None:
             state = make()
@@ -126,8 +131,9 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (*shape[:axis], 1, *shape[axis + 1 :])
 
 
-def _new_state(shapes: tuple[tuple[int, ...], ...], dtype: Any) -> MLPState:
-    shapes = tuple(shape for shape in shapes if math.prod(shape))
+def new_state(rows: list[jax.Array], dtype: Any) -> MLPState:
+    """Of parameters as `rows_of` gives them."""
+    shapes = tuple(leaf.shape[1:] for leaf in rows if leaf.size)
     layout = layout_of([math.prod(shape) for shape in shapes])
 
     def zeros(*shape: int) -> jax.Array:
@@ -173,7 +179,26 @@ def _update(
     state: MLPState,
     dtype: Any,
 ) -> tuple[list[jax.Array], MLPState]:
-    layout, count = layout_of([leaf.size for leaf in gradients]), state.count + 1
+    layout = layout_of([leaf.size for leaf in gradients])
+    direction, outputs, state = directions(layout, meta_params, gradients, params, state, dtype)
+    if output == "tensor_rms":
+        direction = of_length_one(layout, direction, layout.owners(dtype, state.count > 0))
+        steps = -jnp.exp(jnp.clip(meta_params["log_alpha"], *LOG_ALPHA_RANGE)) * direction
+    else:
+        steps = -scale * direction * jnp.exp(scale * outputs[1].reshape(layout.shape))
+    return layout.leaves(steps, gradients, state.count > 0), state
+
+
+def directions(
+    layout: Layout,
+    meta_params: MetaParams,
+    gradients: list[jax.Array],
+    params: list[jax.Array],
+    state: MLPState,
+    dtype: Any,
+) -> tuple[jax.Array, jax.Array, MLPState]:
+    """d [rows, width], of any length, the network's outputs [heads, coordinates], and the next state."""
+    count = state.count + 1
     t, owners = count.astype(dtype), layout.owners(dtype, count > 0)
     size = jnp.asarray(layout.sizes, dtype)[:, None]
     gradient, theta = (layout.matrix(leaves, dtype) for leaves in (gradients, params))
@@ -194,15 +219,15 @@ def _update(
     x = jnp.stack([feature * unit[:, i : i + 1] for i, feature in enumerate(features)]).reshape(NUM_FEATURES, -1)
     outputs = _forward(meta_params["network"], x, jnp.tanh(t / jnp.asarray(TIMES, dtype) - 1))
     direction = (meta_params["linear"] @ x + outputs[0]).reshape(layout.shape)
-    if output == "tensor_rms":
-        direction = _inside(layout, direction)
-        (square,) = sums(jnp.square(direction))
-        root = to_rows(owners, inverse_root(over_tensors(owners, square[:, None]) / size))
-        steps = -jnp.exp(jnp.clip(meta_params["log_alpha"], *LOG_ALPHA_RANGE)) * root * direction
-    else:
-        steps = -scale * direction * jnp.exp(scale * outputs[1].reshape(layout.shape))
-    after = MLPState(count, first, second, tuple(factors for factors, _ in pairs))
-    return layout.leaves(steps, gradients, state.count >= 0), after
+    return direction, outputs, MLPState(count, first, second, tuple(factors for factors, _ in pairs))
+
+
+def of_length_one(layout: Layout, direction: jax.Array, owners: jax.Array | None) -> jax.Array:
+    """Over its root mean square in each tensor, with zeros where rows are padded."""
+    direction = _inside(layout, direction)
+    (square,) = sums(jnp.square(direction))
+    size = jnp.asarray(layout.sizes, direction.dtype)[:, None]
+    return to_rows(owners, inverse_root(over_tensors(owners, square[:, None]) / size)) * direction
 
 
 def _inside(layout: Layout, x: jax.Array) -> jax.Array:

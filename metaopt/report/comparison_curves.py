@@ -16,8 +16,8 @@ _BEST = "best validation: median final loss"
 _MEDIAN = Style("median", "baseline-2", "-")
 
 
-def axes_picture(comparison: Comparison) -> dict[str, Any] | None:
-    """Best validation against each axis; None where there is nothing to see."""
+def axes_panels(comparison: Comparison) -> list[Panel]:
+    """Best validation against each axis on which there is something to see."""
     panels, short = [], short_names(comparison.axes)
     for axis in comparison.axes:
         found = points(comparison.runs, axis)
@@ -33,6 +33,12 @@ def axes_picture(comparison: Comparison) -> dict[str, Any] | None:
         step = -(-len(values) // 8)
         ticks = [(place, value) for value, place in places.items()][::step]
         panels.append(Panel(short[axis], plain(axis, 46), _BEST, lines, ticks))
+    return panels
+
+
+def axes_picture(comparison: Comparison) -> dict[str, Any] | None:
+    """Best validation against each axis; None where there is nothing to see."""
+    panels = axes_panels(comparison)
     if not panels:
         return None
     label, shown = "Best validation loss against each field; the data stand in the table of runs.", panels[:MOST_AXES]
@@ -43,20 +49,17 @@ def axes_picture(comparison: Comparison) -> dict[str, Any] | None:
     }
 
 
-def curves_picture(comparison: Comparison) -> dict[str, Any] | None:
-    """Meta-losses and validations against the meta-step, and as numbers; None where no meta-step is recorded yet."""
-    meta_lines, validations, meta_rows = [], {}, []
+def curves_panels(comparison: Comparison) -> list[Panel]:
+    """Meta-losses, and validations at the shortest and the longest horizon; none where no meta-step is recorded yet."""
+    meta_lines, validations = [], {}
     for run in reversed(comparison.runs):  # the best are drawn last, on top
-        steps, losses = series(run.rows, "meta_loss")
-        at, _, middle, _ = binned(steps, losses, bins=100)
+        at, _, middle, _ = binned(*series(run.rows, "meta_loss"), bins=100)
         if len(at):
             meta_lines.append(Line(run.style, at, middle))
-        at, _, middle, _ = binned(steps, losses, bins=10)
-        meta_rows[:0] = [[run.summary.name, round(step), loss] for step, loss in zip(at, middle, strict=True)]
         for multiple, (at, values) in _medians(run).items():
             validations.setdefault(multiple, []).append(Line(run.style, at, values))
     if not meta_lines:
-        return None
+        return []
     panels = [Panel("Meta-loss", "meta-step", "median of neighbouring meta-losses", meta_lines)]
     # The shortest and the longest horizon of those at which most runs were validated.
     common = max(len(lines) for lines in validations.values()) if validations else 0
@@ -64,14 +67,27 @@ def curves_picture(comparison: Comparison) -> dict[str, Any] | None:
     for multiple in dict.fromkeys((*shown[:1], *shown[-1:])):
         title = f"Validation at {multiple}× the horizon"
         panels.append(Panel(title, "meta-step", "median final loss", validations[multiple]))
+    return panels
+
+
+def curves_picture(comparison: Comparison) -> dict[str, Any] | None:
+    """Meta-losses and validations against the meta-step, and as numbers; None where no meta-step is recorded yet."""
+    panels = curves_panels(comparison)
+    if not panels:
+        return None
+    meta_rows = []
+    for run in comparison.runs:
+        at, _, middle, _ = binned(*series(run.rows, "meta_loss"), bins=10)
+        meta_rows += [[run.summary.name, round(step), loss] for step, loss in zip(at, middle, strict=True)]
+    validated = sorted({multiple for run in comparison.runs for multiple in _medians(run)})
     label = "Meta-loss and validation losses of the runs against the meta-step; the data stand in the tables below."
     return {
         "drawings": drawings(lambda narrow: panels_figure(panels, narrow=narrow), "c", label),
         "styles": list(shown_groups(comparison).values()),
         "panels": len(panels),
         "meta_losses": meta_rows,
-        "columns": ["Run", "Meta-step", *(f"median at {multiple}×" for multiple in sorted(validations))],
-        "validations": [row for run in comparison.runs for row in _validations(run, sorted(validations))],
+        "columns": ["Run", "Meta-step", *(f"median at {multiple}×" for multiple in validated)],
+        "validations": [row for run in comparison.runs for row in _validations(run, validated)],
     }
 
 

@@ -76,15 +76,21 @@ def points_of(results: Sequence[Result], task: str) -> list[Point]:
     return sorted(found.values(), key=lambda point: point.horizon)
 
 
+def at_horizons(runs: Sequence[Evaluated]) -> dict[str, list[list[Point]]]:
+    """Task family -> the points of each run, of the families that a run was evaluated on at two horizons or more."""
+    tasks = dict.fromkeys(str(result["task"]) for run in runs for result in run.results)
+    points = {task: [points_of(run.results, task) for run in runs] for task in tasks}
+    return {task: found for task, found in points.items() if any(len(own) > 1 for own in found)}
+
+
 def horizons(runs: Sequence[Evaluated]) -> dict[str, Any] | None:
     """What the section shows: a panel for each task family evaluated at two horizons or more, and its numbers.
 
     Of several runs evaluated at one horizon each there are the numbers alone; None where there is nothing to compare.
     """
     tasks = dict.fromkeys(str(result["task"]) for run in runs for result in run.results)
-    points = {task: [points_of(run.results, task) for run in runs] for task in tasks}
-    several = {task: found for task, found in points.items() if any(len(own) > 1 for own in found)}
-    points = several or points
+    several = at_horizons(runs)
+    points = several or {task: [points_of(run.results, task) for run in runs] for task in tasks}
     rows = [
         {"task": task, "run": run, "point": point}
         for task, found in points.items()
@@ -103,8 +109,13 @@ def horizons(runs: Sequence[Evaluated]) -> dict[str, Any] | None:
     }
 
 
+def panels_of(runs: Sequence[Evaluated], points: Mapping[str, Sequence[Sequence[Point]]]) -> list[Panel]:
+    """A panel for each task family; `points` hold those of each run."""
+    return [_panel(task, runs, found) for task, found in list(points.items())[:MOST_PANELS]]
+
+
 def _picture(runs: Sequence[Evaluated], points: Mapping[str, Sequence[Sequence[Point]]]) -> dict[str, Any]:
-    panels = [_panel(task, runs, points[task]) for task in list(points)[:MOST_PANELS]]
+    panels = panels_of(runs, points)
     label = "Final loss against multiples of the training horizon; the data stand in the table below."
     styles = {run.style.label: run.style for run in runs if not run.style.role.startswith("baseline")}
     if len(styles) < len({run.style.label for run in runs}):

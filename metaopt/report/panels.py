@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -54,6 +55,15 @@ OTHERS = Style("others", "baseline-3", "-", width=1.2)
 BASELINE = Style("best baseline", "baseline-0", "--", "o", 1.2)
 
 
+class Picture(Figure):
+    """A figure that a notebook shows, whether or not pyplot has been imported."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+
 class Line(NamedTuple):
     """One line of a panel."""
 
@@ -74,6 +84,7 @@ class Panel(NamedTuple):
     ticks: Sequence[tuple[float, str]] | None = None  # (place, words) along x; None: whole numbers
     log_x: bool = False
     x_limits: tuple[float, float] | None = None
+    y_limits: tuple[float, float] | None = None  # the y axis is linear, then
     mark: tuple[int, str] | None = None  # a place along x, and the words above it
     start: float | None = None  # the loss that all lines start from, against which the y axis is limited
 
@@ -98,25 +109,26 @@ def panels_figure(panels: Sequence[Panel], *, narrow: bool = False, legend: bool
     Those without a point to draw are left out; a figure without axes has nothing to show.
 
     Args:
-      legend: the lines of the last panel are explained below.
+      legend: the lines are explained below.
     """
     panels = [panel for panel in panels if not panel.is_empty]
     if not panels:
-        return Figure()
+        return Picture()
     columns = 1 if narrow else min(3, len(panels)) if len(panels) != 4 else 2
     rows = -(-len(panels) // columns)
     size = (4.6, 3.4 * rows) if narrow else (6.2, 3.4) if columns == 1 else (10.0, (4.0 if columns < 3 else 3.3) * rows)
-    figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(hspace=0.05, wspace=0.04))
+    figure = Picture(figsize=size, layout=ConstrainedLayoutEngine(hspace=0.05, wspace=0.04))
     places = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, panel in zip(places, panels, strict=False):
         _draw(axes, panel)
     for axes in places[len(panels) :]:
         axes.remove()
     if legend:
-        handles, labels = places[len(panels) - 1].get_legend_handles_labels()
+        every = [axes.get_legend_handles_labels() for axes in places[: len(panels)]]
+        found = {label: handle for handles, labels in every for handle, label in zip(handles, labels, strict=True)}
         figure.legend(
-            handles, labels, loc="outside lower center", ncols=_legend_columns(labels, size[0]), frameon=False,
-            labelcolor=INK, fontsize=10, handlelength=3,
+            list(found.values()), list(found), loc="outside lower center", frameon=False,
+            ncols=_legend_columns(list(found), size[0]), labelcolor=INK, fontsize=10, handlelength=3,
         )  # fmt: skip
     return figure
 
@@ -136,7 +148,10 @@ def _draw(axes: Axes, panel: Panel) -> None:
     if panel.log_x:
         axes.set_xscale("log")
     values = [np.ravel([line.y, *(line.band or ())]) for line in panel.lines]
-    _scale_y(axes, np.concatenate(values or [np.ones(1)]), panel.start)
+    if panel.y_limits is not None:
+        axes.set_ylim(*panel.y_limits)
+    else:
+        _scale_y(axes, np.concatenate(values or [np.ones(1)]), panel.start)
     for line in panel.lines:
         _line(axes, line)
     write_title(axes, plain(panel.title), pad=20 if panel.mark else 10)

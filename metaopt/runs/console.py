@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import sys
 from statistics import fmean
 from typing import Any
 
 from metaopt.errors import printable
+from metaopt.progress import Bar
 from metaopt.runs.metrics import Row, number
 from metaopt.streams import to_nowhere
 
@@ -59,16 +59,7 @@ class Progress:
     def __init__(self, console: Any, total: int, done: int = 0) -> None:
         self.console = console
         self._total = total
-        self._bar: Any = None
-        if not console.is_terminal:
-            return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        columns = ("meta-training", BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
-        self._bar = Bar(*columns, TimeRemainingColumn(), console=console)
-        self._bar.start()
-        self._task = self._bar.add_task("meta-training", total=total, completed=done, text="compiling ...")
+        self._bar = Bar("meta-training", total, done, console=console)
 
     def log(self, rows: list[Row]) -> None:
         for row in rows:
@@ -79,8 +70,8 @@ class Progress:
             return
         done, each = rows[-1]["meta_step"], rows[-1]["time/meta_step"]
         text = _train_text(rows, each)
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, text=text)
+        if self._bar.is_terminal:
+            self._bar.update(done, text)
         else:
             self.say(f"meta-step {done}/{self._total}  {text}  {clock((self._total - done) * each)} left")
 
@@ -89,10 +80,7 @@ class Progress:
         say(self.console, text)
 
     def close(self) -> None:
-        if self._bar is not None:
-            with contextlib.suppress(OSError):
-                self._bar.stop()
-            self._bar = None
+        self._bar.close()
 
 
 def _train_text(rows: list[Row], each: float) -> str:

@@ -218,6 +218,7 @@ def _meta_train(
             callbacks=[record, *more],
             # The other processes of a job know of none, and all have to judge alike.
             history=recorder.history if jax.process_count() == 1 else (),
+            progress=False,  # the recorder's
         )
     except Diverged as error:
         raise Diverged(f"{error} The metrics are in {path / folder.METRICS}.") from None
@@ -234,7 +235,7 @@ def _take_part(trainer: Trainer, *, resumed: bool) -> None:
             state = _from_first(trainer.init(), held=False) if resumed else None
             path = processes.where_the_first_writes(Path())
         with in_one_line(path):
-            meta_train(trainer, state=state, callbacks=[lambda *_: processes.meet("chunk")])
+            meta_train(trainer, state=state, callbacks=[lambda *_: processes.meet("chunk")], progress=False)
             processes.leave()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from metaopt.estimators.windows import Schedule
 from metaopt.experiment import Experiment, build_families, optimizer_of
 from metaopt.inner.checks import check_estimator
 from metaopt.inner.devices import compiler_options, matmul_precision, task_mesh
+from metaopt.progress import Bar
 from metaopt.registry import ESTIMATORS, OBJECTIVES
 from metaopt.training.checks import check_estimates, check_fits, check_own, check_own_parts
 from metaopt.training.meta_optimizer import make_clips, make_meta_optimizer, moving_average
@@ -309,6 +311,7 @@ def meta_train(
     state: TrainState | None = None,
     callbacks: Sequence[Callback] = (),
     history: Iterable[tuple[bool, bool]] = (),
+    progress: bool = True,
 ) -> TrainState:
     """Meta-trains, from `state` on where one is given.
 
@@ -318,6 +321,7 @@ def meta_train(
         processes train together, it is the first one's word that counts.
       history: of the meta-steps before `state`, whether no task was alive and whether each was skipped; so that a
         resumed run is judged to have diverged where an undisturbed one would be.
+      progress: show a bar in a terminal or a notebook; elsewhere there is none.
 
     Raises:
       Diverged: half of the latest chunk of meta-steps (20 at least) had no task alive, or no finite meta-gradient.
@@ -327,18 +331,25 @@ def meta_train(
     state = trainer.init() if state is None else state
     num_meta_steps, every = trainer.experiment.num_meta_steps, trainer.experiment.log.every
     recent: deque[tuple[bool, bool]] = deque(history, maxlen=max(LOOK_BACK, every))
-    while int(state.meta_step) < num_meta_steps:
-        if trainer.experiment.curriculum.kind == "validation":
-            trainer.level = _first_ones(trainer.level)
-        state, metrics = trainer.run_chunk(state)
-        stop = [bool(callback(trainer, state, metrics)) for callback in callbacks]
-        _check_positive(metrics)
-        recent.extend(zip(metrics["alive"] == 0, metrics["skipped"] > 0, strict=True))
-        if len(recent) >= LOOK_BACK or int(state.meta_step) == num_meta_steps:
-            _check_alive(recent, int(state.meta_step))
-        if _agreed(any(stop)):
-            break
+    quiet = not progress or jax.process_index() > 0
+    with Bar("meta-training", num_meta_steps, int(state.meta_step), quiet=quiet) as bar:
+        callbacks = (*callbacks, functools.partial(_show, bar))
+        while int(state.meta_step) < num_meta_steps:
+            if trainer.experiment.curriculum.kind == "validation":
+                trainer.level = _first_ones(trainer.level)
+            state, metrics = trainer.run_chunk(state)
+            stop = [bool(callback(trainer, state, metrics)) for callback in callbacks]
+            _check_positive(metrics)
+            recent.extend(zip(metrics["alive"] == 0, metrics["skipped"] > 0, strict=True))
+            if len(recent) >= LOOK_BACK or int(state.meta_step) == num_meta_steps:
+                _check_alive(recent, int(state.meta_step))
+            if _agreed(any(stop)):
+                break
     return state
+
+
+def _show(bar: Bar, trainer: Trainer, state: TrainState, metrics: dict[str, np.ndarray]) -> None:
+    bar.update(int(state.meta_step), f"loss {np.mean(metrics['meta_loss']):.4g}")
 
 
 def _check_positive(metrics: dict[str, np.ndarray]) -> None:

@@ -95,8 +95,11 @@ def make_meta_optimizer(
     The rate multiplies the chain's updates by the meta-step, so that it ends where the run does, whatever was skipped.
 
     Raises:
-      UserError: the warm-up takes up the whole run.
+      UserError: the warm-up takes up the whole run, or the optimizer has no decay.
     """
+    options = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
+    if options and config.name not in ("adamw", "lion"):
+        raise UserError(f"`meta_optimizer.weight_decay` is set, and {config.name} has none; take name=adamw.")
     rate, end, warmup = config.learning_rate, config.final_fraction, config.warmup_steps
     if warmup and warmup >= num_meta_steps:
         raise UserError(f"`warmup_steps` ({warmup}) must be below `num_meta_steps` ({num_meta_steps}).")
@@ -109,4 +112,4 @@ def make_meta_optimizer(
         schedule = optax.constant_schedule(rate)
     if warmup:
         schedule = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), schedule], [warmup])
-    return optax.chain(*make_clips(config), getattr(optax, config.name)(1.0)), schedule
+    return optax.chain(*make_clips(config), getattr(optax, config.name)(1.0, **options)), schedule

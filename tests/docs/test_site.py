@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -128,8 +129,13 @@ def blocks() -> list[Any]:
 
 
 @pytest.mark.parametrize("code", blocks())
-def test_blocks_of_python_run(code: str, register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_python_run(
+    code: str, register: Any, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     train = metaopt.meta_train
+    monkeypatch.chdir(tmp_path)
+    if "runs/" in code:
+        shutil.copytree(finished, tmp_path / "runs" / "quadratic_rl" / "001")
 
     def briefly(experiment: Experiment) -> Any:
         return train(dataclasses.replace(experiment, num_meta_steps=2, num_tasks=2, horizon=4))

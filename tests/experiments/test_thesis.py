@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.thesis import arms, choices, claims, raw, steps, work, write
-from experiments.thesis.arms import EXACT, PICKS, STUDIES, Arm, Study, figure, picked
+from experiments.thesis.arms import EXACT, PICKS, REMEDY, STUDIES, Arm, Study, figure, picked
 from experiments.thesis.collect import collect
 from experiments.thesis.describe import described
 from experiments.thesis.folders import phi_file, work_folder
@@ -29,12 +29,37 @@ from metaopt.training.validation import Validator
 from tests.toys import TINY, script
 
 
+def test_remedies_stand_beside_the_model_and_decide_no_choice() -> None:
+    """On runs made up: of two seeds of `rl` one runs off, of the remedy's none, which costs a tenth at the horizon."""
+    start, ones = np.ones(3), np.ones((2, 3))
+
+    def runs(at_1: float, at_10: Any, failed: Any) -> dict[str, np.ndarray]:
+        lost = np.broadcast_to(np.array(failed)[:, None], (2, 3))
+        none = np.zeros((2, 3), bool)
+        words = {"failed_1": none, "rises_1": none, "failed_10": lost, "rises_10": none}
+        return {"loss_1": at_1 * ones, "loss_10": np.array(at_10)[:, None] * ones, **words}
+
+    held = {"rl": {"t": runs(0.1, [0.01, 5.0], [False, True])}}
+    held["rl/remedy=windows"] = {"t": runs(0.11, [0.01, 0.01], [False, False])}
+    kept = Raw({"t": {"initial": start, "bound": 0 * start}}, held)
+    arms = {name: {"seeds": 2, "pick": "last"} for name in held}
+    record = {"study": "one", "arms": arms, "raw": kept, "tests": [{"task": "t"}]}
+    lines = list(write._remedies({"one": record}))
+    assert len(lines) == 4 and "| rl | 2 | 50% [" in lines[2] and "| rl/remedy=windows | 2 | 0 [0, " in lines[3]
+    assert "| 1.1 [" in lines[3]
+    # The last seed failed and counts with ten times its start: a ratio of .01 to the mean of .01 and 10 in logarithms.
+    assert f"| {(0.01 / 10) ** 0.5:.2g} [" in lines[3]
+    assert list(write._remedies({"one": {**record, "arms": {"rl": arms["rl"]}}})) == ["Not run yet."]
+
+
 def test_every_arm_is_a_sound_experiment_of_its_own() -> None:
     for study in STUDIES.values():
         names = [arm.name for arm in study.arms]
         assert len(set(names)) == len(names) and {"rl", "bp"} <= set(names)
         for arm in study.arms:
-            assert validate(arm.experiment).horizon == study.horizon
+            experiment = validate(arm.experiment)
+            window = experiment.unroll_length if REMEDY in arm.name else experiment.horizon
+            assert (window or experiment.horizon) == study.horizon
             assert arm.seeds >= 3 or study.name in ("networks_mnist_5k", "networks_fashion_mnist")
     for name in ("quadratic", "linear_regression", "networks_cross"):
         known = {arm.name: arm.experiment for arm in STUDIES[name].arms}

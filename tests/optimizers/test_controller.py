@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from metaopt.optimizers import controller
+from metaopt.optimizers import controller, mlp
 from metaopt.optimizers.tensors import layout_of, over_tensors, sums, to_rows
 
 OPTIONS = {
@@ -298,3 +298,49 @@ def test_sums_over_rows_are_sums_over_tensors(sizes):
         np.testing.assert_allclose(step, leaf + total[0], rtol=1e-5, atol=1e-4)
     padded = layout.shape[0] * layout.shape[1]
     assert padded <= 2 * sum(sizes) + 8 * len(sizes)
+
+
+# ----- a network a coordinate in the bank -----------------------------------------------------------------------------
+
+
+def test_a_bank_of_the_network_alone_with_a_scheduler_that_does_nothing_is_mlp():
+    optimizer, alone = controller(bank="mlp", log_alpha=-3.0), mlp(log_alpha=-3.0)
+    phi = optimizer.init(jax.random.key(0))
+    phi["mlp"] = {key: away(mlp())[key] for key in ("network", "linear")}
+    own = {**phi["mlp"], "log_alpha": jnp.float32(-3.0)}
+    params, gradients, _ = trees()
+    for ours, theirs in zip(
+        looped(optimizer, phi, params, gradients), looped(alone, own, params, gradients), strict=True
+    ):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-9)
+
+
+def test_the_network_is_one_direction_among_the_others():
+    """φ at its start weighs by a softmax of (2, 0); the scheduler's length is that of its start."""
+    options = dict(bank="adam_medium,mlp", outputs="weights", log_alpha=-3.0)
+    optimizer, adam, network = (
+        controller(**options),
+        controller(bank="adam_medium", log_alpha=-3.0),
+        mlp(log_alpha=-3.0),
+    )
+    phi = optimizer.init(jax.random.key(0))
+    own = {**phi["mlp"], "log_alpha": jnp.float32(-3.0)}
+    params, gradients, _ = trees(steps=1)  # later steps depend on where the first one led
+    (both,) = looped(optimizer, phi, params, gradients)
+    (one,) = looped(adam, {**adam.init(jax.random.key(0))}, params, gradients)
+    (other,) = looped(network, own, params, gradients)
+    share = 1 / (1 + np.exp(-2.0))
+    for found, first, second in zip(both, one, other, strict=True):
+        np.testing.assert_allclose(found, share * first + (1 - share) * second, rtol=1e-5)
+
+
+def test_the_scheduler_sets_the_length_of_the_networks_steps_a_tensor():
+    optimizer = controller(bank="mlp")
+    phi = away(optimizer, scale=0.3)
+    params, gradients, losses = trees(steps=8, shapes=((3, 2), (50,)))
+    found = looped(optimizer, phi, params, gradients, losses)
+    lengths = np.array([[float(jnp.sqrt(jnp.mean(jnp.square(leaf)))) for leaf in steps] for steps in found])
+    changes = np.diff(np.log(lengths), axis=0)
+    assert (np.abs(changes) <= 0.3 + 1e-5).all() and np.abs(changes).max() > 0.01
+    assert np.abs(lengths[-1, 0] - lengths[-1, 1]) > 1e-6  # each tensor its own

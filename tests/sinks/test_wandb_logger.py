@@ -30,6 +30,7 @@ from metaopt.cli.train import train_with_everything as train
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, Log
 from metaopt.experiment.checks import validate
+from metaopt.runs import folder
 from metaopt.sinks import wandb_logger
 from metaopt.sinks.uploads import unreachable
 from metaopt.sinks.wandb_logger import labels, logging_beside, run_id, shortened
@@ -472,3 +473,31 @@ def test_a_process_that_dies_or_cannot_start_is_one_line(tmp_path: Path, monkeyp
     with logging_beside(tmp_path, "offline", said.append) as pid:
         assert pid is None
     assert len(said) == 1 and "No such file" in said[0]
+
+
+def test_an_agent_of_wandbs_sweeps_drives_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in: the flags that wandb's own code makes of a sweep's parameters, and the environment its agent sets."""
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+
+    from metaopt.cli.entry import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("from tests.toys import TINY as EXPERIMENT\n")
+    asked = {
+        "meta_optimizer.learning_rate": 0.02, "num_meta_steps": 4, "seed": 3, "meta_optimizer.clip_norm": None,
+        "tasks": "quadratic:dim=3", "log.wandb": "offline", "log.every": 2, "evaluation.tuning": "3x1",
+    }  # fmt: skip
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep7")
+    monkeypatch.setenv("WANDB_RUN_ID", "agent1")
+    for form in ("args", "args_no_equals", "args_no_boolean_flags"):  # what a sweep's `command` may ask for
+        made = create_sweep_command_args({"args": {name: {"value": value} for name, value in asked.items()}})
+        assert main(["train", "mine.py", *made[form], "--out", form]) == 0
+        experiment = folder.open_run(tmp_path / form)[1]
+        assert experiment.meta_optimizer.learning_rate == 0.02 and experiment.meta_optimizer.clip_norm is None
+        assert (experiment.num_meta_steps, experiment.seed, str(experiment.tasks[0])) == (4, 3, "quadratic:dim=3")
+        asked["log.wandb"] = "disabled"  # once is enough
+    (part,) = (tmp_path / "args" / "wandb").glob("offline-run-*")
+    logged = list(records(part))
+    (run,) = (record.run for record in logged if record.WhichOneof("record_type") == "run")
+    assert (run.run_id, run.sweep_id) == ("agent1", "sweep7")
+    assert {"history", "summary"} <= {record.WhichOneof("record_type") for record in logged}

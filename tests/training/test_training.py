@@ -139,6 +139,14 @@ def test_meta_optimizer_is_optax_with_clipping_first(name):
     np.testing.assert_allclose(updates["w"], expected["w"], rtol=1e-6)
 
 
+def test_decay_of_the_meta_optimizer_is_decoupled():
+    params, nothing = jnp.full(3, 2.0), jnp.zeros(3)
+    tx, _ = make_meta_optimizer(MetaOptimizer(name="adamw", weight_decay=0.5), 10)
+    np.testing.assert_allclose(tx.update(nothing, tx.init(params), params)[0], -0.5 * params)  # times the rate
+    with pytest.raises(UserError, match="adam has none; take name=adamw"):
+        make_meta_optimizer(MetaOptimizer(weight_decay=0.5), 10)
+
+
 def test_schedules():
     _, cosine = make_meta_optimizer(MetaOptimizer(learning_rate=1.0, schedule="cosine", final_fraction=0.1), 100)
     np.testing.assert_allclose([cosine(0), cosine(50), cosine(100)], [1.0, 0.55, 0.1], rtol=1e-6)

@@ -1,0 +1,112 @@
+"""The pictures that pages show, as matplotlib figures, of runs as `load_run` gives them.
+
+What `metaopt.plots` returns can be changed and saved as any figure; a notebook shows it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from metaopt import files
+from metaopt.benchmark import running, scores
+from metaopt.errors import UserError, suggest
+from metaopt.report.benchmark_page import profile_panel
+from metaopt.report.comparison import compare_all, runs_among
+from metaopt.report.comparison_curves import axes_panels, curves_panels
+from metaopt.report.horizons import Evaluated, at_horizons, panels_of
+from metaopt.report.panels import panels_figure, run_style
+from metaopt.report.pictures import evaluation_figure, meta_training_figure
+from metaopt.results import LoadedRun, load_run
+
+Run = LoadedRun | str | Path
+
+
+def curves(run: Run, task: str | None = None, horizon: int | None = None) -> Figure:
+    """Loss against the inner step in one of a run's evaluations, beside the baselines: mean, median, quartiles.
+
+    Args:
+      task: a family of `run.results`; None: the first.
+      horizon: one at which it was evaluated; None: the longest.
+
+    Raises:
+      UserError: it was not evaluated, or not there.
+    """
+    results = _run(run).evaluations
+    if not results:
+        raise UserError(f"{_run(run).path} was not evaluated yet; `metaopt evaluate` does it.")
+    for name, asked in (("task", task), ("horizon", horizon)):
+        known = dict.fromkeys(str(result[name]) for result in results)
+        if asked is not None:
+            results = [result for result in results if str(result[name]) == str(asked)]
+            if not results:
+                raise UserError(f"`{name}`: {suggest(str(asked), known)}")
+    first = results[0]["task"]
+    return evaluation_figure(max((one for one in results if one["task"] == first), key=lambda one: one["horizon"]))
+
+
+def meta_training(run: Run) -> Figure:
+    """Meta-loss and validation losses against the meta-step."""
+    return meta_training_figure(_run(run).rows)
+
+
+def horizons(*runs: Run) -> Figure:
+    """Median final losses at multiples of the horizon that runs were trained for, a panel a task family.
+
+    Raises:
+      UserError: no run was evaluated at two horizons.
+    """
+    loaded = [_run(run) for run in runs]
+    drawn = [
+        Evaluated(one.path.name, run_style(index, f"{one.path.parent.name}/{one.path.name}"), one.evaluations)
+        for index, one in enumerate(loaded)
+    ]
+    points = at_horizons(drawn)
+    if not points:
+        raise UserError("none of these runs was evaluated at two horizons of one task family.")
+    return panels_figure(panels_of(drawn, points), legend=True)
+
+
+def compare(*places: str | Path) -> Figure:
+    """Runs, or folders of runs such as a sweep's: meta-losses, validations, and the best against each field.
+
+    Raises:
+      UserError: a place that holds no run, or none with a meta-step recorded.
+    """
+    paths = runs_among([Path(place) for place in places])
+    comparison = compare_all(paths, Path(places[0]))
+    panels = [*curves_panels(comparison), *axes_panels(comparison)]
+    if not panels:
+        raise UserError("no meta-step is recorded in these runs yet.")
+    return panels_figure(panels, legend=True)
+
+
+def profile(folder: str | Path, horizon: int | None = None) -> Figure:
+    """Performance profiles (Dolan and Moré 2002) of what `metaopt benchmark` measured.
+
+    The share of tasks on which an optimizer ends within a factor of the best of those shown.
+
+    Args:
+      folder: the one that `metaopt benchmark` printed.
+      horizon: one of those it ran; None: each has a panel.
+
+    Raises:
+      UserError: no benchmark lies there, or it has not run that horizon.
+    """
+    path = Path(folder) / running.RECORDS
+    if not path.is_file():
+        raise UserError(f"{folder} holds no {running.RECORDS}; give the folder that `metaopt benchmark` printed.")
+    record = files.read_json(path)
+    known = sorted({int(at) for held in record["entries"].values() for at in held})
+    if horizon is not None and horizon not in known:
+        raise UserError(f"`horizon` ({horizon}): {folder} has {', '.join(map(str, known)) or 'none'}.")
+    baselines = running.held_baselines(record["suite"])
+    shown = known if horizon is None else [horizon]
+    own = list(record["optimizers"])
+    panels = [profile_panel(scores.joined(baselines, record["entries"], at), own, at) for at in shown]
+    return panels_figure(panels, legend=True)
+
+
+def _run(run: Run) -> LoadedRun:
+    return run if isinstance(run, LoadedRun) else load_run(run)

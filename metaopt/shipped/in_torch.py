@@ -1,0 +1,115 @@
+"""An optimizer of metaopt's, or any optax transformation, as an optimizer of PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from metaopt.errors import UserError
+from metaopt.shipped.loading import load
+
+if TYPE_CHECKING:
+    import torch  # pyright: ignore[reportMissingImports]
+
+STATE = "metaopt"  # in the optimizer's state_dict
+
+
+def to_torch(optimizer: str | Path | optax.GradientTransformation, params: Iterable[Any]) -> torch.optim.Optimizer:
+    """A `torch.optim.Optimizer` whose steps are those of a learned optimizer, or of any optax transformation.
+
+    Gradients are read from `.grad` after `loss.backward()`, and `step()` changes the parameters in place. Given a
+    closure, as `torch.optim.LBFGS` takes it, the loss reaches optimizers that read it (`value=`). Numbers pass between
+    the two libraries without a copy where jax has the device, and through the host otherwise; arithmetic is jax's, in
+    single precision unless `jax_enable_x64` is set. A parameter without a gradient stays where it is; to the optimizer
+    its gradient is zero. `state_dict` and `load_state_dict` work as for others.
+
+    Args:
+      optimizer: what `metaopt.load` takes, or what it gives.
+      params: tensors, or dictionaries with `params`, as torch has groups; options of a group change nothing.
+
+    Raises:
+      UserError: PyTorch is not installed, or there is no such optimizer.
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise UserError("to_torch needs PyTorch, which is not installed; pip install torch") from None
+    extended = optax.with_extra_args_support(load(optimizer) if isinstance(optimizer, str | Path) else optimizer)
+
+    def steps(gradients: list[jax.Array], state: Any, values: list[jax.Array], value: Any) -> Any:
+        return extended.update(gradients, state, values, **({} if value is None else {"value": value}))
+
+    update = jax.jit(steps)
+
+    class MetaoptOptimizer(torch.optim.Optimizer):
+        """Its state is the optax state's leaves, one tensor each, kept under the first parameter."""
+
+        def __init__(self, params: Iterable[Any]) -> None:
+            super().__init__(params, {})
+            # Copies: a state may hold the parameters themselves, whose memory torch goes on to change.
+            state = jax.tree.map(jnp.copy, extended.init([_to_jax(one) for one in self._every()]))
+            leaves, self._tree = jax.tree.flatten(state)
+            self._keep(leaves)
+
+        def _every(self) -> list[torch.Tensor]:
+            return [one for group in self.param_groups for one in group["params"]]
+
+        def _keep(self, leaves: list[jax.Array]) -> None:
+            self.state[self._every()[0]][STATE] = leaves
+
+        @torch.no_grad()
+        def step(self, closure: Callable[[], Any] | None = None) -> Any:
+            value, loss = None, None
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+                value = jnp.asarray(float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
+            every = self._every()
+            gradients = [_to_jax(torch.zeros_like(one) if one.grad is None else one.grad) for one in every]
+            state = jax.tree.unflatten(self._tree, self.state[every[0]][STATE])
+            changes, state = update(gradients, state, [_to_jax(one) for one in every], value)
+            self._keep(jax.tree.leaves(state))
+            for one, change in zip(every, changes, strict=True):
+                if one.grad is not None:
+                    one.add_(_to_torch(change, one))
+            return loss
+
+        def state_dict(self) -> dict[str, Any]:
+            held = super().state_dict()
+            ((first, own),) = held["state"].items()
+            tensors = [torch.from_numpy(np.array(leaf)) for leaf in own[STATE]]
+            return {**held, "state": {first: {STATE: tensors}}}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            (own,) = state_dict["state"].values()
+            found = [jnp.asarray(np.asarray(tensor)) for tensor in own[STATE]]
+            due = self.state[self._every()[0]][STATE]
+            if [leaf.shape for leaf in found] != [leaf.shape for leaf in due]:
+                raise UserError("this state_dict is of other parameters or of another optimizer.")
+            super().load_state_dict({**state_dict, "state": {}})
+            self._keep([leaf.astype(like.dtype) for leaf, like in zip(found, due, strict=True)])
+
+    return MetaoptOptimizer(params)
+
+
+def _to_jax(tensor: Any) -> jax.Array:
+    tensor = tensor.detach().contiguous()
+    on_host = tensor.device.type == "cpu"
+    if on_host == (jax.default_backend() == "cpu"):
+        return jnp.from_dlpack(tensor)
+    return jnp.asarray(tensor.float().cpu().numpy())
+
+
+def _to_torch(array: jax.Array, like: Any) -> Any:
+    import torch  # pyright: ignore[reportMissingImports]
+
+    on_host = like.device.type == "cpu"
+    if on_host == (jax.default_backend() == "cpu"):
+        return torch.from_dlpack(array)
+    return torch.from_numpy(np.asarray(array, np.float32)).to(like.device)

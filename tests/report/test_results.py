@@ -1,0 +1,122 @@
+"""Runs and their results in Python: `load_run`, `load_results`, `metaopt.plots`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import metaopt
+from metaopt import UserError, load_results, load_run, plots
+from metaopt.experiment import Experiment
+from metaopt.runs import folder
+from tests.benchmark.test_scores import LOST, WON
+
+
+def test_a_run_has_all_that_its_folder_holds(finished: Path, tiny: Experiment) -> None:
+    run = load_run(finished)
+    assert run.experiment == folder.open_run(finished)[1] and run.state == "finished"
+    assert list(run.metrics.index) == list(range(1, tiny.num_meta_steps + 1))
+    assert np.isfinite(run.metrics["meta_loss"]).all() and "kind" not in run.metrics
+    assert not run.validations.empty and run.validations.index.name == "meta_step"
+    record = run.evaluations[0]["optimizers"]
+    first = run.results[run.results["task"] == run.evaluations[0]["task"]].set_index("optimizer")
+    for name, held in record.items():
+        assert first["mean"][name] == held["final"]["mean"]
+    assert set(run.curves["optimizer"]) >= set(record)
+    assert len(run.picks) >= 2 and run.environment["versions"]["metaopt"] == metaopt.__version__
+    for pick, path in run.picks.items():
+        assert run.trained(pick).experiment == run.experiment and path.is_file()
+    with pytest.raises(UserError, match="did you mean 'last'"):
+        run.trained("lats")
+
+
+def test_what_is_not_there_yet_is_empty(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished / "config.json", tmp_path / "run")
+    run = load_run(tmp_path / "run")
+    assert run.metrics.empty and run.results.empty and run.curves.empty and not run.picks and run.meta_step == 0
+    with pytest.raises(UserError, match="has no φ yet; let `metaopt train --resume"):
+        run.trained()
+    with pytest.raises(UserError, match="was not evaluated yet"):
+        plots.curves(run)
+    with pytest.raises(UserError, match="is not a run folder"):
+        load_run(tmp_path)
+
+
+def test_values_that_json_has_as_words_are_numbers(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished / "config.json", tmp_path / "run")
+    rows = [{"kind": "train", "meta_step": 1, "meta_loss": "inf"}, {"kind": "train", "meta_step": 2, "meta_loss": None}]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses = load_run(tmp_path / "run").metrics["meta_loss"]
+    assert losses.dtype == float and losses[1] == np.inf and np.isnan(losses[2])
+
+
+@pytest.fixture
+def two(finished: Path, tmp_path: Path) -> Path:
+    """Two runs that differ in the seed, as a sweep's folder has them."""
+    for seed in (0, 1):
+        shutil.copytree(finished, tmp_path / "sweep" / f"seed-{seed}")
+        config = tmp_path / "sweep" / f"seed-{seed}" / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "seed": seed}))
+    return tmp_path / "sweep"
+
+
+def test_several_runs_are_one_table_with_what_they_differ_in(two: Path) -> None:
+    table = load_results(two)
+    assert list(table.columns[:2]) == ["run", "seed"] and set(table["seed"]) == {0, 1}
+    single = load_run(two / "seed-1").results
+    pd.testing.assert_frame_equal(
+        table[table["seed"] == 1].drop(columns=["run", "seed"]).reset_index(drop=True), single, check_dtype=False
+    )
+    assert len(load_results([two / "seed-0", two / "seed-1"])) == 2 * len(single) == len(table)
+    with pytest.raises(UserError, match="there is no run in"):
+        load_results(two / "seed-0" / "checkpoints")
+
+
+def test_a_notebook_shows_runs_and_pictures(two: Path, tmp_path: Path) -> None:
+    (two / "seed-0").rename(two / "a<b>")
+    run = load_run(two / "a<b>")
+    assert "finished" in repr(run) and "a&lt;b&gt;" in run._repr_html_() and "<b>" not in run._repr_html_()
+    assert plots.curves(run)._repr_png_().startswith(b"\x89PNG")  # pyright: ignore
+
+
+def test_pictures_hold_what_pages_hold(two: Path, finished: Path, tmp_path: Path) -> None:
+    run = load_run(finished)
+    figure = plots.curves(run, task=run.evaluations[0]["task"], horizon=run.evaluations[0]["horizon"])
+    drawn = {line.get_label() for line in figure.axes[0].lines}
+    assert all(any(str(label).startswith(name) for label in drawn) for name in run.evaluations[0]["optimizers"])
+    with pytest.raises(UserError, match="`task`"):
+        plots.curves(run, task="nothing")
+    steps = plots.meta_training(finished).axes[0].lines[0].get_xdata()
+    assert np.max(np.asarray(steps)) <= run.experiment.num_meta_steps
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in plots.compare(two).axes][0] == "Meta-loss"
+    metaopt.plots.compare(two / "seed-0", two / "seed-1").savefig(tmp_path / "compared.png")
+    several = {task for task in run.results["task"] if (run.results["task"] == task).sum()}
+    assert several
+    try:
+        assert plots.horizons(run, two / "seed-1").axes
+    except UserError as error:
+        assert "two horizons" in str(error)
+
+
+def test_profiles_are_the_shares_within_a_factor_of_the_best(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="give the folder that `metaopt benchmark` printed"):
+        plots.profile(tmp_path)
+    entries = {"won": {"50": WON}, "lost": {"50": LOST}}
+    about = {"suite": "none", "optimizers": {"learned": "a"}, "entries": entries}
+    (tmp_path / "benchmark.json").write_text(json.dumps(about))
+    (axes,) = plots.profile(tmp_path).axes
+    lines = {str(line.get_label()): np.asarray(line.get_ydata()) for line in axes.lines}
+    # `won`: told is the best (0.1), learned at 2 times, adam at 4; `lost`: adam is the best, told at 5, learned at 22.
+    factors = np.asarray(axes.lines[0].get_xdata())
+    for name, first, second in (("learned", 2.0, 500**0.5), ("adam", 4.0, 1.0), ("told", 1.0, 5.0)):
+        expected = ((factors >= first * 0.999).astype(float) + (factors >= second * 0.999)) / 2
+        assert np.mean(lines[name] == expected) > 0.97, name
+    with pytest.raises(UserError, match="has 50"):
+        plots.profile(tmp_path, horizon=500)
