@@ -51,7 +51,7 @@ def on_files(files: Any, config: Any) -> Any:
     while todo:
         origin, text = todo.pop()
         for target in targets(origin, text):
-            if target in seen or target.startswith("docs/"):
+            if target in seen or site_place(target) in pages:  # README is the first page
                 continue
             seen.add(target)
             path = ROOT / target
