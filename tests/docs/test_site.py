@@ -20,6 +20,9 @@ from tests.browser import Browser, browser_or_skip
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
+# What the page's own button keeps of a theme, by its place among the themes.
+CHOOSE = """__md_set("__palette", {"index": INDEX, "color": {
+  "media": "", "scheme": ["default", "slate"][INDEX], "primary": "custom", "accent": "custom"}})"""
 DECISIONS = ("settings.md", "failures.md")
 
 
@@ -61,16 +64,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 def test_pages_fit_a_phone_and_a_screen_in_both_themes(site: Path, browser: Browser) -> None:
     opened = [page for page in sorted(site.rglob("*.html")) if page.name != "404.html"]  # which only a server shows
+    browser.open(opened[0], width=1300)
     for index, page in enumerate(opened):
         width, dark = ((390, False), (1300, True), (390, True), (1300, False))[index % 4]
+        browser.run(CHOOSE.replace("INDEX", str(int(dark))))
         browser.errors.clear()
-        browser.open(page, width=width, dark=dark, phone=width == 390)
+        browser.open(page, width=width, phone=width == 390)
+        assert browser.run("document.body.dataset.mdColorScheme") == ("slate" if dark else "default"), page
         assert browser.run("document.documentElement.scrollWidth") <= width, page
         errors = [error for error in browser.errors if not error.startswith("asked for data:")]
         assert not errors, (page, errors)
-        shown = browser.run("document.body.dataset.mdColorScheme")
-        assert shown == ("slate" if dark else "default")
-        browser.run("localStorage.clear()")  # which keeps the theme of the first page
 
 
 # ----- what needs no site ---------------------------------------------------------------------------------------------
