@@ -401,7 +401,7 @@ def _along(
     own = sum(c * m for c, m in zip(columns[: len(first)], first, strict=True))
     whole = sum(c * m for c, m in zip(columns[len(first) :], first, strict=True))
     # A quotient, which XLA computes once, where it would compute a sum anew within every leaf.
-    root = jnp.where(inverse > 0, jnp.sqrt(second), 1.0)
+    root = jnp.where(inverse > 0, jnp.sqrt(jnp.where(inverse > 0, second, 1.0)), 1.0)  # a gradient of 0 at 0
     return (own + whole * root) / root
 
 

@@ -12,6 +12,8 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from metaopt.choices import parse_choice
+from metaopt.experiment import build_optimizer
 from metaopt.optimizers import controller, mlp
 from metaopt.optimizers.tensors import layout_of, over_tensors, sums, to_rows
 
@@ -344,3 +346,21 @@ def test_the_scheduler_sets_the_length_of_the_networks_steps_a_tensor():
     changes = np.diff(np.log(lengths), axis=0)
     assert (np.abs(changes) <= 0.3 + 1e-5).all() and np.abs(changes).max() > 0.01
     assert np.abs(lengths[-1, 0] - lengths[-1, 1]) > 1e-6  # each tensor its own
+
+
+@pytest.mark.parametrize("text", ["lstm", "lstm_log_sign", "rnnprop", "mlp", "controller", "controller:bank=mlp"])
+def test_second_order_gradients_are_finite_where_coordinates_have_none(text):
+    """A square root at 0, as of the second moment of a pixel that is always black, has an infinite derivative."""
+    optimizer = build_optimizer(parse_choice(text))
+    params, phi = {"w": jnp.ones((3, 4)), "b": jnp.ones(4)}, optimizer.init(jax.random.key(0))
+
+    def end(phi):
+        tx, moved = optimizer.bind(phi), params
+        state = tx.init(moved)
+        for _ in range(2):
+            gradients = {"w": moved["w"] * jnp.array([0.0, 1.0, 2.0, 0.0]), "b": 0 * moved["b"]}
+            steps, state = tx.update(gradients, state, moved, key=jax.random.key(0))
+            moved = optax.apply_updates(moved, steps)
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(moved))
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(end))(phi)))
