@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import pytest
+from matplotlib.colors import to_hex
 
 from metaopt.registry import REGISTRIES
 from metaopt.report.panels import FAINT, INK, LEARNED
@@ -74,6 +75,6 @@ def test_every_source_has_its_notebook_and_they_are_clean_and_small() -> None:
 
 def test_the_style_has_the_houses_colours() -> None:
     style = matplotlib.rc_params_from_file(ROOT / "metaopt" / "report" / "house.mplstyle", use_default_template=False)
-    colours = [f"#{colour}" for colour in style["axes.prop_cycle"].by_key()["color"]]
-    assert tuple(colours[: len(LEARNED)]) == LEARNED
-    assert (f"#{style['axes.edgecolor']}", f"#{style['grid.color']}") == (INK, FAINT)
+    colours = style["axes.prop_cycle"].by_key()["color"]
+    assert tuple(to_hex(colour) for colour in colours[: len(LEARNED)]) == LEARNED
+    assert (to_hex(style["axes.edgecolor"]), to_hex(style["grid.color"])) == (INK, FAINT)
