@@ -17,7 +17,7 @@ import os
 import posixpath
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -146,11 +146,22 @@ def notebook_page(path: Path) -> str:
     for index, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
-        for number, output in enumerate(cell.get("outputs", ())):
+        for number, output in enumerate(_joined(cell.get("outputs", ()))):
             parts.append(_output(output, f"{path.stem}-{index}-{number}"))
     title, rest = parts[0].split("\n", 1) if "\n" in parts[0] else (parts[0], "")
     note = f"*A [notebook]({path.name}): every number and picture was made by the code above it.*"
     return "\n\n".join([title, note, rest.strip(), *parts[1:]]) + "\n"
+
+
+def _joined(outputs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Outputs, what was printed in several pieces as one."""
+    found: list[dict[str, Any]] = []
+    for output in outputs:
+        if found and "text" in output and "text" in found[-1]:
+            found[-1] = {**output, "text": [*found[-1]["text"], *output["text"]]}
+        else:
+            found.append(output)
+    return found
 
 
 def _output(output: dict[str, Any], name: str) -> str:

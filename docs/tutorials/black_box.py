@@ -161,6 +161,8 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
+# Adam at the best of these rates is ahead: on so small a problem a rate that was searched is hard to beat.
+#
 # ## An expectation under a law that moves
 #
 # Where ∇f = E[H_θ(X)] under π_θ ∝ exp(-U_θ), as in energy-based models and latent variables, particles follow the law
