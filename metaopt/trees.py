@@ -68,8 +68,8 @@ def leaf_sizes(tree: PyTree) -> tuple[int, ...]:
 
 def usable_tasks(tree: PyTree) -> jax.Array:
     """[tasks] bool: every entry of a task is finite and at most `LARGEST` in magnitude."""
-    checks = [
-        jnp.all(jnp.abs(_flat(leaf)) <= LARGEST, axis=1)
+    checks = [  # of float16 in float32, or its infinity would be as large as its `LARGEST`
+        jnp.all(jnp.abs(_flat(leaf)).astype(jnp.promote_types(leaf.real.dtype, jnp.float32)) <= LARGEST, axis=1)
         for leaf in jax.tree.leaves(tree)
         if jnp.issubdtype(leaf.dtype, jnp.inexact)
     ]

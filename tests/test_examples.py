@@ -88,6 +88,25 @@ def test_by_hand(capsys: pytest.CaptureFixture[str]) -> None:
     assert len((EXAMPLES / "by_hand.py").read_text().splitlines()) < 70
 
 
+def test_networks_of_flax() -> None:
+    losses, guarded = imported("nnx_network").train(steps=40)
+    assert losses[-1] < 0.5 * losses[0] and guarded == 0
+    losses = imported("linen_network").train(steps=60)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_fine_tuning_leaves_the_frozen_part_be() -> None:
+    first, last, before, after = imported("fine_tuning").fine_tune()
+    assert last < 0.3 * first
+    moved = [float(jnp.max(jnp.abs(a["w"] - b["w"]))) for a, b in zip(before, after, strict=True)]
+    assert moved[0] == 0 < moved[1] < 0.2 < moved[2]
+
+
+@pytest.mark.parametrize("name", ["nnx_network", "linen_network", "fine_tuning"])
+def test_an_example_for_users_is_read_in_one_sitting(name: str) -> None:
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
+
+
 def test_hypergradients_on_an_own_problem() -> None:
     own = imported("own_hypergradients")
     assert min(own.cosines[name] for name in ("exact, forward", "HOAG", "Neumann, 20", "DrMAD")) > 0.999

@@ -24,7 +24,8 @@ class ResumeArguments:
 class EvaluateArguments:
     """Evaluates learned optimizers beside tuned baselines, all on the same tasks."""
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]  # run folders, .safetensors files or pretrained names
+    # Run folders, .safetensors files or pretrained names; with :guard=true at its end, under the guard
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
     tasks: tuple[Choice, ...] = ()  # task families; none: those of the first run's own evaluation
     horizon: tuple[int, ...] = ()  # inner steps, one or several; none: those of the first run's own evaluation
     num_tasks: int = 100  # tasks from each family
@@ -47,7 +48,8 @@ class BenchmarkArguments:
     """
 
     # Run folders, .safetensors files, pretrained names, registered optimizers (adam:learning_rate=0.01), or functions
-    # that make an optax transformation (optax:adam:learning_rate=0.01, mine:make, FILE.py:FUNCTION)
+    # that make an optax transformation (optax:adam:learning_rate=0.01, mine:make, FILE.py:FUNCTION); with :guard=true
+    # at its end, under the guard
     optimizers: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     suite: str = "development"  # or test
     horizons: tuple[int, ...] = (50, 500)  # inner steps, of 50, 500 and 5000

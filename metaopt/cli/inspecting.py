@@ -16,6 +16,7 @@ from metaopt.cli.examine import telling
 from metaopt.errors import UserError
 from metaopt.experiment import build_optimizer
 from metaopt.microscope.inspection import inspect_optimizer
+from metaopt.optimizers.guard import guard, guarded
 from metaopt.registry import OPTIMIZERS
 from metaopt.report import words
 from metaopt.report.inspect_pictures import inspect_figures, tables
@@ -26,12 +27,12 @@ from metaopt.runs.console import make_console, say
 from metaopt.runs.evaluations import place_for_results
 from metaopt.runs.interrupts import Interrupted, handling
 from metaopt.runs.tables import print_table
-from metaopt.shipped.loading import find_optimizer, pretrained
+from metaopt.shipped.loading import find_optimizer, pretrained, without_guard
 
 KINDS = (
     "a run folder, a .safetensors file, a pretrained optimizer ({pretrained}), a registered optimizer with its options "
     "(adam:learning_rate=0.01), or a function that makes an optax transformation (optax:adam:learning_rate=0.01, "
-    "FILE.py:FUNCTION)"
+    "FILE.py:FUNCTION), each also with :guard=true at its end"
 )
 
 
@@ -83,6 +84,10 @@ def find(text: str) -> tuple[str, Any]:
     Raises:
       UserError: it is none of these, or a function that makes no optax transformation.
     """
+    bare, watched = without_guard(text)
+    if watched:
+        _, entry = find(bare)
+        return text, guard(entry) if isinstance(entry, optax.GradientTransformation) else (guarded(entry[0]), entry[1])
     path, place = files.place(text), text.partition(":")[0]
     if path.exists() or path.suffix == ".safetensors" or text in pretrained():
         if path.is_file() and path.suffix != ".safetensors":

@@ -333,7 +333,7 @@ def _metrics(means: Sequence[Sums], tasks_each: int) -> Metrics:
         "step_length": average("step_length"),
         "alive": alive / tasks,
         "diverged": tasks - alive,
-        "failed": 1 - sum(mean.alive * (1 - mean.failed) for mean in means) / tasks,  # the dead among them
+        "failed": (tasks - alive + sum(mean.alive * mean.failed for mean in means)) / tasks,  # the dead among them
     }
     for name in dict.fromkeys(name for mean in means for name in mean.health if name != "tasks"):
         told = [mean.health[name] / mean.health["tasks"] for mean in means if name in mean.health]

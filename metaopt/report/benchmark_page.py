@@ -10,7 +10,7 @@ import numpy as np
 
 from metaopt.benchmark import scores
 from metaopt.report.page import drawings, write_page
-from metaopt.report.panels import BASELINE_COLOURS, DASHES, Line, Panel, Style, panels_figure, run_style
+from metaopt.report.panels import BASELINE_COLOURS, DASHES, MARKERS, Line, Panel, Style, panels_figure, run_style
 
 FACTORS = np.geomspace(1, 1000, 100)
 PAGE = "benchmark.html"
@@ -22,8 +22,9 @@ def styles(records: scores.Records, own: Sequence[str]) -> dict[str, Style]:
     found = {name: run_style(index, name)._replace(marker=None) for index, name in enumerate(own)}
     others = [name for name in next(iter(records.values()))["optimizers"] if name not in own]
     for index, name in enumerate(others):
-        role, dash = f"baseline-{index % len(BASELINE_COLOURS)}", DASHES[index % len(DASHES)]
-        found[name] = Style(name, role, dash, width=1.2)
+        again, place = divmod(index, len(BASELINE_COLOURS))  # those after the first five have markers too
+        marker = MARKERS[place] if again else None
+        found[name] = Style(name, f"baseline-{place}", DASHES[place], marker, width=1.2, hollow=True)
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import optax
@@ -15,6 +17,7 @@ from metaopt.choices import parse_choice
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import build_optimizer, explores
 from metaopt.numbers import MOST_INT
+from metaopt.optimizers.guard import guarded
 from metaopt.optimizers.noise import with_noise
 from metaopt.registry import OPTIMIZERS
 from metaopt.runs.folder import CONFIG, OPTIMIZER, resume_command
@@ -30,12 +33,22 @@ def pretrained() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
 
 
+def without_guard(text: str) -> tuple[str, bool]:
+    """What `NAME:guard=true` names, and whether it says so."""
+    bare = text.removesuffix("guard=true")
+    return (bare[:-1], True) if bare != text and bare[-1:] in tuple(":,") and bare[:-1] else (text, False)
+
+
 def find_optimizer(name_or_path: str | Path) -> Trained:
-    """A shipped optimizer by name, a run folder's best, or a .safetensors file.
+    """A shipped optimizer by name, a run folder's best, or a .safetensors file; with `:guard=true` under `guard`.
 
     Raises:
       UserError: there is none.
     """
+    bare, watched = without_guard(str(name_or_path))
+    if watched:
+        trained = find_optimizer(bare)
+        return trained._replace(optimizer=guarded(trained.optimizer))
     path = files.place(name_or_path)
     if str(name_or_path) in pretrained():
         return read_optimizer(SHIPPED / f"{name_or_path}.safetensors")
@@ -56,11 +69,25 @@ def find_optimizer(name_or_path: str | Path) -> Trained:
 
 
 def load(
-    name_or_path: str | Path, *, noise: bool = False, horizon: int | None = None
+    name_or_path: str | Path,
+    *,
+    noise: bool = False,
+    horizon: int | None = None,
+    guard: bool = False,
+    learning_rate_multiplier: optax.ScalarOrSchedule = 1.0,
+    weight_decay: float = 0.0,
+    mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """An optimizer as an optax transformation for any pytree.
 
-    An optimizer that averages has its parameters judged elsewhere than where it takes gradients: see `eval_params`.
+    A step is θ ← (1 - m·λ) θ + m·g, with g the optimizer's own, m `learning_rate_multiplier` and λ `weight_decay`.
+    A learned optimizer has no learning rate that could scale its decay as AdamW's does: λ is the share of a parameter
+    that one step takes off, AdamW's learning rate times its weight decay, and m scales both as a schedule there would.
+
+    To train some parameters alone, `optax.masked(load(...), mask)` leaves the others' gradients as they are, and
+    `optax.multi_transform({"train": load(...), "freeze": optax.set_to_zero()}, labels)` leaves the others be:
+    `examples/fine_tuning.py`. An optimizer that averages has its parameters judged elsewhere than where it takes
+    gradients: see `eval_params`.
 
     Args:
       name_or_path: one of `pretrained()`, a run folder (its best by validation), a .safetensors file, or a
@@ -68,12 +95,19 @@ def load(
       noise: draw the step noise of meta-training too; `update` then needs `key=`, a fresh one every step.
       horizon: how many steps will be made, for an optimizer that goes by it, such as one with `schedule=cosine`; others
         take no notice.
+      guard: let calibrated NadamW make some steps where the optimizer's own gradient, step or loss is not finite or
+        explodes; the loss only where `update(..., value=loss)` tells it. `optax.tree.get(state, "steps_guarded")` and
+        `"times_tripped"` count. It takes three numbers more a parameter. See `metaopt.optimizers.guard.guard`.
+      learning_rate_multiplier: on the whole step; a number of at least 0, or an optax schedule, step -> factor.
+      weight_decay: λ, at least 0 and below 1.
+      mask: which parameters decay, as `optax.adamw` takes it: a pytree of bools, or params -> one. None: all.
 
     Raises:
       UserError: it is not there, or of another architecture, or goes by the length of the run and is not told it, or
-        `noise` is asked of an optimizer without any.
+        `noise` is asked of an optimizer without any, or a number is out of its range.
     """
-    name, optimizer, meta_params, draws = _found(name_or_path)
+    with jax.ensure_compile_time_eval():  # also where `optax.inject_hyperparams` calls it within a jit
+        name, optimizer, meta_params, draws = _found(name_or_path)
     if horizon is not None and horizon < 1:
         raise UserError(f"`horizon` ({horizon}) must be at least 1.")
     if optimizer.at_horizon is not None:
@@ -85,11 +119,44 @@ def load(
         optimizer = told
     if noise and not draws:
         raise UserError(f"{name} was trained without step noise; leave `noise` out.")
-    return (with_noise(optimizer) if noise else optimizer).bind(meta_params)
+    _check("learning_rate_multiplier", learning_rate_multiplier, math.inf)
+    _check("weight_decay", weight_decay, 1.0)
+    decays, scales = (not _is(value, plain) for value, plain in ((weight_decay, 0), (learning_rate_multiplier, 1)))
+    if mask is not None and not decays:
+        raise UserError("`mask` says which parameters decay; give a `weight_decay` above 0 with it, or leave it out.")
+    optimizer = with_noise(optimizer) if noise else optimizer
+    parts: list[optax.GradientTransformation] = [(guarded(optimizer) if guard else optimizer).bind(meta_params)]
+    if decays:
+        parts.append(optax.add_decayed_weights(-weight_decay, mask))
+    if scales:
+        parts.append(optax.scale_by_learning_rate(learning_rate_multiplier, flip_sign=False))
+    return optax.with_extra_args_support(parts[0] if len(parts) == 1 else optax.chain(*parts))
+
+
+def _is(value: Any, number: int) -> bool:
+    """Whether it is this number itself; an array under `optax.inject_hyperparams` may be another the next time."""
+    return isinstance(value, int | float) and value == number
+
+
+def _check(knob: str, value: Any, below: float) -> None:
+    scales = below == math.inf
+    if scales and callable(value):
+        return
+    try:
+        number = float(value + 0.0)
+    except jax.errors.ConcretizationTypeError:  # known at run time
+        return
+    except (TypeError, ValueError):
+        also = " or a schedule, step -> factor" if scales else ""
+        raise UserError(f"`{knob}` is a {type(value).__name__}; give a number{also}.") from None
+    if not 0 <= number < below:
+        raise UserError(f"`{knob}` ({value}) must be at least 0 and {'finite' if scales else 'below 1'}.")
 
 
 def eval_params(name_or_path: str | Path) -> Callable[[PyTree, PyTree], PyTree]:
     """(state, params) of `load`'s transformation -> the parameters to be judged.
+
+    The state is the optimizer's own: `state.inner` under `guard`, the first of a chain under the other knobs.
 
     Raises:
       UserError: as `load`, or the optimizer's parameters are themselves what is to be judged.

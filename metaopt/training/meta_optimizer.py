@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -97,8 +98,10 @@ def make_meta_optimizer(
     Raises:
       UserError: the warm-up takes up the whole run, or the optimizer has no decay.
     """
-    options = {} if config.weight_decay is None else {"weight_decay": config.weight_decay}
-    if options and config.name not in ("adamw", "lion"):
+    options, factory = {}, getattr(optax, config.name)
+    if config.weight_decay is not None:
+        options["weight_decay"] = config.weight_decay
+    if not set(options) <= set(inspect.signature(factory).parameters):
         raise UserError(f"`meta_optimizer.weight_decay` is set, and {config.name} has none; take name=adamw.")
     rate, end, warmup = config.learning_rate, config.final_fraction, config.warmup_steps
     if warmup and warmup >= num_meta_steps:
@@ -112,4 +115,4 @@ def make_meta_optimizer(
         schedule = optax.constant_schedule(rate)
     if warmup:
         schedule = optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), schedule], [warmup])
-    return optax.chain(*make_clips(config), getattr(optax, config.name)(1.0, **options)), schedule
+    return optax.chain(*make_clips(config), factory(1.0, **options)), schedule

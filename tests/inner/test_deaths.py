@@ -16,6 +16,7 @@ from metaopt.inner.unroll import unroll
 from metaopt.optimizers import sgd
 from metaopt.registry import OPTIMIZERS
 from metaopt.tasks.hyper import with_task
+from metaopt.trees import usable_tasks
 from metaopt.types import Hyper, TaskFamily
 from tests.toys import made
 
@@ -123,3 +124,9 @@ def test_hyperparameters_that_moved_bring_no_task_back() -> None:
     # And what is not sound under the new numbers dies of them.
     gone = bind_tasks(optimizer, {**phi, "task": {"scale": jnp.float32(80.0)}})
     assert not estimated_anew(gone, family, task, state).alive.any()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "complex64"])
+def test_infinity_is_not_usable_in_any_type(dtype: str) -> None:
+    leaf = jnp.array([[1.0, 2.0], [jnp.inf, 0.0], [jnp.nan, 0.0]], dtype)
+    assert usable_tasks({"w": leaf, "n": jnp.arange(3)}).tolist() == [True, False, False]

@@ -17,12 +17,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from metaopt.optimizers import blocks
+from metaopt.optimizers.guard import guard
 from metaopt.registry import OPTIMIZERS
 from tests.optimizers.test_registry import make
 
 LEARNED = [name for name in (*OPTIMIZERS, "lstm recursive", "lstm per coordinate") if make(name).observe is not None]
 # Hand-designed ones are made in one place; these differ in what they do across coordinates.
-NAMES = [*LEARNED, "controller", "mlp", "momentum", "adam", "muon", "prodigy", "mechanize_adam"]
+NAMES = [*LEARNED, "controller", "mlp", "momentum", "adam", "muon", "prodigy", "mechanize_adam", "guarded lstm"]
 STEPS = 3
 
 
@@ -34,6 +35,8 @@ def in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def bound(name: str) -> optax.GradientTransformationExtraArgs:
+    if name.startswith("guarded "):
+        return guard(bound(name.removeprefix("guarded ")))
     optimizer = make(name)
     tx = optimizer.bind(optimizer.init(jax.random.key(1)))
     if optimizer.needs_value:
@@ -198,7 +201,8 @@ def test_the_state_is_sharded_over_the_devices_of_the_parameters(in_blocks: None
 
 
 @pytest.mark.parametrize(
-    ("name", "blocked"), [*((name, False) for name in [*LEARNED, "controller"]), ("lstm", True), ("rnnprop", True)]
+    ("name", "blocked"),
+    [*((name, False) for name in [*LEARNED, "controller", "guarded lstm"]), ("lstm", True), ("rnnprop", True)],
 )
 def test_one_optimizer_a_device_inside_shard_map(name: str, blocked: bool, request: pytest.FixtureRequest) -> None:
     if blocked:
@@ -245,7 +249,9 @@ TREES = {
 
 
 @pytest.mark.parametrize("kind", TREES)
-@pytest.mark.parametrize("name", ["lstm recursive", "lstm per coordinate", "rnnprop", "controller", "adam"])
+@pytest.mark.parametrize(
+    "name", ["lstm recursive", "lstm per coordinate", "rnnprop", "controller", "adam", "guarded lstm"]
+)
 def test_trees(name: str, kind: str) -> None:
     tx, params = bound(name), TREES[kind]()
     with jax.debug_nans(True):
@@ -256,7 +262,7 @@ def test_trees(name: str, kind: str) -> None:
         same(found, scanned(optax.contrib.split_real_and_imaginary(tx), params))
 
 
-@pytest.mark.parametrize("name", [*LEARNED, "controller"])
+@pytest.mark.parametrize("name", [*LEARNED, "controller", "guarded lstm"])
 def test_gradients_without_digits_are_refused(name: str) -> None:
     tx, params = bound(name), {"w": jnp.ones(2), "n": jnp.arange(3)}
     state = tx.init({"w": jnp.ones(2)})
@@ -265,7 +271,7 @@ def test_gradients_without_digits_are_refused(name: str) -> None:
             tx.update(gradient, state)
 
 
-@pytest.mark.parametrize("name", ["lstm recursive", "rnnprop", "controller", "adam"])
+@pytest.mark.parametrize("name", ["lstm recursive", "rnnprop", "controller", "adam", "guarded lstm"])
 def test_shapes_vmap_and_donation(name: str) -> None:
     tx, params = bound(name), tree()
     assert kinds(jax.eval_shape(tx.init, params)) == kinds(tx.init(params))

@@ -12,6 +12,7 @@ import pytest
 
 import metaopt
 from metaopt.choices import choice
+from metaopt.cli.inspecting import find
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, build_optimizer
 from metaopt.shipped import loading as pretrained
@@ -149,3 +150,104 @@ def test_a_hand_designed_optimizer_by_name_and_one_that_goes_by_the_horizon(tmp_
     judged = pretrained.eval_params("schedule_free_adamw")
     tx = metaopt.load("schedule_free_adamw")
     np.testing.assert_allclose(judged(tx.init(jnp.ones(2)), jnp.ones(2)), 1.0, rtol=1e-6)
+
+
+# ----- knobs ----------------------------------------------------------------------------------------------------------
+
+
+def after(tx: Any, steps: int = 1, params: Any = None, gradient: Any = None, **extra: Any) -> Any:
+    """Parameters after steps of one gradient."""
+    params = PARAMS if params is None else params
+    gradient = jax.tree.map(jnp.ones_like, params) if gradient is None else gradient
+    state, update = tx.init(params), jax.jit(tx.update)
+    for _ in range(steps):
+        updates, state = update(gradient, state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
+def test_multiplier_and_decay_are_as_documented() -> None:
+    theta, g = PARAMS["w"], -0.5
+    for multiplier, decay in ((1.0, 0.0), (0.1, 0.0), (1.0, 0.2), (0.1, 0.2), (0, 0.2)):
+        tx = metaopt.load("sgd:learning_rate=0.5", learning_rate_multiplier=multiplier, weight_decay=decay)
+        wanted = theta * (1 - multiplier * decay) + multiplier * g
+        np.testing.assert_allclose(after(tx)["w"], wanted, rtol=1e-6, err_msg=f"{multiplier}, {decay}")
+    falling = metaopt.load("sgd:learning_rate=0.5", learning_rate_multiplier=optax.linear_schedule(1.0, 0.0, 2))
+    np.testing.assert_allclose(after(falling, 4)["w"], theta - 0.5 * (1 + 0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [{"w": True, "b": False, "h": False}, lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)],
+    ids=["tree", "callable"],
+)
+def test_the_mask_is_that_of_adamw(mask: Any) -> None:
+    found = after(metaopt.load("adam:learning_rate=0.1", weight_decay=0.02, mask=mask), 3)
+    wanted = after(optax.adamw(0.1, weight_decay=0.2, mask=mask), 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, wanted)
+
+
+def test_knobs_that_say_nothing_leave_the_transformation_as_it_is() -> None:
+    plain, same = metaopt.load("networks_rl"), metaopt.load("networks_rl", learning_rate_multiplier=1, weight_decay=0)
+    assert jax.tree.structure(plain.init(PARAMS)) == jax.tree.structure(same.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("knobs", "said"),
+    [
+        ({"learning_rate_multiplier": -1.0}, "`learning_rate_multiplier` .-1.0. must be at least 0 and finite"),
+        ({"learning_rate_multiplier": float("nan")}, "must be at least 0 and finite"),
+        ({"learning_rate_multiplier": "fast"}, "is a str; give a number or a schedule, step -> factor"),
+        ({"learning_rate_multiplier": jnp.ones(3)}, "give a number or a schedule"),
+        ({"weight_decay": 1.0}, "`weight_decay` .1.0. must be at least 0 and below 1"),
+        ({"weight_decay": lambda step: 0.1}, "`weight_decay` is a function; give a number[.]"),
+        ({"mask": True}, "give a `weight_decay` above 0 with it"),
+    ],
+)
+def test_bad_knobs_are_one_line(knobs: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        metaopt.load("sgd", **knobs)
+    assert "\n" not in str(error.value)
+
+
+KNOBS: Any = {"learning_rate_multiplier": 0.5, "weight_decay": 0.01}
+
+
+@pytest.mark.parametrize(("name", "guard"), [("networks_rl", False), ("adam", True)])
+def test_everything_of_optax_stands_around_it(name: str, guard: bool) -> None:
+    tx = metaopt.load(name, guard=guard, **KNOBS)
+    plain = metaopt.load(name)
+    one = jax.tree.map(lambda a, b: 0.5 * (a - b - 0.01 * b), after(plain), PARAMS)
+
+    def same(found: Any, steps: Any = one) -> None:
+        for name, atol in (("w", 1e-6), ("h", 8e-3)):  # h is bfloat16, and 1
+            moved = np.asarray(found[name] - PARAMS[name], np.float32)
+            np.testing.assert_allclose(moved, np.asarray(steps[name], np.float32), rtol=1e-4, atol=atol)
+
+    same(after(tx))
+    same(after(tx, value=jnp.float32(1.0)))
+    same(after(optax.chain(optax.clip(1.0), tx)))
+    same(after(optax.MultiSteps(tx, 2), 2))
+    injected = optax.inject_hyperparams(metaopt.load)(name, guard=guard, **KNOBS)
+    same(after(injected))
+    state = injected.init(PARAMS)
+    state.hyperparams["learning_rate_multiplier"] = jnp.zeros(())
+    assert not jax.jit(injected.update)(PARAMS, state, PARAMS)[0]["w"].any()
+    alone = after(optax.masked(tx, {"w": True, "b": False, "h": False}))
+    np.testing.assert_allclose(alone["b"], 1.5)  # another's gradient, as optax.masked leaves it
+    assert float(jnp.max(jnp.abs(alone["w"] - PARAMS["w"]))) < 0.5
+    parts = optax.multi_transform({"on": tx, "off": optax.set_to_zero()}, {"w": "on", "b": "off", "h": "off"})
+    np.testing.assert_array_equal(after(parts)["b"], PARAMS["b"])
+    np.testing.assert_allclose(after(parts)["w"], alone["w"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("words", ["networks_rl:guard=true", "adam:learning_rate=0.1,guard=true", "optax:sgd:0"])
+def test_a_guard_by_name(words: str) -> None:
+    if words.startswith("optax"):
+        words = "optax:sgd:learning_rate=0.1,guard=true"
+    name, entry = find(words)
+    assert name == words
+    tx = entry if isinstance(entry, optax.GradientTransformation) else entry[0].bind(entry[1])
+    assert optax.tree.get(tx.init(PARAMS), "steps_guarded") == 0
+    with pytest.raises(UserError, match="unknown|nothing to inspect"):
+        find("guard=true")

@@ -1,0 +1,58 @@
+"""The page: page.md with what was measured in it."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def page(record: Mapping[str, Any]) -> str:
+    from experiments.recipe.write import HORIZON, REFERENCE, SETTINGS, Setting
+
+    words = (HERE / "page.md").read_text(encoding="utf-8")
+    tables = "\n".join(line for name, held in record.items() for line in _table(name, held))
+    tasks = Setting._field_defaults["num_tasks"]
+    answer = "\n".join(textwrap.fill(line, 120, subsequent_indent="  ") for line in _answer(record, list(SETTINGS)))
+    return words.format(horizon=HORIZON, tasks=tasks, more=REFERENCE.num_tasks, answer=answer, tables=tables)
+
+
+def _answer(record: Mapping[str, Any], order: list[str]) -> Iterator[str]:
+    """For each φ the estimator of the reference's direction with the least noise."""
+    for name, held in record.items():
+        resolved = {what: held[what] for what in order if what in held and held[what]["cosine"] is not None}
+        against = {what: one for what, one in resolved.items() if one["one_step_cosine"] is not None}
+        if not against:
+            continue
+        best = max(against, key=lambda what: against[what]["one_step_cosine"])
+        es = against["NRES, σ = .03"]["one_step_cosine"]
+        yield (
+            f"- **{name}**: of a single meta-step's gradient the one nearest to the reference's expectation is that of "
+            f"{best} (cosine {against[best]['one_step_cosine']:.2f}; NRES itself {es:.2f})."
+        )
+
+
+def _table(name: str, held: Mapping[str, Any]) -> Iterator[str]:
+    yield f"### φ {name}\n"
+    heads = ("meta-gradient", "cosine", "of one meta-step", "norm", "signal to noise", "non-finite", "core-seconds")
+    yield "| " + " | ".join(heads) + " |"
+    yield "| --- " * len(heads) + "|"
+    for what, one in held.items():
+        cells = [_measured(one["cosine"]), _number(one["one_step_cosine"]), _measured(one["norm_ratio"])]
+        cells += [_measured(one["snr"]), f"{one['nonfinite']:.0%}", f"{one['core_seconds']:.0f}"]
+        yield "| " + " | ".join((what, *cells)) + " |"
+    yield ""
+
+
+def _measured(found: Mapping[str, Any] | None) -> str:
+    if found is None or found["value"] is None:
+        return "–"
+    value, error = (found[key] for key in ("value", "error"))
+    return f"{_number(value)} ± {_number(error)}"
+
+
+def _number(value: Any) -> str:
+    return "–" if value is None else str(value) if isinstance(value, str) else f"{value:.2g}"

@@ -1,0 +1,114 @@
+"""Which meta-gradient for the controller? `python -m experiments.recipe.write` (an hour of one core, resumable).
+
+Meta-gradients of the same objective at the same φ, on the same tasks: their expectation beside that of noise-reuse
+evolution strategies, which is unbiased but for its smoothing, and their noise. Writes results.json part by part and
+README.md beside itself; with `--page` the page alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from experiments.controller import EXPERIMENT, FAMILIES
+from metaopt.choices import parse_choice
+from metaopt.evaluation.statistics import jsonable
+from metaopt.experiment import Curriculum, Experiment, build_families, optimizer_of
+from metaopt.files import write_json
+from metaopt.microscope.gradient_quality import Measured, Samples, assess, sample_gradients
+from metaopt.runs.optimizer_file import read_optimizer
+from metaopt.training.loop import build_estimator
+
+HERE = Path(__file__).parent
+HORIZON = 500
+TASKS = tuple(FAMILIES[index] for index in (1, 5, 6, 7))  # a quadratic and three kinds of classifiers
+OBJECTIVE = "log_relative:floor=1e-6"
+# φ fresh, and meta-trained: by ES for 500 meta-steps, by back-propagation through windows of 100 steps for as many.
+PHIS = {
+    "fresh": None,
+    "after ES": HERE / "after_es.safetensors",
+    "after windows of 100": HERE / "after_100.safetensors",
+}
+ES = "clip_difference=2.0,tasks_per_perturbation=1,sigma="
+
+
+class Setting(NamedTuple):
+    """An estimator in windows of so many steps, with so many tasks a meta-step, measured on so many lives."""
+
+    estimator: str
+    window: int
+    num_tasks: int = 20
+    lives: int = 4
+
+
+REFERENCE = Setting(f"noise_reuse_evolution_strategies:{ES}0.03", 50, 80, 12)
+SETTINGS = {
+    "NRES, σ = .03": REFERENCE,
+    "NRES, σ = .01": Setting(f"noise_reuse_evolution_strategies:{ES}0.01", 50, 80, 12),
+    "NRES, σ = .1": Setting(f"noise_reuse_evolution_strategies:{ES}0.1", 50, 80, 12),
+    "PES, σ = .03": Setting(f"persistent_evolution_strategies:{ES}0.03", 50, 80, 12),
+    **{f"first order, windows of {window}": Setting("truncated_backprop", window) for window in (50, 100, 250, 500)},
+    **{
+        f"second order, windows of {window}": Setting("truncated_backprop:second_order=true", window)
+        for window in (50, 250)
+    },
+}
+
+
+def experiment(setting: Setting) -> Experiment:
+    return dataclasses.replace(
+        EXPERIMENT,
+        tasks=TASKS,
+        num_tasks=setting.num_tasks,
+        horizon=HORIZON,
+        unroll_length=setting.window if setting.window < HORIZON else None,
+        curriculum=Curriculum(),
+        objective=OBJECTIVE,
+        estimator=parse_choice(setting.estimator),
+        num_devices=1,
+    )
+
+
+def sampled(phi: Path | None, setting: Setting) -> tuple[Samples, float]:
+    """Meta-gradients, and the core-seconds that they took, compilation included."""
+    asked, began = experiment(setting), time.process_time()
+    optimizer, families = optimizer_of(asked), build_families(asked)
+    meta_params = optimizer.init(jax.random.key(0)) if phi is None else read_optimizer(phi).meta_params
+    estimator = build_estimator(asked, asked.estimator, optimizer, families)
+    windows = HORIZON // setting.window
+    how = {"num_lives": setting.lives, "windows": windows}
+    return sample_gradients(estimator, meta_params, families, jax.random.key(1), **how), time.process_time() - began
+
+
+def main() -> None:
+    path = HERE / "results.json"
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if "--page" not in sys.argv:
+        for name, phi in PHIS.items():
+            held = record.setdefault(name, {})
+            reference = None
+            for what, setting in SETTINGS.items():
+                if what in held:
+                    continue
+                if reference is None:
+                    reference, _ = sampled(phi, REFERENCE)
+                own, seconds = sampled(phi, setting)
+                found = assess(own, reference)._asdict()
+                said = {key: value._asdict() if isinstance(value, Measured) else value for key, value in found.items()}
+                held[what] = jsonable({**setting._asdict(), **said, "core_seconds": seconds})
+                write_json(path, record)
+                print(f"{name}, {what}: {seconds:.0f} s", flush=True)
+                jax.clear_caches()
+    from experiments.recipe.page import page
+
+    (HERE / "README.md").write_text(page(record), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
