@@ -1,4 +1,4 @@
-"""What benchmarks/bench does with its rows: the JSON file, the comparison of two, the tables of README and docs."""
+"""What benchmarks/bench does with its rows: the JSON file, the comparison of two, the tables of docs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.measure import Row, number
 
 MARKER = "speed"
-README_PARTS = ("meta_step", "inference", "start", "whole_run")  # the others go into docs/scaling.md
+SPEED_PARTS = ("meta_step", "inference", "start", "whole_run")  # on docs/speed.md; the others on docs/scaling.md
 PARTS: tuple[str, ...] = (
     "meta_step",
     "network",
@@ -103,7 +103,7 @@ def _settings(row: Row) -> str:
     return ", ".join(f"{key} {value}" for key, value in row.settings.items())
 
 
-# ----- README and docs -----------------------------------------------------------------------------------------------
+# ----- docs ---------------------------------------------------------------------------------------------------------
 
 
 def table(record: dict[str, Any], parts: Sequence[str]) -> list[str]:
@@ -152,10 +152,10 @@ def _with_range(value: float | None, limits: tuple[float, float] | None) -> str:
     return number(value) + (f" ({number(limits[0])} to {number(limits[1])})" if limits else "")
 
 
-def write_tables(readme: Path, scaling: Path, record: dict[str, Any]) -> None:
-    """The README's table and that of docs/scaling.md."""
-    rewrite(readme, table(record, README_PARTS))
-    rewrite(scaling, table(record, [part for part in PARTS if part not in README_PARTS]))
+def write_tables(docs: Path, record: dict[str, Any]) -> None:
+    """Those of docs/speed.md and docs/scaling.md."""
+    rewrite(docs / "speed.md", table(record, SPEED_PARTS))
+    rewrite(docs / "scaling.md", table(record, [part for part in PARTS if part not in SPEED_PARTS]))
 
 
 def rewrite(path: Path, lines: list[str], marker: str = MARKER) -> None:

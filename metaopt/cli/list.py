@@ -47,15 +47,24 @@ def show_list(names: list[str]) -> None:
         print_listing()
 
 
-def print_listing() -> None:
-    """Experiments, the entries of all registries, and pretrained optimizers."""
+def listing() -> dict[str, dict[str, str]]:
+    """Experiments, the entries of all registries, and pretrained optimizers: title -> name -> what it is."""
     sections = {"experiments": {name: first_line(path) for name, path in experiment_files().items()}}
     for registry in REGISTRIES:
-        title = registry.kind.removesuffix("y") + "ies" if registry.kind.endswith("y") else f"{registry.kind}s"
-        sections[title] = {name: _first_line(factory) for name, factory in registry.items()}
+        sections[plural(registry.kind)] = {name: _first_line(factory) for name, factory in registry.items()}
     files = {name: SHIPPED / f"{name}.safetensors" for name in pretrained()}
     sections["pretrained"] = {name: str(read_optimizer(file).experiment.optimizer) for name, file in files.items()}
-    for index, (title, entries) in enumerate(sections.items()):
+    return sections
+
+
+def plural(kind: str) -> str:
+    """Of a registry's kind."""
+    return kind.removesuffix("y") + "ies" if kind.endswith("y") else f"{kind}s"
+
+
+def print_listing() -> None:
+    """All of `listing`, in columns."""
+    for index, (title, entries) in enumerate(listing().items()):
         print(("\n" if index else "") + title)
         width = max(map(len, entries), default=0)
         print("\n".join(f"  {name:{width}}  {text}".rstrip() for name, text in entries.items()) or "  none yet")
@@ -75,10 +84,11 @@ def print_entry(name: str) -> None:
     if not found:
         raise UserError(suggest(name, {*files, *(entry for registry in REGISTRIES for entry in registry)}))
     for registry in found:
-        _print_options(name, registry)
+        print_options(name, registry)
 
 
-def _print_options(name: str, registry: Registry[Any]) -> None:
+def print_options(name: str, registry: Registry[Any]) -> None:
+    """What an entry of a registry is, and its options with defaults and types."""
     factory = registry[name]
     text = inspect.getdoc(factory) or _first_line(factory)
     print(f'{registry.kind} {name}: {text}\n\noptions, as {name}:key=value,... (key="a,b": with a comma in it)')

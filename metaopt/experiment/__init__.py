@@ -25,14 +25,14 @@ MOMENTA = ("mu", "beta1", "beta", "decay")  # settings of optimizers; the first 
 class MetaOptimizer:
     """The optimizer of φ: an optax optimizer, its schedule, and clipping of the meta-gradient before it."""
 
-    name: Literal["adam", "adamw", "sgd", "rmsprop", "lion"] = "adam"
-    learning_rate: float = 1e-3
+    name: Literal["adam", "adamw", "sgd", "rmsprop", "lion"] = "adam"  # of optax
+    learning_rate: float = 1e-3  # the highest of the schedule
     weight_decay: float | None = None  # of φ, times the rate, a meta-step (adamw, lion); None: optax's own
-    schedule: Literal["constant", "cosine", "exponential"] = "constant"
-    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine", "exponential"] = "constant"  # of the learning rate, over num_meta_steps
+    warmup_steps: int = 0  # meta-steps in which the learning rate rises from 0
     final_fraction: float = 0.1  # of the learning rate, at the last meta-step (cosine, exponential)
-    clip_norm: float | None = 1.0
-    clip_value: float | None = None
+    clip_norm: float | None = 1.0  # of the meta-gradient; None: not clipped by norm
+    clip_value: float | None = None  # of each of its numbers; None: not clipped by value
     clip_adaptive: float | None = None  # by norm, at this multiple of the running average of norms; above 1
     ema: float | None = None  # decay a meta-step of the average of φ that is validated, evaluated and saved; None: φ
 
@@ -41,7 +41,7 @@ class MetaOptimizer:
 class Curriculum:
     """Shorter horizons first, or now and then; whole windows all, so `unroll_length` has to be set below `horizon`."""
 
-    kind: Literal["none", "fixed", "log_uniform", "validation"] = "none"
+    kind: Literal["none", "fixed", "log_uniform", "validation"] = "none"  # what decides how long runs are
     horizons: tuple[int, ...] = ()  # fixed, validation: inner steps, rising; `horizon` follows as the last
     every: int = 500  # fixed: meta-steps at each horizon
     patience: int = 2  # validation: goes on when so many validations at the next horizon in a row were no better
@@ -53,7 +53,7 @@ class Validation:
     """Held-out tasks during meta-training, at the training horizon and at multiples of it."""
 
     every: int = 500  # meta-steps; 0: never
-    num_tasks: int = 32
+    num_tasks: int = 32  # from each family
     multiples: tuple[int, ...] = (1, 10)  # of the horizon; the best checkpoint is chosen at the last
 
 
@@ -61,10 +61,10 @@ class Validation:
 class Evaluation:
     """What `metaopt train` evaluates when meta-training is done; no tasks: the families it was trained on."""
 
-    tasks: tuple[Choice, ...] = ()
+    tasks: tuple[Choice, ...] = ()  # task families; empty: those of meta-training
     horizons: tuple[int, ...] = ()  # inner steps; empty: the training horizon and 10 times it
-    num_tasks: int = 100
-    baselines: tuple[str, ...] = BASELINES
+    num_tasks: int = 100  # from each family
+    baselines: tuple[str, ...] = BASELINES  # hand-designed optimizers to tune
     tuning: str = TUNING  # what is tried of each: 9x1 (rates), 9x3 (rates by momenta), full (these by schedules)
     patience: int | None = None  # early stopping on the validation loss, after so many checks that were no better
     check_every: int | None = None  # inner steps between its checks; None: about a hundredth of the horizon
@@ -75,12 +75,12 @@ class Log:
     """Where metrics go beside the run folder's metrics.jsonl."""
 
     every: int = 50  # meta-steps per jitted chunk, each of which is one console line and one fetch from the device
-    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    wandb: Literal["disabled", "offline", "online"] = "disabled"  # Weights & Biases; offline: to be synchronised later
     project: str = "metaopt"  # of wandb, as are those below; WANDB_PROJECT and its like say what is not given here
     entity: str | None = None  # a user or a team; None: that of the key
-    tags: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()  # of the run
     name: str | None = None  # of the run; None: its folder's
-    notes: str | None = None
+    notes: str | None = None  # on the run
     job_type: str | None = None  # None: train, or sweep
 
 
@@ -88,13 +88,13 @@ class Log:
 class Experiment:
     """Everything that decides a meta-training run. Plain data: it goes to config.json and back unchanged."""
 
-    tasks: tuple[Choice, ...]
-    optimizer: Choice
-    estimator: Choice
+    tasks: tuple[Choice, ...]  # task families: what is optimised
+    optimizer: Choice  # who optimises, and is meta-trained
+    estimator: Choice  # how the gradient in φ is found
     oracle: Choice = field(default_factory=lambda: Choice("minibatch"))  # where the tasks' gradients come from
     objective: str = "mean"  # an entry of OBJECTIVES, with its options if it has any
-    seed: int = 0
-    num_meta_steps: int = 2000
+    seed: int = 0  # decides φ at the start, tasks and noise
+    num_meta_steps: int = 2000  # steps of φ
     num_tasks: int = 16  # per meta-step, in equal parts from every family
     horizon: int = 100  # inner steps of a whole run
     unroll_length: int | None = None  # inner steps of one truncation window; None: the horizon

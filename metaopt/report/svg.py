@@ -28,7 +28,11 @@ def to_svg(figure: Figure, *, prefix: str, description: str) -> str:
     buffer = StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
+    return for_page(buffer.getvalue(), prefix=prefix, description=description)
+
+
+def for_page(text: str, *, prefix: str, description: str) -> str:
+    """The same of a figure that matplotlib has written as SVG."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     head, body = text.split(">", 1)

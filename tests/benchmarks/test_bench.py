@@ -1,4 +1,4 @@
-"""The bench's own arithmetic: rows, files, comparison, README's table, cost model; and that its parts are named."""
+"""The bench's own arithmetic: rows, files, comparison, the docs' tables, cost model; and that its parts are named."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_readme_table_is_written_between_its_marks_only(tmp_path: Path) -> None:
         tables.rewrite(readme, [], "results")
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/scaling.md"])
+@pytest.mark.parametrize("name", ["docs/speed.md", "docs/scaling.md"])
 def test_this_checkouts_pages_have_a_place_for_the_table(name: str) -> None:
     text = (ROOT / name).read_text()
     assert text.count("<!-- speed -->\n") == text.count("<!-- end of speed -->") == 1

@@ -1,13 +1,15 @@
-"""Every command that README and docs show works as written: as a dry run, or on a run of a second."""
+"""Every command that README, docs and notebooks show works as written: as a dry run, or on a run of a second."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import re
 import shlex
 import shutil
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,29 +27,39 @@ from metaopt.runs.train import prepare
 
 pytest.importorskip("submitit")  # whose logger keeps the streams that it finds, so not those of a single test
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLACES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "docs").rglob("*.ipynb"))]
 STARTERS = (["mpirun", "-n", "2"], ["srun"])  # tests/launch/test_processes.py starts two processes so
+
+
+def pages() -> Iterator[tuple[str, str]]:
+    """(name, text); of a notebook what stands between its code."""
+    for path in PLACES:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".ipynb":
+            cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "markdown"]
+            text = "\n\n".join("".join(cell["source"]) for cell in cells)
+        yield path.name, text
 
 
 def shown() -> Iterator[tuple[str, str]]:
     """(page, command) of every line of a block of shell."""
-    for page in PAGES:
-        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+    for name, page in pages():
+        for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
                 for part in line.split("&&"):
                     words = shlex.split(part, comments=True)
                     for starter in STARTERS:
                         words = words[len(starter) :] if words[: len(starter)] == starter else words
                     if words[:1] == ["metaopt"]:
-                        yield page.name, shlex.join(words[1:])
+                        yield name, shlex.join(words[1:])
 
 
 def named_in_text() -> Iterator[tuple[str, str]]:
     """(page, command) of every `metaopt ...` within the text."""
-    for page in PAGES:
-        text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for name, page in pages():
+        text = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
         for command in re.findall(r"`[^`\n]*?\bmetaopt ([a-z][^`]*)`", text):
-            yield page.name, " ".join(command.split())
+            yield name, " ".join(command.split())
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +76,9 @@ def place(finished: Path, tiny: Experiment, tmp_path_factory: pytest.TempPathFac
         shutil.copytree(finished, sweep / point.run, dirs_exist_ok=True)
     for command in ("sbatch", "srun"):  # looked for by a dry run, and no more
         (place / command).touch(0o755)
+    for _, text in pages():  # files that a page has its reader write
+        for name, block in re.findall(r"<!-- file (\S+) -->\n```python\n(.*?)```", text, re.DOTALL):
+            (place / name).write_text(block)
     (place / "grid.yaml").write_text("meta_optimizer.learning_rate: [1.0e-3, 3.0e-3]\nseeds: 2\n")
     return place
 
@@ -105,3 +120,9 @@ def test_the_commands_are_found() -> None:
     commands_shown = [command.split()[0] for _, command in shown()]
     assert len(commands_shown) > 20 and {"train", "launch", "doctor", "export"} <= set(commands_shown)
     assert len(list(named_in_text())) > 5
+
+
+def test_extras_that_are_named_are_there() -> None:
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    named = [found for _, text in pages() for found in re.findall(r"(?:metaopt-jax|'\.)\[([a-z,]+)\]", text)]
+    assert named and {extra for one in named for extra in one.split(",")} <= set(known)

@@ -1,4 +1,4 @@
-"""README's table of results: from the committed records, and a row of it once more from the committed φ."""
+"""The tables of results: from the committed records, and a row of them once more from the committed φ."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def results() -> Any:
     return script("scripts/results")
 
 
-def test_readmes_table_is_that_of_the_records(results: Any) -> None:
-    page = (ROOT / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("place", "table"), [("README.md", "short_table"), ("docs/results.md", "results_table")])
+def test_a_pages_table_is_that_of_the_records(results: Any, place: str, table: str) -> None:
+    page = (ROOT / place).read_text(encoding="utf-8")
     found = re.search(r"<!-- results -->\n(.*?)\n<!-- end of results -->", page, re.DOTALL)
-    assert found and found[1].splitlines() == results.results_table()
+    assert found and found[1].splitlines() == getattr(results, table)()
 
 
 def test_a_row_comes_out_again_for_every_way_to_pick(results: Any) -> None:

@@ -110,11 +110,11 @@ def test_it_trains_a_linen_network_of_the_user(name: str) -> None:
     assert before > 2.0 and after < 0.5
 
 
-def test_the_readmes_example_runs_and_learns(capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_documented_example_runs_and_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "use.md").read_text()
     found = re.search(r"<!-- example -->\n```python\n(.*?)```", text, re.S)
-    assert found, "README.md has no example"
+    assert found, "docs/use.md has no example"
     code = found[1]
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
-    exec(compile(code, "README.md", "exec"), {})
+    exec(compile(code, "use.md", "exec"), {})
     assert float(capsys.readouterr().out.split()[-1]) < 0.5
