@@ -12,6 +12,7 @@ import shutil
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,7 +89,12 @@ TAKEN_OUT = ("--dry-run", "--detach")
 
 @pytest.mark.parametrize(("page", "command"), sorted(set(shown())))
 def test_a_command_that_is_shown_works(
-    page: str, command: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    page: str,
+    command: str,
+    place: Path,
+    register: Any,  # so that what a file registers is gone after it
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(place)
     monkeypatch.setattr(train_command, "train_with_everything", lambda experiment, *_, **__: prepare(experiment))

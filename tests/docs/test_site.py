@@ -15,6 +15,7 @@ import yaml
 
 import metaopt
 from metaopt.experiment import Experiment
+from metaopt.runs.index import bare
 from scripts import pages
 from tests.browser import Browser, browser_or_skip
 
@@ -150,7 +151,14 @@ def test_blocks_of_python_run(
 def test_every_block_is_of_a_kind_that_is_tested() -> None:
     for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
         kinds = re.findall(r"^```(\w*)\n.*?^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-        assert set(kinds) <= {"sh", "python"}, page.name
+        assert set(kinds) <= {"sh", "python", "yaml"}, page.name
+
+
+def test_a_sweep_of_wandbs_that_is_shown_names_fields() -> None:
+    text = (DOCS / "wandb.md").read_text(encoding="utf-8")
+    held = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    assert held["command"][:2] == ["metaopt", "train"] and "${args}" in held["command"]
+    assert set(held["parameters"]) <= set(bare())
 
 
 def test_the_citation_is_of_this_version() -> None:
