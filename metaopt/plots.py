@@ -5,6 +5,7 @@ What `metaopt.plots` returns can be changed and saved as any figure; a notebook 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ from metaopt.report.comparison_curves import axes_panels, curves_panels
 from metaopt.report.horizons import Evaluated, at_horizons, panels_of
 from metaopt.report.panels import panels_figure, run_style
 from metaopt.report.pictures import evaluation_figure, meta_training_figure
-from metaopt.results import LoadedRun, load_run
+from metaopt.results import LoadedRun, Place, load_run
 
 Run = LoadedRun | str | Path
 
@@ -47,8 +48,15 @@ def curves(run: Run, task: str | None = None, horizon: int | None = None) -> Fig
 
 
 def meta_training(run: Run) -> Figure:
-    """Meta-loss and validation losses against the meta-step."""
-    return meta_training_figure(_run(run).rows)
+    """Meta-loss and validation losses against the meta-step.
+
+    Raises:
+      UserError: no meta-step is recorded yet.
+    """
+    figure = meta_training_figure(_run(run).rows)
+    if not figure.axes:
+        raise UserError(f"no meta-step is recorded in {_run(run).path} yet.")
+    return figure
 
 
 def horizons(*runs: Run) -> Figure:
@@ -68,14 +76,16 @@ def horizons(*runs: Run) -> Figure:
     return panels_figure(panels_of(drawn, points), legend=True)
 
 
-def compare(*places: str | Path) -> Figure:
+def compare(*places: Place) -> Figure:
     """Runs, or folders of runs such as a sweep's: meta-losses, validations, and the best against each field.
 
     Raises:
       UserError: a place that holds no run, or none with a meta-step recorded.
     """
-    paths = runs_among([Path(place) for place in places])
-    comparison = compare_all(paths, Path(places[0]))
+    if not places:
+        raise UserError("name at least one run, or a folder of runs such as a sweep's.")
+    roots = [files.place(os.fspath(place)) for place in places]
+    comparison = compare_all(runs_among(roots), roots[0])
     panels = [*curves_panels(comparison), *axes_panels(comparison)]
     if not panels:
         raise UserError("no meta-step is recorded in these runs yet.")
@@ -94,7 +104,7 @@ def profile(folder: str | Path, horizon: int | None = None) -> Figure:
     Raises:
       UserError: no benchmark lies there, or it has not run that horizon.
     """
-    path = Path(folder) / running.RECORDS
+    path = files.place(folder) / running.RECORDS
     if not path.is_file():
         raise UserError(f"{folder} holds no {running.RECORDS}; give the folder that `metaopt benchmark` printed.")
     record = files.read_json(path)

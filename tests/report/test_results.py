@@ -44,6 +44,10 @@ def test_what_is_not_there_yet_is_empty(finished: Path, tmp_path: Path) -> None:
         run.trained()
     with pytest.raises(UserError, match="was not evaluated yet"):
         plots.curves(run)
+    with pytest.raises(UserError, match="no meta-step is recorded in"):
+        plots.meta_training(run)
+    with pytest.raises(UserError, match="at least one run"):
+        plots.compare()
     with pytest.raises(UserError, match="is not a run folder"):
         load_run(tmp_path)
 
@@ -74,9 +78,31 @@ def test_several_runs_are_one_table_with_what_they_differ_in(two: Path) -> None:
     pd.testing.assert_frame_equal(
         table[table["seed"] == 1].drop(columns=["run", "seed"]).reset_index(drop=True), single, check_dtype=False
     )
-    assert len(load_results([two / "seed-0", two / "seed-1"])) == 2 * len(single) == len(table)
+    assert len(load_results([two / "seed-0", load_run(two / "seed-1")])) == 2 * len(single) == len(table)
+    assert len(load_results(str(two / "seed-0"))) == len(load_results(load_run(two / "seed-0"))) == len(single)
     with pytest.raises(UserError, match="there is no run in"):
         load_results(two / "seed-0" / "checkpoints")
+
+
+def test_what_runs_were_trained_for_stands_beside_what_they_were_evaluated_at(two: Path) -> None:
+    config = two / "seed-1" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "horizon": 9}))
+    table = load_results(two)
+    evaluated = load_run(two / "seed-1").results["horizon"]
+    assert set(table["trained.horizon"][table["seed"] == 1]) == {9}
+    assert list(table["horizon"][table["seed"] == 1]) == list(evaluated) and 9 not in set(evaluated)
+
+
+def test_a_home_folder_is_found_and_a_run_says_what_it_was_loaded_as(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(two))
+    assert len(load_results("~/seed-0")) and plots.compare("~/seed-0", load_run("~/seed-1")).axes
+    run = load_run(two / "seed-0")
+    said = repr(run)
+    assert "best validation" in said
+    shutil.rmtree(two / "seed-0")
+    assert repr(run) == said
 
 
 def test_a_notebook_shows_runs_and_pictures(two: Path, tmp_path: Path) -> None:
@@ -97,12 +123,15 @@ def test_pictures_hold_what_pages_hold(two: Path, finished: Path, tmp_path: Path
     assert np.max(np.asarray(steps)) <= run.experiment.num_meta_steps
     assert [axes.get_title(loc="left") or axes.get_title() for axes in plots.compare(two).axes][0] == "Meta-loss"
     metaopt.plots.compare(two / "seed-0", two / "seed-1").savefig(tmp_path / "compared.png")
-    several = {task for task in run.results["task"] if (run.results["task"] == task).sum()}
-    assert several
-    try:
-        assert plots.horizons(run, two / "seed-1").axes
-    except UserError as error:
-        assert "two horizons" in str(error)
+    with pytest.raises(UserError, match="two horizons"):
+        plots.horizons(run, two / "seed-1")
+    file = two / "seed-1" / "evaluation.json"
+    held = json.loads(file.read_text())
+    held["results"] += [{**result, "horizon": 2 * result["horizon"]} for result in held["results"]]
+    file.write_text(json.dumps(held))
+    (axes,) = plots.horizons(run, two / "seed-1").axes
+    assert {f"{finished.parent.name}/run", "sweep/seed-1"} <= {line.get_label() for line in axes.lines}
+    assert max(len(np.asarray(line.get_xdata())) for line in axes.lines) == 2
 
 
 def test_profiles_are_the_shares_within_a_factor_of_the_best(tmp_path: Path) -> None:
