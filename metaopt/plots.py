@@ -108,9 +108,13 @@ def profile(folder: str | Path, horizon: int | None = None) -> Figure:
     if not path.is_file():
         raise UserError(f"{folder} holds no {running.RECORDS}; give the folder that `metaopt benchmark` printed.")
     record = files.read_json(path)
+    if not isinstance(record, dict) or not {"suite", "optimizers", "entries"} <= set(record):
+        raise UserError(f"{path} is not as `metaopt benchmark` writes it; move it away and run it again.")
     known = sorted({int(at) for held in record["entries"].values() for at in held})
+    if not known:
+        raise UserError(f"{folder} has no task measured yet; run `metaopt benchmark` again, with more --minutes.")
     if horizon is not None and horizon not in known:
-        raise UserError(f"`horizon` ({horizon}): {folder} has {', '.join(map(str, known)) or 'none'}.")
+        raise UserError(f"`horizon` ({horizon}): {folder} has {', '.join(map(str, known))}.")
     baselines = running.held_baselines(record["suite"])
     shown = known if horizon is None else [horizon]
     own = list(record["optimizers"])

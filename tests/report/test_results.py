@@ -137,6 +137,10 @@ def test_pictures_hold_what_pages_hold(two: Path, finished: Path, tmp_path: Path
 def test_profiles_are_the_shares_within_a_factor_of_the_best(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give the folder that `metaopt benchmark` printed"):
         plots.profile(tmp_path)
+    for held, said in (([], "is not as"), ({"suite": "a", "optimizers": {}, "entries": {}}, "no task measured yet")):
+        (tmp_path / "benchmark.json").write_text(json.dumps(held))
+        with pytest.raises(UserError, match=said):
+            plots.profile(tmp_path)
     entries = {"won": {"50": WON}, "lost": {"50": LOST}}
     about = {"suite": "none", "optimizers": {"learned": "a"}, "entries": entries}
     (tmp_path / "benchmark.json").write_text(json.dumps(about))
