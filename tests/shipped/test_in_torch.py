@@ -151,7 +151,7 @@ def test_what_torch_lets_users_do_wrong_is_one_line() -> None:
     with pytest.raises(UserError, match="make another optimizer"):
         optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
     with pytest.raises(UserError, match="return the loss"):
-        optimizer.step(lambda: None)
+        optimizer.step(lambda: None)  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(UserError, match="is no optimizer of optax's"):
         metaopt.to_torch(other, [param])  # pyright: ignore[reportArgumentType]
 
