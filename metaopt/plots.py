@@ -32,7 +32,7 @@ def curves(run: Run, task: str | None = None, horizon: int | None = None) -> Fig
       horizon: one at which it was evaluated; None: the longest.
 
     Raises:
-      UserError: it was not evaluated, or not there.
+      UserError: it was not evaluated, or not there, or no loss is finite.
     """
     results = _run(run).evaluations
     if not results:
@@ -44,19 +44,18 @@ def curves(run: Run, task: str | None = None, horizon: int | None = None) -> Fig
             if not results:
                 raise UserError(f"`{name}`: {suggest(str(asked), known)}")
     first = results[0]["task"]
-    return evaluation_figure(max((one for one in results if one["task"] == first), key=lambda one: one["horizon"]))
+    shown = max((one for one in results if one["task"] == first), key=lambda one: one["horizon"])
+    return _with_axes(evaluation_figure(shown), f"{first} at {shown['horizon']} steps")
 
 
 def meta_training(run: Run) -> Figure:
     """Meta-loss and validation losses against the meta-step.
 
     Raises:
-      UserError: no meta-step is recorded yet.
+      UserError: no meta-step with a finite loss is recorded yet.
     """
-    figure = meta_training_figure(_run(run).rows)
-    if not figure.axes:
-        raise UserError(f"no meta-step is recorded in {_run(run).path} yet.")
-    return figure
+    loaded = _run(run)
+    return _with_axes(meta_training_figure(loaded.rows), str(loaded.path))
 
 
 def horizons(*runs: Run) -> Figure:
@@ -80,16 +79,14 @@ def compare(*places: Place) -> Figure:
     """Runs, or folders of runs such as a sweep's: meta-losses, validations, and the best against each field.
 
     Raises:
-      UserError: a place that holds no run, or none with a meta-step recorded.
+      UserError: a place that holds no run, or no meta-step with a finite loss is recorded yet.
     """
     if not places:
         raise UserError("name at least one run, or a folder of runs such as a sweep's.")
     roots = [files.place(os.fspath(place)) for place in places]
     comparison = compare_all(runs_among(roots), roots[0])
     panels = [*curves_panels(comparison), *axes_panels(comparison)]
-    if not panels:
-        raise UserError("no meta-step is recorded in these runs yet.")
-    return panels_figure(panels, legend=True)
+    return _with_axes(panels_figure(panels, legend=True), "these runs")
 
 
 def profile(folder: str | Path, horizon: int | None = None) -> Figure:
@@ -120,6 +117,12 @@ def profile(folder: str | Path, horizon: int | None = None) -> Figure:
     own = list(record["optimizers"])
     panels = [profile_panel(scores.joined(baselines, record["entries"], at), own, at) for at in shown]
     return panels_figure(panels, legend=True)
+
+
+def _with_axes(figure: Figure, where: str) -> Figure:
+    if not figure.axes:
+        raise UserError(f"{where}: there is no finite loss to draw.")
+    return figure
 
 
 def _run(run: Run) -> LoadedRun:

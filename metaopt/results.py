@@ -79,7 +79,7 @@ class LoadedRun:
         return folder.picks(self.path, self.experiment)
 
     def trained(self, pick: str | None = None) -> Trained:
-        """φ with its optimizer, the experiment that made it, and its card; `metaopt.load(path)` has it as optax does.
+        """φ with its optimizer, the experiment that made it, and its card; `metaopt.load(run)` has it as optax does.
 
         Args:
           pick: one of `picks`; None: the first.

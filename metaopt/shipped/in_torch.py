@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 STATE = "metaopt"  # in the optimizer's state_dict
 
 
-def to_torch(optimizer: str | Path | optax.GradientTransformation, params: Iterable[Any]) -> torch.optim.Optimizer:
+def to_torch(
+    optimizer: str | os.PathLike[str] | optax.GradientTransformation, params: Iterable[Any]
+) -> torch.optim.Optimizer:
     """A `torch.optim.Optimizer` whose steps are those of a learned optimizer, or of any optax transformation.
 
     Gradients are read from `.grad` after `loss.backward()`, and `step()` changes the parameters in place. Given a
@@ -42,7 +44,7 @@ def to_torch(optimizer: str | Path | optax.GradientTransformation, params: Itera
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("to_torch needs PyTorch, which is not installed; pip install torch") from None
-    tx = load(optimizer) if isinstance(optimizer, str | Path) else optimizer
+    tx = load(optimizer) if isinstance(optimizer, str | os.PathLike) else optimizer
     if not isinstance(tx, optax.GradientTransformation):
         raise UserError(f"{optimizer!r} is no optimizer of optax's; give a name, a path, or what `metaopt.load` gives.")
     extended = optax.with_extra_args_support(tx)

@@ -69,7 +69,7 @@ def find_optimizer(name_or_path: str | Path) -> Trained:
 
 
 def load(
-    name_or_path: str | Path,
+    name_or_path: str | os.PathLike[str],
     *,
     noise: bool = False,
     horizon: int | None = None,
@@ -90,8 +90,8 @@ def load(
     gradients: see `eval_params`.
 
     Args:
-      name_or_path: one of `pretrained()`, a run folder (its best by validation), a .safetensors file, or a
-        hand-designed optimizer with its options, `adam:learning_rate=0.001`.
+      name_or_path: one of `pretrained()`, a run folder or what `load_run` gives (its best by validation), a
+        .safetensors file, or a hand-designed optimizer with its options, `adam:learning_rate=0.001`.
       noise: draw the step noise of meta-training too; `update` then needs `key=`, a fresh one every step.
       horizon: how many steps will be made, for an optimizer that goes by it, such as one with `schedule=cosine`; others
         take no notice.
@@ -107,7 +107,7 @@ def load(
       UserError: it is not there, or of another architecture, or goes by the length of the run and is not told it, or
         `noise` is asked of an optimizer without any, or a number is out of its range.
     """
-    bare, named = without_guard(str(name_or_path))
+    bare, named = without_guard(os.fspath(name_or_path))
     with jax.ensure_compile_time_eval():  # also where `optax.inject_hyperparams` calls it within a jit
         name, optimizer, meta_params, draws = _found(bare)
     if horizon is not None and horizon < 1:
@@ -157,7 +157,7 @@ def _check(knob: str, value: Any, below: float) -> None:
         raise UserError(f"`{knob}` ({value}) must be at least 0 and {'finite' if scales else 'below 1'}.")
 
 
-def eval_params(name_or_path: str | Path) -> Callable[[PyTree, PyTree], PyTree]:
+def eval_params(name_or_path: str | os.PathLike[str]) -> Callable[[PyTree, PyTree], PyTree]:
     """(state, params) of `load`'s transformation -> the parameters to be judged.
 
     The state is the optimizer's own: `state.inner` under `guard`, the first of a chain under the other knobs.
@@ -165,7 +165,7 @@ def eval_params(name_or_path: str | Path) -> Callable[[PyTree, PyTree], PyTree]:
     Raises:
       UserError: as `load`, or the optimizer's parameters are themselves what is to be judged.
     """
-    bare, named = without_guard(str(name_or_path))
+    bare, named = without_guard(os.fspath(name_or_path))
     name, optimizer, _, _ = _found(bare)
     judged = (guarded(optimizer) if named else optimizer).eval_params
     if judged is None:

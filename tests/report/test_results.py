@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,6 +33,7 @@ def test_a_run_has_all_that_its_folder_holds(finished: Path, tiny: Experiment) -
     assert len(run.picks) >= 2 and run.environment["versions"]["metaopt"] == metaopt.__version__
     for pick, path in run.picks.items():
         assert run.trained(pick).experiment == run.experiment and path.is_file()
+    assert jax.tree.leaves(metaopt.load(run).init(jnp.ones(2)))  # a run is as good as its path
     with pytest.raises(UserError, match="did you mean 'last'"):
         run.trained("lats")
 
@@ -44,7 +47,7 @@ def test_what_is_not_there_yet_is_empty(finished: Path, tmp_path: Path) -> None:
         run.trained()
     with pytest.raises(UserError, match="was not evaluated yet"):
         plots.curves(run)
-    with pytest.raises(UserError, match="no meta-step is recorded in"):
+    with pytest.raises(UserError, match="no finite loss to draw"):
         plots.meta_training(run)
     with pytest.raises(UserError, match="at least one run"):
         plots.compare()
@@ -59,6 +62,23 @@ def test_values_that_json_has_as_words_are_numbers(finished: Path, tmp_path: Pat
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     losses = load_run(tmp_path / "run").metrics["meta_loss"]
     assert losses.dtype == float and losses[1] == np.inf and np.isnan(losses[2])
+
+
+def test_infinite_losses_alone_are_no_picture(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run" / "evaluation.json"
+    held = json.loads(file.read_text())
+    for record in held["results"][0]["optimizers"].values():
+        for part in ("mean", "median", "q25", "q75"):
+            record["curve"][part][1:] = ["inf"] * (len(record["curve"][part]) - 1)
+    file.write_text(json.dumps(held))
+    assert plots.curves(tmp_path / "run").axes and np.isinf(load_run(tmp_path / "run").curves["mean"]).any()
+    for record in held["results"][0]["optimizers"].values():
+        for part in ("mean", "median", "q25", "q75"):
+            record["curve"][part] = ["inf"] * len(record["curve"][part])
+    file.write_text(json.dumps(held))
+    with pytest.raises(UserError, match="quadratic:dim=2 at 4 steps: there is no finite loss to draw"):
+        plots.curves(tmp_path / "run")
 
 
 @pytest.fixture
