@@ -57,15 +57,17 @@ def to_torch(
     class MetaoptOptimizer(torch.optim.Optimizer):
         """Its state is the optax state's leaves, one tensor each, kept under the first parameter."""
 
+        tree: Any = None  # of the state; a deep copy has what torch knows of, and its class
+
         def __init__(self, params: Iterable[Any]) -> None:
             super().__init__(params, {})
             # Copies: a state may hold the parameters themselves, whose memory torch goes on to change.
             state = jax.tree.map(jnp.copy, extended.init([_to_jax(one) for one in self._every()]))
-            leaves, self._tree = jax.tree.flatten(state)
+            leaves, type(self).tree = jax.tree.flatten(state)
             self._keep(leaves)
 
         def add_param_group(self, param_group: dict[str, Any]) -> None:
-            if hasattr(self, "_tree"):
+            if self.tree is not None:
                 raise UserError("the state is of the parameters given at first; make another optimizer with to_torch.")
             super().add_param_group(param_group)
 
@@ -86,7 +88,7 @@ def to_torch(
                 value = jnp.asarray(float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
             every = self._every()
             gradients = [_to_jax(torch.zeros_like(one) if one.grad is None else one.grad) for one in every]
-            state = jax.tree.unflatten(self._tree, self.state[every[0]][STATE])
+            state = jax.tree.unflatten(self.tree, self.state[every[0]][STATE])
             changes, state = update(gradients, state, [_to_jax(one) for one in every], value)
             self._keep(jax.tree.leaves(state))
             for one, change in zip(every, changes, strict=True):
@@ -112,7 +114,7 @@ def to_torch(
 
 
 def _to_jax(tensor: Any) -> jax.Array:
-    tensor = tensor.detach().to_dense().contiguous()  # gradients of an embedding may be sparse
+    tensor = tensor.detach().to_dense().resolve_conj().contiguous()  # gradients of an embedding may be sparse
     on_host = tensor.device.type == "cpu"
     if on_host == (jax.default_backend() == "cpu"):
         return jnp.from_dlpack(tensor)

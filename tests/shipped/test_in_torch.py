@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,11 @@ def test_what_has_no_gradient_stays_and_other_kinds_of_tensors_are_taken() -> No
     still, half = torch.ones(2, requires_grad=True), torch.ones((3, 2), dtype=torch.bfloat16).t().requires_grad_()
     optimizer = metaopt.to_torch(optax.sgd(0.5), [{"params": [still]}, {"params": [half]}])
     half.grad = torch.ones_like(half)
+    turned = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+    another = metaopt.to_torch(optax.sgd(0.5), [turned])
+    turned.grad = torch.full((2,), 1j).conj()
+    another.step()
+    assert (turned == 1 + 0.5j).all()
     optimizer.step()
     assert (still == 1).all() and (half == 0.5).all() and half.dtype == torch.bfloat16
 
@@ -128,6 +134,17 @@ def test_a_state_is_saved_in_every_type(dtype: str) -> None:
     assert [leaf.dtype for leaf in again.state[param]["metaopt"]] == due
     for one, other in zip(again.state_dict()["state"][0]["metaopt"], saved["state"][0]["metaopt"], strict=True):
         assert one.dtype == other.dtype and (one == other).all() and one.any()
+
+
+def test_a_deep_copy_goes_on_by_itself() -> None:
+    param = torch.ones(3, requires_grad=True)
+    own = (param, metaopt.to_torch(optax.adam(0.1), [param]))
+    other = copy.deepcopy(own)
+    for steps, (one, optimizer) in ((1, own), (2, other)):
+        for _ in range(steps):
+            one.grad = torch.ones(3)
+            optimizer.step()
+        np.testing.assert_allclose(one.detach().numpy(), 1 - 0.1 * steps, rtol=1e-4)
 
 
 def test_sparse_gradients_are_taken() -> None:
