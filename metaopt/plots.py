@@ -5,6 +5,7 @@ What `metaopt.plots` returns can be changed and saved as any figure; a notebook 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ from metaopt.report.comparison_curves import axes_panels, curves_panels
 from metaopt.report.horizons import Evaluated, at_horizons, panels_of
 from metaopt.report.panels import panels_figure, run_style
 from metaopt.report.pictures import evaluation_figure, meta_training_figure
-from metaopt.results import LoadedRun, load_run
+from metaopt.results import LoadedRun, Place, load_run
 
 Run = LoadedRun | str | Path
 
@@ -31,7 +32,7 @@ def curves(run: Run, task: str | None = None, horizon: int | None = None) -> Fig
       horizon: one at which it was evaluated; None: the longest.
 
     Raises:
-      UserError: it was not evaluated, or not there.
+      UserError: it was not evaluated, or not there, or no loss is finite.
     """
     results = _run(run).evaluations
     if not results:
@@ -43,12 +44,18 @@ def curves(run: Run, task: str | None = None, horizon: int | None = None) -> Fig
             if not results:
                 raise UserError(f"`{name}`: {suggest(str(asked), known)}")
     first = results[0]["task"]
-    return evaluation_figure(max((one for one in results if one["task"] == first), key=lambda one: one["horizon"]))
+    shown = max((one for one in results if one["task"] == first), key=lambda one: one["horizon"])
+    return _with_axes(evaluation_figure(shown), f"{first} at {shown['horizon']} steps")
 
 
 def meta_training(run: Run) -> Figure:
-    """Meta-loss and validation losses against the meta-step."""
-    return meta_training_figure(_run(run).rows)
+    """Meta-loss and validation losses against the meta-step.
+
+    Raises:
+      UserError: no meta-step with a finite loss is recorded yet.
+    """
+    loaded = _run(run)
+    return _with_axes(meta_training_figure(loaded.rows), str(loaded.path))
 
 
 def horizons(*runs: Run) -> Figure:
@@ -68,18 +75,18 @@ def horizons(*runs: Run) -> Figure:
     return panels_figure(panels_of(drawn, points), legend=True)
 
 
-def compare(*places: str | Path) -> Figure:
+def compare(*places: Place) -> Figure:
     """Runs, or folders of runs such as a sweep's: meta-losses, validations, and the best against each field.
 
     Raises:
-      UserError: a place that holds no run, or none with a meta-step recorded.
+      UserError: a place that holds no run, or no meta-step with a finite loss is recorded yet.
     """
-    paths = runs_among([Path(place) for place in places])
-    comparison = compare_all(paths, Path(places[0]))
+    if not places:
+        raise UserError("name at least one run, or a folder of runs such as a sweep's.")
+    roots = [files.place(os.fspath(place)) for place in places]
+    comparison = compare_all(runs_among(roots), roots[0])
     panels = [*curves_panels(comparison), *axes_panels(comparison)]
-    if not panels:
-        raise UserError("no meta-step is recorded in these runs yet.")
-    return panels_figure(panels, legend=True)
+    return _with_axes(panels_figure(panels, legend=True), "these runs")
 
 
 def profile(folder: str | Path, horizon: int | None = None) -> Figure:
@@ -94,18 +101,28 @@ def profile(folder: str | Path, horizon: int | None = None) -> Figure:
     Raises:
       UserError: no benchmark lies there, or it has not run that horizon.
     """
-    path = Path(folder) / running.RECORDS
+    path = files.place(folder) / running.RECORDS
     if not path.is_file():
         raise UserError(f"{folder} holds no {running.RECORDS}; give the folder that `metaopt benchmark` printed.")
     record = files.read_json(path)
+    if not isinstance(record, dict) or not {"suite", "optimizers", "entries"} <= set(record):
+        raise UserError(f"{path} is not as `metaopt benchmark` writes it; move it away and run it again.")
     known = sorted({int(at) for held in record["entries"].values() for at in held})
+    if not known:
+        raise UserError(f"{folder} has no task measured yet; run `metaopt benchmark` again, with more --minutes.")
     if horizon is not None and horizon not in known:
-        raise UserError(f"`horizon` ({horizon}): {folder} has {', '.join(map(str, known)) or 'none'}.")
+        raise UserError(f"`horizon` ({horizon}): {folder} has {', '.join(map(str, known))}.")
     baselines = running.held_baselines(record["suite"])
     shown = known if horizon is None else [horizon]
     own = list(record["optimizers"])
     panels = [profile_panel(scores.joined(baselines, record["entries"], at), own, at) for at in shown]
     return panels_figure(panels, legend=True)
+
+
+def _with_axes(figure: Figure, where: str) -> Figure:
+    if not figure.axes:
+        raise UserError(f"{where}: there is no finite loss to draw.")
+    return figure
 
 
 def _run(run: Run) -> LoadedRun:

@@ -37,6 +37,7 @@ class Bar:
         self._bar: Any = None
         self._display: Any = None
         self._shown_at = 0.0
+        self._left: dict[str, str] | None = None  # a notebook's picture that was not shown yet
         if quiet:
             return
         if console is None:
@@ -57,18 +58,19 @@ class Bar:
             self._task = self._bar.add_task(what, total=total, completed=done, text=text)
 
     @property
-    def is_terminal(self) -> bool:
-        """Whether it is drawn in a terminal."""
-        return self._bar is not None
+    def is_shown(self) -> bool:
+        """Whether there is a terminal or a notebook that shows it."""
+        return self._bar is not None or self._display is not None
 
     def update(self, done: int, text: str) -> None:
         """As much is done now."""
         text = printable(text)
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text)
-        elif self._display is not None and (done >= self._total or time.monotonic() - self._shown_at > EVERY):
-            self._shown_at = time.monotonic()
-            self._display.update({"text/html": self._html(done, text)}, raw=True)
+        elif self._display is not None:
+            self._left = {"text/html": self._html(done, text)}
+            if done >= self._total or time.monotonic() - self._shown_at > EVERY:
+                self._show()
 
     def close(self) -> None:
         """The last picture stays."""
@@ -76,6 +78,12 @@ class Bar:
             with contextlib.suppress(OSError):
                 self._bar.stop()
             self._bar = None
+        self._show()
+
+    def _show(self) -> None:
+        if self._left is not None:
+            self._display.update(self._left, raw=True)
+            self._left, self._shown_at = None, time.monotonic()
 
     def __enter__(self) -> Bar:
         return self

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import html
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from metaopt import files
 from metaopt.errors import UserError, suggest
 from metaopt.experiment import Experiment
 from metaopt.report.comparison import runs_among
@@ -22,7 +24,7 @@ from metaopt.sinks.contents import curve_rows, result_rows
 if TYPE_CHECKING:
     import pandas
 
-Places = str | Path | Sequence[str | Path]
+Place = str | os.PathLike[str]  # a LoadedRun is one too
 WORDS = {None: float("nan"), "inf": float("inf"), "-inf": float("-inf")}  # as JSON has them
 
 
@@ -35,6 +37,8 @@ class LoadedRun:
       experiment: what config.json holds, with all defaults.
       state: how it stands, such as `finished` or `interrupted`.
       meta_step: meta-steps done.
+      best: the lowest validation score; None before the first validation.
+      best_at: its meta-step.
       environment: versions, commit, device, data.
       evaluations: the results in evaluation.json, as they stand there; `plots.curves` draws one.
     """
@@ -43,6 +47,8 @@ class LoadedRun:
     experiment: Experiment
     state: str
     meta_step: int
+    best: float | None
+    best_at: int | None
     environment: Mapping[str, Any]
     evaluations: Sequence[Mapping[str, Any]]
     rows: Sequence[Row] = dataclasses.field(repr=False)  # of metrics.jsonl
@@ -73,7 +79,7 @@ class LoadedRun:
         return folder.picks(self.path, self.experiment)
 
     def trained(self, pick: str | None = None) -> Trained:
-        """φ with its optimizer, the experiment that made it, and its card; `metaopt.load(path)` has it as optax does.
+        """φ with its optimizer, the experiment that made it, and its card; `metaopt.load(run)` has it as optax does.
 
         Args:
           pick: one of `picks`; None: the first.
@@ -88,6 +94,9 @@ class LoadedRun:
             raise UserError(f"`pick`: {suggest(pick, self.picks)}")
         return read_optimizer(self.picks[next(iter(self.picks)) if pick is None else pick])
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def __repr__(self) -> str:
         return f"LoadedRun({str(self.path)!r}, {', '.join(f'{name} {value}' for name, value in self._said().items())})"
 
@@ -98,15 +107,14 @@ class LoadedRun:
         return f"<table><caption>{html.escape(str(self.path))}</caption>{cells}</table>"
 
     def _said(self) -> dict[str, str]:
-        run = index.read_run(self.path)
         said = {
             "state": self.state,
             "meta-steps": f"{self.meta_step:,} of {self.experiment.num_meta_steps:,}",
             "optimizer": str(self.experiment.optimizer),
             "tasks": ", ".join(map(str, self.experiment.tasks)),
         }
-        if run.best is not None:
-            said["best validation"] = f"{number(run.best)} at meta-step {run.best_at:,}"
+        if self.best is not None:
+            said["best validation"] = f"{number(self.best)} at meta-step {self.best_at:,}"
         if self.evaluations:
             said["evaluated on"] = ", ".join(dict.fromkeys(str(result["task"]) for result in self.evaluations))
         return said
@@ -125,34 +133,41 @@ def load_run(path: str | Path) -> LoadedRun:
         experiment=experiment,
         state=run.state,
         meta_step=run.meta_step,
+        best=run.best,
+        best_at=run.best_at,
         environment=folder.environment_of(place),
         evaluations=read_results(place),
         rows=read_rows(place / folder.METRICS),
     )
 
 
-def load_results(places: Places) -> pandas.DataFrame:
+def load_results(places: Place | Sequence[Place]) -> pandas.DataFrame:
     """The evaluations of several runs as one table, a row an optimizer, task family, horizon and run.
 
     Before the columns of `LoadedRun.results` stand `run`, its folder, and every field in which the runs' configurations
-    differ, such as `seed`. A run that was not evaluated yet has no rows.
+    differ, such as `seed`; where both have a column of a name, that of the configurations is `trained.horizon`. A run
+    that was not evaluated yet has no rows.
 
     Args:
-      places: run folders, or folders of runs such as a sweep's; one or several.
+      places: run folders, folders of runs such as a sweep's, or what `load_run` gives; one or several.
 
     Raises:
       UserError: a place that holds no run, or a run whose evaluation.json is broken.
     """
-    every = [places] if isinstance(places, str | Path) else places
-    runs = [index.read_run(path) for path in runs_among([Path(place) for place in every])]
+    every = [places] if isinstance(places, str | os.PathLike) else places
+    runs = [index.read_run(path) for path in runs_among([files.place(os.fspath(place)) for place in every])]
     whole = index.with_defaults([run.fields for run in runs])
     axes = index.differing(whole)
-    table = [
-        {"run": run.name, **{axis: fields.get(axis) for axis in axes}, **row}
-        for run, fields in zip(runs, whole, strict=True)
-        for row in result_rows(read_results(run.path))
-    ]
-    return _frame(table)
+    results = [result_rows(read_results(run.path)) for run in runs]
+    taken = {"run", *(name for rows in results for row in rows for name in row)}
+    names = {axis: f"trained.{axis}" if axis in taken else axis for axis in axes}
+    return _frame(
+        [
+            {"run": run.name, **{name: fields.get(axis) for axis, name in names.items()}, **row}
+            for run, fields, rows in zip(runs, whole, results, strict=True)
+            for row in rows
+        ]
+    )
 
 
 def _of_kind(rows: Sequence[Row], kind: str) -> pandas.DataFrame:

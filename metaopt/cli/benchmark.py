@@ -58,11 +58,12 @@ def benchmark(arguments: BenchmarkArguments, console: Any = None) -> Path:
     if not (path / running.RECORDS).exists():  # there was no time for any
         return path
     own = files.read_json(path / running.RECORDS)["entries"]
-    joined = {horizon: scores.joined(held, own, horizon) for horizon in arguments.horizons}
-    joined = {horizon: records for horizon, records in joined.items() if records}
-    for horizon, records in joined.items():
-        _print(console, arguments.suite, horizon, records, list(found))
-    if joined:
+    recorded = sorted({int(horizon) for entry in own.values() for horizon in entry})
+    joined = {horizon: scores.joined(held, own, horizon) for horizon in recorded}
+    for horizon in arguments.horizons:
+        if horizon in joined:
+            _print(console, arguments.suite, horizon, joined[horizon], list(found))
+    if joined:  # with those of an earlier call
         page = write_benchmark(path, arguments.suite, joined, list(found), about["environment"])
         say(console, f"\npage: {page}")
     return path

@@ -97,7 +97,8 @@ def evaluate(
         record_every = early_stopping.every
     segments = plan(family, horizon, train_horizon, record_every)
     runs = {}
-    with Bar("evaluating", len(bound), quiet=progress is not None, text="") as bar:
+    quiet = progress is not None or jax.process_index() > 0
+    with Bar("evaluating", len(bound), quiet=quiet, text="") as bar:
         for name, (optimizer, meta_params) in bound.items():
             (progress or functools.partial(bar.update, len(runs)))(name)
             if name not in searched:

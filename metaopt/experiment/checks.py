@@ -77,6 +77,7 @@ _LEAST = {
     "num_devices": 1,
     "checkpoint_every": 1,
     "meta_optimizer.warmup_steps": 0,
+    "meta_optimizer.weight_decay": 0,
     "curriculum.every": 1,
     "curriculum.patience": 1,
     "validation.every": 0,

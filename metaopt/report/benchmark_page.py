@@ -11,6 +11,7 @@ import numpy as np
 from metaopt.benchmark import scores
 from metaopt.report.page import drawings, write_page
 from metaopt.report.panels import BASELINE_COLOURS, DASHES, MARKERS, Line, Panel, Style, panels_figure, run_style
+from metaopt.report.words import flatten
 
 FACTORS = np.geomspace(1, 1000, 100)
 PAGE = "benchmark.html"
@@ -38,7 +39,11 @@ def profile_panel(records: scores.Records, own: Sequence[str], horizon: int) -> 
 
 
 def write_benchmark(
-    folder: Path, suite: str, by_horizon: Mapping[int, scores.Records], own: Sequence[str], environment: Any
+    folder: Path,
+    suite: str,
+    by_horizon: Mapping[int, scores.Records],
+    own: Sequence[str],
+    environment: Mapping[str, Any],
 ) -> Path:
     """Writes the page into a benchmark's folder. Returns its path.
 
@@ -60,7 +65,7 @@ def write_benchmark(
             "styles": list(drawn.values()),
             "panels": len(panels),
         },
-        environment=[(name, str(value)) for name, value in (environment or {}).items()],
+        environment=flatten(environment),
     )
 
 

@@ -54,7 +54,7 @@ def clock(seconds: float | None) -> str:
 
 
 class Progress:
-    """Meta-training as a bar in a terminal, as plain lines elsewhere."""
+    """Meta-training as a bar in a terminal or a notebook, as plain lines elsewhere."""
 
     def __init__(self, console: Any, total: int, done: int = 0) -> None:
         self.console = console
@@ -70,7 +70,7 @@ class Progress:
             return
         done, each = rows[-1]["meta_step"], rows[-1]["time/meta_step"]
         text = _train_text(rows, each)
-        if self._bar.is_terminal:
+        if self._bar.is_shown:
             self._bar.update(done, text)
         else:
             self.say(f"meta-step {done}/{self._total}  {text}  {clock((self._total - done) * each)} left")

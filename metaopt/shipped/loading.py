@@ -69,7 +69,7 @@ def find_optimizer(name_or_path: str | Path) -> Trained:
 
 
 def load(
-    name_or_path: str | Path,
+    name_or_path: str | os.PathLike[str],
     *,
     noise: bool = False,
     horizon: int | None = None,
@@ -90,14 +90,15 @@ def load(
     gradients: see `eval_params`.
 
     Args:
-      name_or_path: one of `pretrained()`, a run folder (its best by validation), a .safetensors file, or a
-        hand-designed optimizer with its options, `adam:learning_rate=0.001`.
+      name_or_path: one of `pretrained()`, a run folder or what `load_run` gives (its best by validation), a
+        .safetensors file, or a hand-designed optimizer with its options, `adam:learning_rate=0.001`.
       noise: draw the step noise of meta-training too; `update` then needs `key=`, a fresh one every step.
       horizon: how many steps will be made, for an optimizer that goes by it, such as one with `schedule=cosine`; others
         take no notice.
       guard: let calibrated NadamW make some steps where the optimizer's own gradient, step or loss is not finite or
         explodes; the loss only where `update(..., value=loss)` tells it. `optax.tree.get(state, "steps_guarded")` and
-        `"times_tripped"` count. It takes three numbers more a parameter. See `metaopt.optimizers.guard.guard`.
+        `"times_tripped"` count. It takes three numbers more a parameter. See `metaopt.optimizers.guard.guard`. As on a
+        command line, `:guard=true` after the name says the same.
       learning_rate_multiplier: on the whole step; a number of at least 0, or an optax schedule, step -> factor.
       weight_decay: λ, at least 0 and below 1.
       mask: which parameters decay, as `optax.adamw` takes it: a pytree of bools, or params -> one. None: all.
@@ -106,8 +107,9 @@ def load(
       UserError: it is not there, or of another architecture, or goes by the length of the run and is not told it, or
         `noise` is asked of an optimizer without any, or a number is out of its range.
     """
+    bare, named = without_guard(os.fspath(name_or_path))
     with jax.ensure_compile_time_eval():  # also where `optax.inject_hyperparams` calls it within a jit
-        name, optimizer, meta_params, draws = _found(name_or_path)
+        name, optimizer, meta_params, draws = _found(bare)
     if horizon is not None and horizon < 1:
         raise UserError(f"`horizon` ({horizon}) must be at least 1.")
     if optimizer.at_horizon is not None:
@@ -125,7 +127,9 @@ def load(
     if mask is not None and not decays:
         raise UserError("`mask` says which parameters decay; give a `weight_decay` above 0 with it, or leave it out.")
     optimizer = with_noise(optimizer) if noise else optimizer
-    parts: list[optax.GradientTransformation] = [(guarded(optimizer) if guard else optimizer).bind(meta_params)]
+    parts: list[optax.GradientTransformation] = [
+        (guarded(optimizer) if guard or named else optimizer).bind(meta_params)
+    ]
     if decays:
         parts.append(optax.add_decayed_weights(-weight_decay, mask))
     if scales:
@@ -153,7 +157,7 @@ def _check(knob: str, value: Any, below: float) -> None:
         raise UserError(f"`{knob}` ({value}) must be at least 0 and {'finite' if scales else 'below 1'}.")
 
 
-def eval_params(name_or_path: str | Path) -> Callable[[PyTree, PyTree], PyTree]:
+def eval_params(name_or_path: str | os.PathLike[str]) -> Callable[[PyTree, PyTree], PyTree]:
     """(state, params) of `load`'s transformation -> the parameters to be judged.
 
     The state is the optimizer's own: `state.inner` under `guard`, the first of a chain under the other knobs.
@@ -161,18 +165,19 @@ def eval_params(name_or_path: str | Path) -> Callable[[PyTree, PyTree], PyTree]:
     Raises:
       UserError: as `load`, or the optimizer's parameters are themselves what is to be judged.
     """
-    name, optimizer, _, _ = _found(name_or_path)
-    if optimizer.eval_params is None:
+    bare, named = without_guard(os.fspath(name_or_path))
+    name, optimizer, _, _ = _found(bare)
+    judged = (guarded(optimizer) if named else optimizer).eval_params
+    if judged is None:
         raise UserError(f"{name} has no parameters for evaluation apart; judge its parameters.")
-    return optimizer.eval_params
+    return judged
 
 
-def _found(name_or_path: str | Path) -> tuple[str, Optimizer, MetaParams, bool]:
+def _found(text: str) -> tuple[str, Optimizer, MetaParams, bool]:
     """(what it is called, optimizer, φ, whether it was trained with step noise) of what `load` takes."""
-    text = str(name_or_path)
     named = text.partition(":")[0] in OPTIMIZERS and text not in pretrained()
-    if not named or os.path.exists(files.place(name_or_path)):
-        trained = find_optimizer(name_or_path)
+    if not named or os.path.exists(files.place(text)):
+        trained = find_optimizer(text)
         draws = explores(trained.experiment, trained.optimizer)
         return str(trained.experiment.optimizer), trained.optimizer, trained.meta_params, draws
     optimizer = build_optimizer(parse_choice(text))

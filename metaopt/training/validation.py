@@ -115,6 +115,7 @@ class Validator:
             num_tasks=experiment.validation.num_tasks,
             train_horizon=experiment.horizon,
             num_devices=experiment.num_devices,
+            progress=lambda name: None,  # the bar is meta-training's
         )
 
 

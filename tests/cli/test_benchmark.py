@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 from types import MappingProxyType
@@ -46,11 +47,19 @@ def test_scores_are_printed_kept_and_gone_on_with(
     assert set(held) == {ours, "adam", "adamw:schedule=cosine", "dowg"}
     assert held["adamw:schedule=cosine"]["tuned"]["knows_horizon"] and "tuned" not in held["dowg"]
 
+    page = Path("here/benchmark.html").read_text()
+    assert all(f">{html.escape(name)}<" in page.replace("<wbr>", "") for name in held)
+    assert "versions.jax" in page.replace("<wbr>", "") and 'id="steps-50"' in page
+
     def again(*_: Any) -> None:
         raise AssertionError("was done already")
 
     monkeypatch.setattr(running, "measure", again)
-    assert main(words) == 0 and "development suite" in capsys.readouterr().out
+    record["entries"]["beale"]["500"] = record["entries"]["beale"]["50"]  # as another call has left it
+    Path("here/benchmark.json").write_text(json.dumps(record))
+    assert main(words) == 0
+    out, page = capsys.readouterr().out, Path("here/benchmark.html").read_text()
+    assert "50 steps" in out and "500 steps" not in out and 'id="steps-50"' in page and 'id="steps-500"' in page
     assert main(["benchmark", "adam:learning_rate=0.1", "--horizons", "50", "--out", "here"]) == 2
     assert "other optimizers or of another φ; give another --out" in capsys.readouterr().err
 

@@ -128,6 +128,7 @@ def test_a_missing_field_is_named() -> None:
         ({"num_meta_steps": 0}, r"`num_meta_steps` \(0\) must be at least 1."),
         ({"log": {"every": -1}}, r"`log.every` \(-1\) must be at least 1."),
         ({"seed": -1}, "`seed`"),
+        ({"meta_optimizer": {"weight_decay": -0.1}}, r"`meta_optimizer.weight_decay` \(-0.1\) must be at least 0."),
         ({"meta_optimizer": {"learning_rate": 0.0}}, r"`meta_optimizer.learning_rate` \(0.0\) must be above 0."),
         ({"meta_optimizer": {"schedule": "exponential", "final_fraction": 0.0}}, "exponential"),
         ({"validation": {"multiples": [10, 1]}}, "`validation.multiples`"),

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
@@ -31,6 +33,7 @@ def test_a_run_has_all_that_its_folder_holds(finished: Path, tiny: Experiment) -
     assert len(run.picks) >= 2 and run.environment["versions"]["metaopt"] == metaopt.__version__
     for pick, path in run.picks.items():
         assert run.trained(pick).experiment == run.experiment and path.is_file()
+    assert jax.tree.leaves(metaopt.load(run).init(jnp.ones(2)))  # a run is as good as its path
     with pytest.raises(UserError, match="did you mean 'last'"):
         run.trained("lats")
 
@@ -44,6 +47,10 @@ def test_what_is_not_there_yet_is_empty(finished: Path, tmp_path: Path) -> None:
         run.trained()
     with pytest.raises(UserError, match="was not evaluated yet"):
         plots.curves(run)
+    with pytest.raises(UserError, match="no finite loss to draw"):
+        plots.meta_training(run)
+    with pytest.raises(UserError, match="at least one run"):
+        plots.compare()
     with pytest.raises(UserError, match="is not a run folder"):
         load_run(tmp_path)
 
@@ -55,6 +62,23 @@ def test_values_that_json_has_as_words_are_numbers(finished: Path, tmp_path: Pat
     (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     losses = load_run(tmp_path / "run").metrics["meta_loss"]
     assert losses.dtype == float and losses[1] == np.inf and np.isnan(losses[2])
+
+
+def test_infinite_losses_alone_are_no_picture(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run" / "evaluation.json"
+    held = json.loads(file.read_text())
+    for record in held["results"][0]["optimizers"].values():
+        for part in ("mean", "median", "q25", "q75"):
+            record["curve"][part][1:] = ["inf"] * (len(record["curve"][part]) - 1)
+    file.write_text(json.dumps(held))
+    assert plots.curves(tmp_path / "run").axes and np.isinf(load_run(tmp_path / "run").curves["mean"]).any()
+    for record in held["results"][0]["optimizers"].values():
+        for part in ("mean", "median", "q25", "q75"):
+            record["curve"][part] = ["inf"] * len(record["curve"][part])
+    file.write_text(json.dumps(held))
+    with pytest.raises(UserError, match="quadratic:dim=2 at 4 steps: there is no finite loss to draw"):
+        plots.curves(tmp_path / "run")
 
 
 @pytest.fixture
@@ -74,9 +98,31 @@ def test_several_runs_are_one_table_with_what_they_differ_in(two: Path) -> None:
     pd.testing.assert_frame_equal(
         table[table["seed"] == 1].drop(columns=["run", "seed"]).reset_index(drop=True), single, check_dtype=False
     )
-    assert len(load_results([two / "seed-0", two / "seed-1"])) == 2 * len(single) == len(table)
+    assert len(load_results([two / "seed-0", load_run(two / "seed-1")])) == 2 * len(single) == len(table)
+    assert len(load_results(str(two / "seed-0"))) == len(load_results(load_run(two / "seed-0"))) == len(single)
     with pytest.raises(UserError, match="there is no run in"):
         load_results(two / "seed-0" / "checkpoints")
+
+
+def test_what_runs_were_trained_for_stands_beside_what_they_were_evaluated_at(two: Path) -> None:
+    config = two / "seed-1" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "horizon": 9}))
+    table = load_results(two)
+    evaluated = load_run(two / "seed-1").results["horizon"]
+    assert set(table["trained.horizon"][table["seed"] == 1]) == {9}
+    assert list(table["horizon"][table["seed"] == 1]) == list(evaluated) and 9 not in set(evaluated)
+
+
+def test_a_home_folder_is_found_and_a_run_says_what_it_was_loaded_as(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(two))
+    assert len(load_results("~/seed-0")) and plots.compare("~/seed-0", load_run("~/seed-1")).axes
+    run = load_run(two / "seed-0")
+    said = repr(run)
+    assert "best validation" in said
+    shutil.rmtree(two / "seed-0")
+    assert repr(run) == said
 
 
 def test_a_notebook_shows_runs_and_pictures(two: Path, tmp_path: Path) -> None:
@@ -97,17 +143,24 @@ def test_pictures_hold_what_pages_hold(two: Path, finished: Path, tmp_path: Path
     assert np.max(np.asarray(steps)) <= run.experiment.num_meta_steps
     assert [axes.get_title(loc="left") or axes.get_title() for axes in plots.compare(two).axes][0] == "Meta-loss"
     metaopt.plots.compare(two / "seed-0", two / "seed-1").savefig(tmp_path / "compared.png")
-    several = {task for task in run.results["task"] if (run.results["task"] == task).sum()}
-    assert several
-    try:
-        assert plots.horizons(run, two / "seed-1").axes
-    except UserError as error:
-        assert "two horizons" in str(error)
+    with pytest.raises(UserError, match="two horizons"):
+        plots.horizons(run, two / "seed-1")
+    file = two / "seed-1" / "evaluation.json"
+    held = json.loads(file.read_text())
+    held["results"] += [{**result, "horizon": 2 * result["horizon"]} for result in held["results"]]
+    file.write_text(json.dumps(held))
+    (axes,) = plots.horizons(run, two / "seed-1").axes
+    assert {f"{finished.parent.name}/run", "sweep/seed-1"} <= {line.get_label() for line in axes.lines}
+    assert max(len(np.asarray(line.get_xdata())) for line in axes.lines) == 2
 
 
 def test_profiles_are_the_shares_within_a_factor_of_the_best(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give the folder that `metaopt benchmark` printed"):
         plots.profile(tmp_path)
+    for held, said in (([], "is not as"), ({"suite": "a", "optimizers": {}, "entries": {}}, "no task measured yet")):
+        (tmp_path / "benchmark.json").write_text(json.dumps(held))
+        with pytest.raises(UserError, match=said):
+            plots.profile(tmp_path)
     entries = {"won": {"50": WON}, "lost": {"50": LOST}}
     about = {"suite": "none", "optimizers": {"learned": "a"}, "entries": entries}
     (tmp_path / "benchmark.json").write_text(json.dumps(about))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -111,8 +112,65 @@ def test_what_has_no_gradient_stays_and_other_kinds_of_tensors_are_taken() -> No
     still, half = torch.ones(2, requires_grad=True), torch.ones((3, 2), dtype=torch.bfloat16).t().requires_grad_()
     optimizer = metaopt.to_torch(optax.sgd(0.5), [{"params": [still]}, {"params": [half]}])
     half.grad = torch.ones_like(half)
+    turned = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+    another = metaopt.to_torch(optax.sgd(0.5), [turned])
+    turned.grad = torch.full((2,), 1j).conj()
+    another.step()
+    assert (turned == 1 + 0.5j).all()
     optimizer.step()
     assert (still == 1).all() and (half == 0.5).all() and half.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_a_state_is_saved_in_every_type(dtype: str) -> None:
+    param = torch.ones(3, dtype=getattr(torch, dtype), requires_grad=True)
+    optimizer = metaopt.to_torch(optax.adam(0.1), [param])
+    param.sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    due = [leaf.dtype for leaf in optimizer.state[param]["metaopt"]]
+    again = metaopt.to_torch(optax.adam(0.1), [param])
+    again.load_state_dict(saved)
+    assert [leaf.dtype for leaf in again.state[param]["metaopt"]] == due
+    for one, other in zip(again.state_dict()["state"][0]["metaopt"], saved["state"][0]["metaopt"], strict=True):
+        assert one.dtype == other.dtype and (one == other).all() and one.any()
+
+
+def test_a_deep_copy_goes_on_by_itself() -> None:
+    param = torch.ones(3, requires_grad=True)
+    own = (param, metaopt.to_torch(optax.adam(0.1), [param]))
+    other = copy.deepcopy(own)
+    for steps, (one, optimizer) in ((1, own), (2, other)):
+        for _ in range(steps):
+            one.grad = torch.ones(3)
+            optimizer.step()
+        np.testing.assert_allclose(one.detach().numpy(), 1 - 0.1 * steps, rtol=1e-4)
+
+
+def test_sparse_gradients_are_taken() -> None:
+    table = torch.nn.Embedding(4, 2, sparse=True)
+    before = table.weight.detach().clone()
+    optimizer = metaopt.to_torch(optax.sgd(0.5), table.parameters())
+    table(torch.tensor([1])).sum().backward()
+    optimizer.step()
+    assert ((before - table.weight) == 0.5 * torch.tensor([[0.0], [1.0], [0.0], [0.0]])).all()
+
+
+def test_what_torch_lets_users_do_wrong_is_one_line() -> None:
+    param = torch.ones(3, requires_grad=True)
+    optimizer, other = metaopt.to_torch(optax.adam(0.1), [param]), torch.optim.Adam([param])
+    with pytest.raises(UserError, match="another optimizer"):
+        optimizer.load_state_dict(other.state_dict())
+    param.grad = torch.ones(3)
+    other.step()
+    with pytest.raises(UserError, match="another optimizer"):
+        optimizer.load_state_dict(other.state_dict())
+    with pytest.raises(UserError, match="make another optimizer"):
+        optimizer.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
+    with pytest.raises(UserError, match="return the loss"):
+        optimizer.step(lambda: None)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    with pytest.raises(UserError, match="is no optimizer of optax's"):
+        metaopt.to_torch(other, [param])  # pyright: ignore[reportArgumentType]
 
 
 def test_without_torch_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -251,3 +251,13 @@ def test_a_guard_by_name(words: str) -> None:
     assert optax.tree.get(tx.init(PARAMS), "steps_guarded") == 0
     with pytest.raises(UserError, match="unknown|nothing to inspect"):
         find("guard=true")
+    if not words.startswith("optax"):
+        for guard in (False, True):  # once, whichever says it
+            assert optax.tree.get(metaopt.load(words, guard=guard).init(PARAMS), "steps_guarded") == 0
+
+
+def test_a_guard_by_name_is_seen_through_where_parameters_are_judged() -> None:
+    words = "schedule_free_adamw:guard=true"
+    state = metaopt.load(words).init(PARAMS)
+    judged, bare = pretrained.eval_params(words), pretrained.eval_params("schedule_free_adamw")
+    jax.tree.map(np.testing.assert_array_equal, judged(state, PARAMS), bare(state.inner, PARAMS))
