@@ -28,7 +28,7 @@ Place = str | os.PathLike[str]  # a LoadedRun is one too
 WORDS = {None: float("nan"), "inf": float("inf"), "-inf": float("-inf")}  # as JSON has them
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class LoadedRun:
     """A run as its folder had it when it was loaded; tables are empty where nothing was measured yet.
 

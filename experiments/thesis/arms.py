@@ -190,8 +190,9 @@ def _convex(name: str, title: str, rl: Experiment, bp: Experiment, tests: tuple[
         *one_at_a_time("bp", bp, features, FEW_SEEDS, MANY_SEEDS),
         *exact(rl, bp, MANY_SEEDS),
     )
-    first = [picked(arm, 100, 32) for arm in models if arm.seeds == MANY_SEEDS]
-    rest = [arm for arm in models if arm.seeds != MANY_SEEDS]
+    shown = ("rl", "bp", f"rl/{EXACT}", f"bp/{EXACT}")
+    first = [picked(arm, 100, 32) for arm in models if arm.name in shown]
+    rest = [arm for arm in models if arm.name not in shown]
     return Study(name, title, (*first, *remedies(rl, SOME_SEEDS), *crossed(rl, bp, FEW_SEEDS), *rest), tests)
 
 

@@ -39,7 +39,9 @@ def measure(entry: Entry, horizon: int, optimizers: Mapping[str, loss_curves.Ent
     """
     key = jax.random.key(TASK_STREAM)
     every = max(1, horizon // POINTS)
-    curves = evaluate(optimizers, entry.family, key, horizon=horizon, num_tasks=TASKS, record_every=every)
+    curves = evaluate(
+        optimizers, entry.family, key, horizon=horizon, num_tasks=TASKS, record_every=every, progress=False
+    )
     scale = curves.scale
     found: Record = {"initial": next(iter(curves.loss.values()))[:, 0], "bound": curves.lower_bound, "optimizers": {}}
     kept = np.flatnonzero(curves.steps % every == 0)

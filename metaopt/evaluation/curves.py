@@ -60,7 +60,7 @@ def evaluate(
     early_stopping: EarlyStopping | None = None,
     searched: Collection[str] = (),
     num_devices: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[str], None] | bool = True,
 ) -> Curves:
     """Runs every optimizer on the same `num_tasks` tasks, from the same starts, on the same minibatches.
 
@@ -80,7 +80,7 @@ def evaluate(
       searched: names whose rates were found by trying; of the others' one is warned where it lies above what their
         steps are stable at.
       num_devices: default: every local device.
-      progress: called with each name before it runs; None: a bar in a terminal or a notebook, else nothing.
+      progress: show a bar in a terminal or a notebook; or what is called with each name before it runs.
 
     Raises:
       ValueError: counts below 1, early stopping without validation data, or a transformation that needs what an inner
@@ -97,10 +97,10 @@ def evaluate(
         record_every = early_stopping.every
     segments = plan(family, horizon, train_horizon, record_every)
     runs = {}
-    quiet = progress is not None or jax.process_index() > 0
+    quiet = progress is not True or jax.process_index() > 0
     with Bar("evaluating", len(bound), quiet=quiet, text="") as bar:
         for name, (optimizer, meta_params) in bound.items():
-            (progress or functools.partial(bar.update, len(runs)))(name)
+            (progress if callable(progress) else functools.partial(bar.update, len(runs)))(name)
             if name not in searched:
                 warn_of_long_steps(name, optimizer, meta_params, family, key)
             runs[name] = run(

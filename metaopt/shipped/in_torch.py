@@ -29,12 +29,12 @@ def to_torch(
     closure, as `torch.optim.LBFGS` takes it, the loss reaches optimizers that read it (`value=`). Numbers pass between
     the two libraries without a copy where jax has the device, and through the host otherwise; arithmetic is jax's, in
     single precision unless `jax_enable_x64` is set. A parameter without a gradient stays where it is; to the optimizer
-    its gradient is zero. `state_dict` and `load_state_dict` work as for others. There is no `lr` for torch's
-    schedulers to change; `metaopt.load(..., learning_rate_multiplier=schedule)` takes optax's.
+    its gradient is zero. `state_dict` and `load_state_dict` work as for others. A group's `lr`, 1 unless it is given,
+    multiplies its steps, so that torch's schedulers can be put on top.
 
     Args:
       optimizer: what `metaopt.load` takes, or what it gives.
-      params: tensors, or dictionaries with `params`, as torch has groups; options of a group change nothing.
+      params: tensors, or dictionaries with `params`, as torch has groups; of a group's options `lr` alone counts.
 
     Raises:
       UserError: PyTorch is not installed, or there is no such optimizer; later, a closure that returns no loss,
@@ -60,7 +60,7 @@ def to_torch(
         tree: Any = None  # of the state; a deep copy has what torch knows of, and its class
 
         def __init__(self, params: Iterable[Any]) -> None:
-            super().__init__(params, {})
+            super().__init__(params, {"lr": 1.0})
             # Copies: a state may hold the parameters themselves, whose memory torch goes on to change.
             state = jax.tree.map(jnp.copy, extended.init([_to_jax(one) for one in self._every()]))
             leaves, type(self).tree = jax.tree.flatten(state)
@@ -91,9 +91,10 @@ def to_torch(
             state = jax.tree.unflatten(self.tree, self.state[every[0]][STATE])
             changes, state = update(gradients, state, [_to_jax(one) for one in every], value)
             self._keep(jax.tree.leaves(state))
-            for one, change in zip(every, changes, strict=True):
+            factors = [group["lr"] for group in self.param_groups for _ in group["params"]]
+            for one, change, factor in zip(every, changes, factors, strict=True):
                 if one.grad is not None:
-                    one.add_(_to_torch(change, one))
+                    one.add_(_to_torch(change, one), alpha=float(factor))
             return loss
 
         def state_dict(self) -> dict[str, Any]:

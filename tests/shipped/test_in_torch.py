@@ -177,3 +177,14 @@ def test_without_torch_the_remedy_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(UserError, match="pip install torch"):
         metaopt.to_torch("networks_rl", [])
+
+
+def test_the_rate_of_a_group_multiplies_its_steps_and_schedulers_change_it():
+    still, moved = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    optimizer = metaopt.to_torch(optax.sgd(0.5), [{"params": [still], "lr": 0.0}, {"params": [moved]}])
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+    still.grad = moved.grad = torch.ones(2)
+    for expected in (0.5, 0.25):
+        optimizer.step()
+        schedule.step()
+        assert (still == 1).all() and (moved == expected).all()
