@@ -65,7 +65,9 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
     Then come 10 steps of NadamW, with warm-up and cosine, at its calibrated rate or the scale of the optimizer's own
     steps, whichever is less: what was set for small networks might ruin a large one that is nearly trained. After them
     the optimizer begins anew, from its initial state: it was meta-trained from there, and the state that it went wrong
-    in is a part of what went wrong. The next time they are 20, then 40, unless it did well for long.
+    in is a part of what went wrong. The next time they are 20, then 40, unless it did well for long. A step is taken
+    back exactly where what stands after the guard in a chain scales every step alike; under a schedule or weight decay
+    nearly so.
 
     `optax.tree.get(state, "steps_guarded")` and `"times_tripped"` read the counts from a state, wherever in a chain.
     Until it trips, steps are bitwise the transformation's own. An update takes one to two of optax.adam's more, and

@@ -250,7 +250,7 @@ TREES = {
 
 @pytest.mark.parametrize("kind", TREES)
 @pytest.mark.parametrize(
-    "name", ["lstm recursive", "lstm per coordinate", "rnnprop", "controller", "adam", "guarded lstm"]
+    "name", ["lstm recursive", "lstm per coordinate", "rnnprop", "controller with a network", "adam", "guarded lstm"]
 )
 def test_trees(name: str, kind: str) -> None:
     tx, params = bound(name), TREES[kind]()

@@ -17,6 +17,7 @@ from tests.toys import made
 VARIANTS = {
     **{name: {} for name in OPTIMIZERS},
     "lstm recursive": dict(step_rule="recursive", initial_alpha="median", normalisation="tensor_rms"),
+    "controller with a network": dict(bank="adam_medium,mlp"),
     "lstm per coordinate": dict(alpha="per_coordinate", noise="per_coordinate", noise_in_use="two"),
     "lstm printed": dict(s_form="printed", features="scale_free", num_layers=1),
     "simulated_annealing": dict(temperature=0.01),  # at its own first one, 20 steps show noise alone
@@ -28,7 +29,15 @@ VARIANTS = {
 
 
 # Hand-designed ones are made in one place: each kind stands for the others. `metaopt.testing` asks the same of all.
-KINDS = ("controller", "sgd", "adam free", "momentum scheduled", "sgd on a plateau", "prodigy")
+KINDS = (
+    "controller",
+    "controller with a network",
+    "sgd",
+    "adam free",
+    "momentum scheduled",
+    "sgd on a plateau",
+    "prodigy",
+)
 
 
 def make(name):
