@@ -50,7 +50,7 @@ def apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 class Lines:
     """A console that keeps what is printed, and does something at the line that contains a word."""
 
-    is_terminal = False
+    is_terminal = is_jupyter = False
 
     def __init__(self, at: str = "", do: Callable[[], Any] = lambda: None) -> None:
         self.said: list[str] = []
