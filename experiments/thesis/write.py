@@ -96,6 +96,17 @@ def read_results() -> dict[str, Record]:
     return found
 
 
+def for_choices(records: Mapping[str, Record]) -> dict[str, Record]:
+    """What the open choices are weighed on: where not all of a study's arms are run again, the first protocol's record.
+
+    Such records lie in results/first; one that is made up for is to be deleted.
+    """
+    first = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "first").glob("*.json"))
+    }
+    return {**records, **{name: old for name, old in first.items() if len(records[name]["arms"]) < len(old["arms"])}}
+
+
 def _draw(records: Mapping[str, Record]) -> Iterator[str]:
     folder = THESIS / "figures"
     for name, (study, task, multiple, title) in PICTURES.items():
@@ -119,11 +130,13 @@ def page(records: Mapping[str, Record]) -> str:
     pictures = sorted((THESIS / "figures").glob("figure*.png"))
     studies = {name: records[name] for name in STUDIES if name in records}
     new = {name: record for name, record in studies.items() if "raw" in record}
-    weighed, further = weigh(records), weigh(records, FURTHER)
+    whole = for_choices(records)
+    weighed, further = weigh(whole), weigh(whole, FURTHER)
+    first = {name: record for name, record in whole.items() if record is not records[name]}
     found = chosen(weighed)
     blocks: dict[str, Any] = {
         "outcome": _outcome(judged),
-        "waiting": _waiting(studies, new),
+        "waiting": _waiting(studies, new, first),
         "claims": _table(
             ("claim", "what was run", "verdict", "figures"),
             ((f"**{claim.name}** {claim.text}", claim.ran, claim.verdict, _first(claim)) for claim in judged),
@@ -136,7 +149,12 @@ def page(records: Mapping[str, Record]) -> str:
         "picks": _picks(new),
         "remedies": _remedies(new),
         "gap": _gap(new),
-        "ablations": (line for record in studies.values() for line in _ablation(record)),
+        "ablations": (
+            line
+            for name, record in studies.items()
+            for one in (record, *([first[name]] if name in first else []))
+            for line in _ablation(one)
+        ),
         "choices": table(weighed, further),
         "variance": _variance(records["variance"]) if "variance" in records else (),
         "provenance": _provenance(new),
@@ -181,12 +199,17 @@ def _outcome(judged: list[Claim]) -> Iterator[str]:
             yield f"- **{setting[0].upper()}{setting[1:]}**: {'; '.join(parts)}."
 
 
-def _waiting(studies: Mapping[str, Record], new: Mapping[str, Record]) -> Iterator[str]:
+def _waiting(studies: Mapping[str, Record], new: Mapping[str, Record], first: Mapping[str, Record]) -> Iterator[str]:
     old = [name for name in studies if name not in new]
     if old:
         yield (
             f"Of the first protocol, and not judged: {', '.join(old)}. Their losses of single tasks were not kept; "
             "their figures stand below until they are run again."
+        )
+    if first:
+        yield (
+            f"\nOf {', '.join(first)} only the arms that decide are run again, with ten meta-seeds; the open choices "
+            "stand on those of the first protocol until theirs are."
         )
 
 
@@ -322,9 +345,10 @@ def _first(claim: Claim) -> str:
 
 
 def _ablation(record: Record) -> Iterator[str]:
-    yield f"### {record['title']}\n"
-    if "raw" not in record:
-        yield "Of the first protocol, not judged.\n"
+    old = "raw" not in record
+    yield f"### {record['title']}{', of the first protocol' if old else ''}\n"
+    if old:
+        yield "Not judged.\n"
     yield from _networks(record) if len(record["tests"]) > 3 else _arms(record)
     yield ""
 

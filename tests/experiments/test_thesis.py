@@ -122,7 +122,7 @@ def test_the_page_says_what_the_records_say() -> None:
 
 
 def test_the_defaults_are_those_that_the_ablation_chose() -> None:
-    found = choices.chosen(choices.weigh(read_results()))
+    found = choices.chosen(choices.weigh(write.for_choices(read_results())))
     defaults = {name: parameter.default for name, parameter in inspect.signature(lstm).parameters.items()}
     assert {name: found[name] for name in choices.DEFAULTS} == {name: defaults[name] for name in choices.DEFAULTS}
 
