@@ -31,7 +31,8 @@ TUNED = {
     "momentum": ":",
     "rmsprop": (0, (6, 2, 1, 2, 1, 2)),
     "adam": "-.",
-    "adamw:schedule=cosine": (0, (1, 1)),  # told the horizon
+    "adamw:schedule=cosine": (0, (1, 1)),  # told the horizon, as is the next
+    "nadamw:schedule=warmup_cosine": (0, (5, 1, 1, 1)),
 }
 
 
