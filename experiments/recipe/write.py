@@ -107,6 +107,8 @@ def main() -> None:
                 jax.clear_caches()
     from experiments.recipe.page import page
 
+    if not record:
+        raise SystemExit(f"there is no {path.name} yet; leave --page out.")
     (HERE / "README.md").write_text(page(record), encoding="utf-8")
 
 

@@ -1,0 +1,30 @@
+"""The recipe study: its settings are sound, and its page says what was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.recipe import write
+from experiments.recipe.page import page
+from metaopt.experiment.checks import validate
+
+
+def test_every_setting_is_an_experiment_in_whole_windows() -> None:
+    for what, setting in write.SETTINGS.items():
+        asked = validate(write.experiment(setting))
+        assert (asked.unroll_length or asked.horizon) == setting.window and asked.horizon % setting.window == 0, what
+    assert all(phi is None or phi.is_file() for phi in write.PHIS.values())
+
+
+def test_the_page_names_the_estimator_whose_single_meta_step_is_nearest() -> None:
+    def measured(cosine: float, one: float) -> dict[str, Any]:
+        figure = {"value": cosine, "error": 0.1}
+        rest = {"norm_ratio": None, "snr": {"value": 2.0, "error": 0.5}, "nonfinite": 0.25, "core_seconds": 61.0}
+        return {"cosine": figure, "one_step_cosine": one, **rest}
+
+    exploded = {**measured(0.0, 0.0), "cosine": None, "one_step_cosine": None}
+    held = {"NRES, σ = .03": measured(1.0, 0.1), "first order, windows of 50": measured(0.6, 0.5)}
+    text = page({"fresh": {**held, "second order, windows of 250": exploded}})
+    assert "first order, windows of 50 (cosine 0.50; NRES itself 0.10)" in " ".join(text.split())
+    assert "| first order, windows of 50 | 0.6 ± 0.1 | 0.5 | – | 2 ± 0.5 | 25% | 61 |" in text
+    assert "| second order, windows of 250 | – | – | – | 2 ± 0.5 | 25% | 61 |" in text
