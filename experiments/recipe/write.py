@@ -96,10 +96,9 @@ def main() -> None:
             for what, setting in SETTINGS.items():
                 if what in held:
                     continue
-                if reference is None:
-                    reference, _ = sampled(phi, REFERENCE)
-                own, seconds = sampled(phi, setting)
-                found = assess(own, reference)._asdict()
+                reference = reference or sampled(phi, REFERENCE)
+                own, seconds = reference if setting == REFERENCE else sampled(phi, setting)
+                found = assess(own, reference[0])._asdict()
                 said = {key: value._asdict() if isinstance(value, Measured) else value for key, value in found.items()}
                 held[what] = jsonable({**setting._asdict(), **said, "core_seconds": seconds})
                 write_json(path, record)
