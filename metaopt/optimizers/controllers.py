@@ -361,7 +361,8 @@ def _update(
     log_alpha = jnp.clip(log_alpha, *LOG_ALPHA_RANGE)
     bias = meta_params["output"]["bias"] if rule.outputs == "alpha" else outputs
     weights = jax.nn.softmax(SHARPNESS * jnp.broadcast_to(bias, outputs.shape)[:, 1:], axis=1)
-    alpha = jnp.exp(log_alpha) * jnp.reshape(jnp.asarray(noise, dtype), (-1, 1))
+    # Without a gradient no step: of a loss that has reached 0 memory alone would carry θ on, ever faster, to infinity.
+    alpha = jnp.exp(log_alpha) * jnp.reshape(jnp.asarray(noise, dtype), (-1, 1)) * (square > TINY)
     step = _coefficients(rule, alpha * weights, debias1, inverse_root(slow), 1 / jnp.sqrt(debias2[1]))
     steps = -_along(to_rows(owners, step), first, second, inverse)
     if learned is not None:

@@ -364,3 +364,13 @@ def test_second_order_gradients_are_finite_where_coordinates_have_none(text):
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(moved))
 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(end))(phi)))
+
+
+def test_a_tensor_without_a_gradient_stays_where_it_is():
+    """Whatever it remembers of gradients before; the others go on."""
+    optimizer = controller()
+    phi = away(optimizer, scale=0.3)
+    params, gradients, _ = trees(steps=4)
+    still = [[gradient[0], jnp.zeros_like(gradient[1])] for gradient in gradients]
+    *_, last = looped(optimizer, phi, params, [*gradients, still[-1]])
+    assert (last[1] == 0).all() and (last[0] != 0).all()
