@@ -29,8 +29,8 @@ HERE = Path(__file__).parent
 HORIZON = 500
 TASKS = tuple(FAMILIES[index] for index in (1, 5, 6, 7))  # a quadratic and three kinds of classifiers
 OBJECTIVE = "log_relative:floor=1e-6"
-# φ fresh, and meta-trained: by ES for 500 meta-steps and for all 16,000 of the recipe, by back-propagation through windows
-# of 100 steps for 525.
+# φ fresh, and meta-trained: by ES for 500 meta-steps and for all 16,000 of the recipe, and by back-propagation through
+# windows of 100 steps for 525.
 PHIS = {
     "fresh": None,
     "after ES": HERE / "after_es.safetensors",
