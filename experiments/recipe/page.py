@@ -11,12 +11,18 @@ HERE = Path(__file__).parent
 
 
 def page(record: Mapping[str, Any]) -> str:
-    from experiments.recipe.write import HORIZON, REFERENCE, SETTINGS, Setting
+    from experiments.recipe.write import HORIZON, PHIS, REFERENCE, SETTINGS, Setting
 
     words = (HERE / "page.md").read_text(encoding="utf-8")
     tables = "\n".join(line for name, held in record.items() for line in _table(name, held))
     tasks = Setting._field_defaults["num_tasks"]
-    answer = "\n".join(textwrap.fill(line, 120, subsequent_indent="  ") for line in _answer(record, list(SETTINGS)))
+    done, of = sum(map(len, record.values())), len(PHIS) * len(SETTINGS)
+    lines = [*_answer(record, list(SETTINGS))]
+    if done < of:
+        lines.append(
+            f"- {done} of {of} rows are measured so far. Nearest to it at a fresh φ says nothing of where it leads."
+        )
+    answer = "\n".join(textwrap.fill(line, 120, subsequent_indent="  ") for line in lines)
     return words.format(horizon=HORIZON, tasks=tasks, more=REFERENCE.num_tasks, answer=answer, tables=tables)
 
 
