@@ -140,8 +140,8 @@ def scored(optimizer: Optimizer, rows: MetaParams, family: TaskFamily, keys: jax
     """[φ] the objective of meta-training, the mean loss over the run, over these tasks; infinite where one failed."""
     number, tasks = len(jax.tree.leaves(rows)[0]), len(keys)
     each = jax.tree.map(lambda leaf: jnp.repeat(leaf, tasks, axis=0), rows)
-    segments = plan(family, horizon, every=max(1, horizon // 10))
-    how = {"segments": segments, "num_devices": 1, "at_once": 512}
+    steps = plan(family, horizon, every=max(1, horizon // 10))
+    how = {"steps": steps, "num_devices": 1, "at_once": 512}
     found = run_each(optimizer, each, family, jnp.tile(keys, number), **how)
     loss = np.where(_failed(found), np.inf, found.loss[:, 1:].mean(axis=1))
     return loss.reshape(number, tasks).mean(axis=1)
@@ -188,9 +188,9 @@ def tested(part: Part, family: TaskFamily, optimizer: Optimizer, found: Sequence
     rows = jax.tree.map(lambda *leaves: jnp.repeat(jnp.stack(leaves), part.tested, axis=0), *alive)
     for multiple in MULTIPLES:
         horizon = multiple * part.horizon
-        segments = plan(family, horizon, every=max(1, horizon // 10))
+        steps = plan(family, horizon, every=max(1, horizon // 10))
         splits: tuple[Split, ...] = tuple(split for split in family.splits if split == "test")
-        how = {"segments": segments, "num_devices": 1, "at_once": 256, "splits": splits}
+        how = {"steps": steps, "num_devices": 1, "at_once": 256, "splits": splits}
         one = run_each(optimizer, rows, family, jnp.tile(keys, len(alive)), **how)
         shape = (len(alive), part.tested)
         record[f"{multiple}x"] = {

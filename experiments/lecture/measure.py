@@ -30,7 +30,6 @@ from experiments.lecture.search import (
 from metaopt import Optimizer, TaskFamily, choice, make_task
 from metaopt.evaluation.curves import evaluate
 from metaopt.evaluation.early_stopping import EarlyStopping
-from metaopt.evaluation.recording import recorded_steps
 from metaopt.experiment import build_family
 from metaopt.microscope.inspection import follow, planes
 from metaopt.optimizers.settings import LOG
@@ -117,10 +116,10 @@ def steps() -> dict[str, Any]:
 
 # ----- batch, stochastic, mini-batch ----------------------------------------------------------------------------------
 
-BATCHES: dict[str, tuple[Any, tuple[tuple[int, int], ...], int]] = {  # batch size, recorded steps, examples a step
-    "1": (1, ((20, 15), (948, 30)), 1),
-    "32": (32, ((10, 30), (20, 30)), 32),
-    "all": (1, ((4, 5), (14, 20)), 1437),
+BATCHES: dict[str, tuple[int, np.ndarray, int]] = {  # batch size, recorded steps, examples a step
+    "1": (1, np.r_[0:300:20, 300:28_741:948], 1),
+    "32": (32, np.r_[0:300:10, 300:901:20], 32),
+    "all": (1, np.r_[0:20:4, 20:301:14], 1437),
 }
 EQUAL_STEPS, EQUAL_EXAMPLES = 300, 28_740  # 20 passes
 BATCH_TASKS = 4
@@ -131,23 +130,22 @@ def batches() -> dict[str, Any]:
     optimizer = optimizer_of("sgd")
     points = [{"learning_rate": rate} for rate in HALF_DECADES[2:]]
     found = {}
-    for name, (size, segments, examples) in BATCHES.items():
+    for name, (size, steps, examples) in BATCHES.items():
         family = build_family(choice("classifier", batch_size=size))
         family = dataclasses.replace(family, oracle=exact()) if name == "all" else family
-        at = recorded_steps(segments)
         tuning, reported = (
-            on_grid(optimizer, phi_of(optimizer, points), family, jax.random.key(seed), segments, BATCH_TASKS).loss
+            on_grid(optimizer, phi_of(optimizer, points), family, jax.random.key(seed), steps, BATCH_TASKS).loss
             for seed in (TUNING, REPORTED)
         )
         views = {}
         for budget, end in (("steps", EQUAL_STEPS), ("examples", EQUAL_EXAMPLES)):
-            last = int(np.flatnonzero(at * (1 if budget == "steps" else examples) <= end * 1.01)[-1])
+            last = int(np.flatnonzero(steps * (1 if budget == "steps" else examples) <= end * 1.01)[-1])
             best = int(np.argmin(tuning[..., last].mean(axis=1)))
             curve = reported[best, :, : last + 1]
             views[budget] = {
                 "rate": points[best]["learning_rate"],
-                "steps": at[: last + 1],
-                "examples": at[: last + 1] * examples,
+                "steps": steps[: last + 1],
+                "examples": steps[: last + 1] * examples,
                 "mean": curve.mean(axis=0),
                 "last": curve[:, -1],
                 # How unsteady: recorded losses that lie above the one before.

@@ -15,7 +15,7 @@ from experiments.lecture.families import FAMILIES, Entry
 from metaopt import bind_tasks, choice, reset, unroll
 from metaopt.evaluation.intervals import Mean, mean_of
 from metaopt.evaluation.outcomes import Outcome, run_each, task_keys
-from metaopt.evaluation.recording import Segments, plan, recorded_steps
+from metaopt.evaluation.recording import plan
 from metaopt.evaluation.statistics import quantile
 from metaopt.experiment import build_optimizer
 from metaopt.inner.devices import compiler_options, matmul_precision
@@ -95,19 +95,19 @@ def runs(
         loss = np.concatenate([np.broadcast_to(first, (len(points), 1, entry.tasks)), loss], axis=1)
         steps = np.arange(loss.shape[1]) * every
         return Runs(np.moveaxis(loss, 1, 2).astype(np.float64), np.zeros(entry.tasks), steps, {})
-    segments = plan(family, entry.horizon, every=every)
-    found = on_grid(optimizer, phi, family, key, segments, entry.tasks)
-    return Runs(found.loss, found.lower_bound[0], recorded_steps(segments), found.final)  # pyright: ignore[reportArgumentType]
+    steps = plan(family, entry.horizon, every=every)
+    found = on_grid(optimizer, phi, family, key, steps, entry.tasks)
+    return Runs(found.loss, found.lower_bound[0], steps, found.final)  # pyright: ignore[reportArgumentType]
 
 
 def on_grid(
-    optimizer: Optimizer, phi: Any, family: TaskFamily, key: jax.Array, segments: Segments, num_tasks: int
+    optimizer: Optimizer, phi: Any, family: TaskFamily, key: jax.Array, steps: np.ndarray, num_tasks: int
 ) -> Outcome:
     """Every φ of a stack on the same tasks; arrays are [grid, tasks, ...]."""
     number = len(jax.tree.leaves(phi)[0])
     each = jax.tree.map(lambda leaf: jnp.repeat(leaf, num_tasks, axis=0), phi)
     keys = jnp.tile(task_keys(key, num_tasks), number)
-    found = run_each(optimizer, each, family, keys, segments=segments, splits=family.splits, num_devices=1)
+    found = run_each(optimizer, each, family, keys, steps=steps, splits=family.splits, num_devices=1)
     return jax.tree.map(lambda leaf: leaf.reshape(number, num_tasks, *leaf.shape[1:]), found)
 
 

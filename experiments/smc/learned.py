@@ -15,7 +15,7 @@ from experiments.smc.mixtures import optimum
 from metaopt.choices import parse_choice
 from metaopt.evaluation import tune_baselines
 from metaopt.evaluation.outcomes import run_each, task_keys
-from metaopt.evaluation.recording import plan, recorded_steps
+from metaopt.evaluation.recording import plan
 from metaopt.experiment import Experiment, MetaOptimizer, Validation, build_family, build_optimizer
 from metaopt.training.loop import Diverged, Trainer, meta_train
 from metaopt.types import MetaParams, Optimizer, TaskFamily
@@ -100,12 +100,9 @@ def tested(oracle: str, optimizer: Optimizer, found: list[MetaParams]) -> dict[s
     family = noisy(oracle)
     keys = task_keys(TEST, TESTED)
     rows = jax.tree.map(lambda *leaves: jnp.repeat(jnp.stack(leaves), TESTED, axis=0), *found)
-    segments = plan(family, MULTIPLES[-1] * HORIZON, HORIZON, every=HORIZON // 5)
-    curves = run_each(
-        optimizer, rows, family, jnp.tile(keys, len(found)), segments=segments, num_devices=1, at_once=250
-    )
+    steps = plan(family, MULTIPLES[-1] * HORIZON, HORIZON, every=HORIZON // 5)
+    curves = run_each(optimizer, rows, family, jnp.tile(keys, len(found)), steps=steps, num_devices=1, at_once=250)
     regret = curves.loss.reshape(len(found), TESTED, -1) - least()[:, None]
-    steps = recorded_steps(segments)
     return {
         "diverged": SEEDS - len(found) if len(found) > 1 else 0,
         "steps": steps,

@@ -78,7 +78,7 @@ def calibration(name: str, horizon: int, grid: Sequence[Mapping[str, float]]) ->
       grid: settings, in the order of WARMUPS.
     """
     family, found = build_family(parse_choice(name)), []
-    keys, segments = task_keys(CALIBRATION, TASKS), plan(family, horizon, every=max(1, horizon // 10))
+    keys, steps = task_keys(CALIBRATION, TASKS), plan(family, horizon, every=max(1, horizon // 10))
     for warmup in WARMUPS:
         free = ",".join(FREE)
         optimizer = build_optimizer(parse_choice(f'nadamw:schedule=warmup_cosine,warmup={warmup},tunes="{free}"'))
@@ -87,7 +87,7 @@ def calibration(name: str, horizon: int, grid: Sequence[Mapping[str, float]]) ->
             continue
         rows = {key: optimizer.tunable[key].inverse(jnp.array([one[key] for one in each], jnp.float32)) for key in FREE}
         keyed = jnp.tile(keys, len(each) // TASKS)
-        run = run_each(optimizer, rows, family, keyed, segments=segments, at_once=512, num_devices=1)
+        run = run_each(optimizer, rows, family, keyed, steps=steps, at_once=512, num_devices=1)
         scale = statistics.scale(run.lower_bound, run.loss[:, 0], [run.loss])
         share = scale.above(run.loss[:, -1]) / scale.unit
         failed = statistics.failed(run.peak, scale)

@@ -94,14 +94,15 @@ def run(
 ) -> Iterator[tuple[str, int]]:
     """Yields each (entry, horizon) as it is done; what `path` holds already is not done again.
 
-    Shorter horizons come first. Nothing new is begun after so many `minutes`.
+    All horizons of an entry come together, since they share compiled programs. Nothing new is begun after so many
+    `minutes`.
     """
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {**about, "entries": {}}
     began = time.monotonic()
     todo = [
         (entry, horizon)
-        for horizon in sorted(horizons)
         for entry in SUITES[suite].values()
+        for horizon in sorted(horizons)
         if str(horizon) not in record["entries"].get(entry.name, {})
     ]
     for number, (entry, horizon) in enumerate(todo, 1):
@@ -111,5 +112,6 @@ def run(
         progress(f"{number}/{len(todo)} {entry.name}, {horizon:,} steps")
         record["entries"].setdefault(entry.name, {})[str(horizon)] = work(entry, horizon)
         write_json(path, record)
-        jax.clear_caches()
+        if horizon == max(horizons):
+            jax.clear_caches()
         yield entry.name, horizon

@@ -13,7 +13,7 @@ import optax
 
 from metaopt.evaluation.early_stopping import EarlyStopping, Stopped
 from metaopt.evaluation.outcomes import run
-from metaopt.evaluation.recording import plan, recorded_steps
+from metaopt.evaluation.recording import plan
 from metaopt.evaluation.statistics import Scale, scale
 from metaopt.inner.curvature import warn_of_long_steps
 from metaopt.progress import Bar
@@ -95,7 +95,7 @@ def evaluate(
         if record_every not in (None, early_stopping.every):
             raise ValueError("checks are recorded points; leave `record_every` out where they have an `every`.")
         record_every = early_stopping.every
-    segments = plan(family, horizon, train_horizon, record_every)
+    steps = plan(family, horizon, train_horizon, record_every)
     runs = {}
     quiet = progress is not True or jax.process_index() > 0
     with Bar("evaluating", len(bound), quiet=quiet, text="") as bar:
@@ -108,14 +108,14 @@ def evaluate(
                 meta_params,
                 family,
                 key,
-                segments=segments,
+                steps=steps,
                 num_tasks=num_tasks,
                 early_stopping=early_stopping,
                 num_devices=num_devices,
             )
         bar.update(len(runs), "")
     return Curves(
-        steps=recorded_steps(segments),
+        steps=steps,
         loss={name: outcome.loss for name, outcome in runs.items()},
         peak={name: outcome.peak for name, outcome in runs.items()},
         alive={name: outcome.alive for name, outcome in runs.items()},

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from metaopt.errors import UserError
-from metaopt.evaluation.recording import Segments, interval, recorded_steps
+from metaopt.evaluation.recording import interval
 from metaopt.trees import select_tasks
 from metaopt.types import Params, TaskFamily
 
@@ -49,12 +48,6 @@ class EarlyStopping:
         if every > horizon:
             raise UserError(f"checks every {every} steps leave none within {horizon}; check at most {horizon} apart.")
         return EarlyStopping(self.patience, every)
-
-    def due(self, segments: Segments) -> list[np.ndarray]:
-        """Of each segment's recorded points, which are checks."""
-        assert self.every is not None
-        steps, ends = recorded_steps(segments)[1:], np.cumsum([count for _, count in segments])
-        return np.split(steps % self.every == 0, ends[:-1])
 
 
 class Stopped(NamedTuple):

@@ -14,10 +14,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from metaopt.evaluation import early_stopping as stopping
 from metaopt.evaluation.early_stopping import EarlyStopping, Stopped, Watch
-from metaopt.evaluation.recording import Segments, recorded_steps
 from metaopt.inner.devices import compiler_options, map_chunks, matmul_precision
-from metaopt.inner.step import bind_tasks, judged_params, reset
-from metaopt.inner.unroll import unroll
+from metaopt.inner.step import bind_tasks, estimated_anew, judged_params, reset, step
 from metaopt.trees import usual_rules
 from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollState
 
@@ -38,6 +36,22 @@ class Outcome(NamedTuple):
     stopped: Stopped | None = None
 
 
+class Losses(NamedTuple):
+    """Of a run so far, [runs]."""
+
+    last: jax.Array
+    peak: jax.Array
+    total: jax.Array
+
+
+class Running(NamedTuple):
+    """What the loop over recorded points carries."""
+
+    state: UnrollState
+    losses: Losses
+    watch: Watch | None
+
+
 @usual_rules()
 def run(
     optimizer: Optimizer,
@@ -45,7 +59,7 @@ def run(
     family: TaskFamily,
     key: Key,
     *,
-    segments: Segments,
+    steps: np.ndarray,
     num_tasks: int,
     splits: tuple[Split, ...] | None = None,
     early_stopping: EarlyStopping | None = None,
@@ -53,17 +67,19 @@ def run(
 ) -> Outcome:
     """Runs one optimizer on `num_tasks` tasks.
 
-    An optimizer that goes by the length of the run is told it. Losses and metrics are taken where the optimizer is to
+    Runs of other lengths with as many recorded points go through the same program; but an optimizer that goes by the
+    length of the run is told it, and compiled for it. Losses and metrics are taken where the optimizer is to
     be judged; deaths, and the largest loss, also where it takes gradients.
+    `steps`: [points] where it is recorded, from 0 on; see `metaopt.evaluation.recording.plan`.
     `splits`: where the final loss and metrics are taken; default: every split of the family.
     `early_stopping`: with its `every`, whose multiples are recorded steps.
     """
-    optimizer = _told(optimizer, segments)
+    optimizer = _told(optimizer, steps)
     keys = task_batches(optimizer, meta_params, family, key, num_tasks, num_devices)
     mesh = _mesh(_num_devices(num_tasks, num_devices))
-    how = {"segments": segments, "splits": family.splits if splits is None else splits, "mesh": mesh}
+    how = {"splits": family.splits if splits is None else splits, "mesh": mesh}
     # Placed here, so that it does not matter for the compiled code where φ and the data come from.
-    shared = jax.device_put((meta_params, family), NamedSharding(mesh, PartitionSpec()))
+    shared = jax.device_put((meta_params, family, steps.astype(np.int32)), NamedSharding(mesh, PartitionSpec()))
     keys = jax.device_put(keys, NamedSharding(mesh, PartitionSpec("tasks")))
     static = {"early_stopping": early_stopping, "each": False}
     return _finished(_jitted_run()(optimizer, *shared, keys, **how, **static), num_tasks)
@@ -76,7 +92,7 @@ def run_each(
     family: TaskFamily,
     keys: Key,
     *,
-    segments: Segments,
+    steps: np.ndarray,
     at_once: int | None = None,
     splits: tuple[Split, ...] = (),
     num_devices: int | None = None,
@@ -87,29 +103,27 @@ def run_each(
       at_once: the runs of one block; however many runs there are, they go through the program for this many. Default:
         all of them. Fewer, where their state is large.
     """
-    optimizer, total = _told(optimizer, segments), len(keys)
+    optimizer, total = _told(optimizer, steps), len(keys)
     devices = _num_devices(at_once or total, num_devices)
     first = jax.tree.map(lambda leaf: leaf[0], meta_params)
     most = max(1, EACH_STATE_BYTES // _state_bytes(optimizer, first, family))
     size = min(most, -(-(at_once or total) // devices))
     mesh = _mesh(devices)
     spread = NamedSharding(mesh, PartitionSpec("tasks"))
-    family = jax.device_put(family, NamedSharding(mesh, PartitionSpec()))
+    shared = jax.device_put((family, steps.astype(np.int32)), NamedSharding(mesh, PartitionSpec()))
     parts = []
     for start in range(0, total, devices * size):
         # A fuller last block repeats runs, which are cut off again.
         rows = np.arange(start, start + devices * size).reshape(devices, size) % total
         block = jax.device_put(jax.tree.map(lambda leaf, rows=rows: leaf[rows], (meta_params, keys)), spread)
-        how = {"segments": segments, "splits": splits, "mesh": mesh, "early_stopping": None}
-        outcome = _jitted_run()(optimizer, block[0], family, block[1], **how, each=True)
+        how = {"splits": splits, "mesh": mesh, "early_stopping": None}
+        outcome = _jitted_run()(optimizer, block[0], *shared, block[1], **how, each=True)
         parts.append(_finished(outcome, min(devices * size, total - start)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
-def _told(optimizer: Optimizer, segments: Segments) -> Optimizer:
-    if optimizer.at_horizon is None:
-        return optimizer
-    return optimizer.at_horizon(int(recorded_steps(segments)[-1]))
+def _told(optimizer: Optimizer, steps: np.ndarray) -> Optimizer:
+    return optimizer if optimizer.at_horizon is None else optimizer.at_horizon(int(steps[-1]))
 
 
 def _finished(outcome: Outcome, total: int) -> Outcome:
@@ -193,7 +207,7 @@ def _mesh(num_devices: int) -> Mesh:
 
 @functools.cache
 def _jitted_run() -> Callable[..., Outcome]:
-    static = ("optimizer", "segments", "splits", "early_stopping", "each", "mesh")
+    static = ("optimizer", "splits", "early_stopping", "each", "mesh")
     return jax.jit(_run, static_argnames=static, compiler_options=compiler_options())
 
 
@@ -201,32 +215,34 @@ def _run(
     optimizer: Optimizer,
     meta_params: MetaParams,  # with `each`: [chunks of all devices, runs a chunk, ...]
     family: TaskFamily,
+    steps: jax.Array,
     keys: Key,  # [chunks of all devices, runs a chunk]
     *,
-    segments: Segments,
     splits: tuple[Split, ...],
     early_stopping: EarlyStopping | None,
     each: bool,
     mesh: Mesh,
 ) -> Outcome:
-    static = {"segments": segments, "splits": splits, "early_stopping": early_stopping}
+    static = {"splits": splits, "early_stopping": early_stopping}
 
-    def chunk(shared: tuple[MetaParams, TaskFamily], keys: Key) -> Outcome:
-        meta_params, family = shared
-        return _run_chunk(optimizer, meta_params, family=family, keys=keys, **static)
+    def chunk(shared: tuple[MetaParams, TaskFamily, jax.Array], keys: Key) -> Outcome:
+        meta_params, family, steps = shared
+        return _run_chunk(optimizer, meta_params, family=family, steps=steps, keys=keys, **static)
 
-    def chunk_of_each(family: TaskFamily, runs: tuple[MetaParams, Key]) -> Outcome:
+    def chunk_of_each(shared: tuple[TaskFamily, jax.Array], runs: tuple[MetaParams, Key]) -> Outcome:
+        family, steps = shared
+
         def one(meta_params: MetaParams, key: Key) -> Outcome:
-            outcome = _run_chunk(optimizer, meta_params, family=family, keys=key[None], **static)
+            outcome = _run_chunk(optimizer, meta_params, family=family, steps=steps, keys=key[None], **static)
             return jax.tree.map(lambda leaf: leaf[0], outcome)
 
         return jax.vmap(one)(*runs)
 
     with matmul_precision("highest"):
         if each:
-            outcome = map_chunks(chunk_of_each, mesh, family, (meta_params, keys))
+            outcome = map_chunks(chunk_of_each, mesh, (family, steps), (meta_params, keys))
         else:
-            outcome = map_chunks(chunk, mesh, (meta_params, family), keys)
+            outcome = map_chunks(chunk, mesh, (meta_params, family, steps), keys)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outcome)
 
 
@@ -250,8 +266,8 @@ def _run_chunk(
     meta_params: MetaParams,
     *,
     family: TaskFamily,
+    steps: jax.Array,
     keys: Key,
-    segments: Segments,
     splits: tuple[Split, ...],
     early_stopping: EarlyStopping | None,
 ) -> Outcome:
@@ -269,34 +285,43 @@ def _run_chunk(
     def judged_loss(state: UnrollState) -> jax.Array:
         return full_loss(judged_params(optimizer, state), family.judged_on)
 
-    def watched(watch: Watch | None, state: UnrollState, due: Any) -> Watch | None:
+    def watched(watch: Watch | None, state: UnrollState, now: jax.Array) -> Watch | None:
         if early_stopping is None or watch is None:
             return None
         params = judged_params(optimizer, state)
         value = jnp.where(state.alive, full_loss(params, "validation"), jnp.inf)
+        due = now % (early_stopping.every or 1) == 0
         return stopping.look(watch, early_stopping.patience, value, params, state.step, due)
 
-    def advance(length: int, carry: tuple[UnrollState, jax.Array, jax.Array, Watch | None], due: Any) -> Any:
-        state, peak, total, watch = carry
-        state, trace = unroll(tx, family, task, state, length=length)
-        loss = trace.loss[-1] if known else judged_loss(state)
-        peak = jnp.maximum(peak, jnp.maximum(trace.loss.max(axis=0), loss) if itself else loss)
-        total = total + trace.loss.sum(axis=0)
-        return (state, peak, total, watched(watch, state, due)), (loss, peak, state.alive, total)
+    def advance(carry: Running, until: tuple[jax.Array, jax.Array]) -> Any:
+        length, now = until
+        state = estimated_anew(tx, family, task, carry.state)
 
-    peak, watch = judged_loss(state), None
-    checks: list[Any] = [None] * len(segments)
+        def one_step(_: Any, so_far: tuple[UnrollState, Losses]) -> tuple[UnrollState, Losses]:
+            state, losses = so_far
+            state, record = step(tx, family, task, state)
+            peak = jnp.maximum(losses.peak, record.loss) if itself else losses.peak
+            return state, Losses(record.loss, peak, losses.total + record.loss)
+
+        # As many steps as the argument says, so that runs of other lengths need no program of their own.
+        state, losses = jax.lax.fori_loop(0, length, one_step, (state, carry.losses))
+        loss = losses.last if known else judged_loss(state)
+        losses = losses._replace(peak=jnp.maximum(losses.peak, loss))
+        record = (loss, losses.peak, state.alive, losses.total)
+        return Running(state, losses, watched(carry.watch, state, now)), record
+
+    first, watch = judged_loss(state), None
     if early_stopping is not None:
         judged = judged_params(optimizer, state)
-        watch, checks = stopping.begin(full_loss(judged, "validation"), judged), early_stopping.due(segments)
-    total = jnp.zeros_like(peak)
-    records = [(peak[None], peak[None], state.alive[None], peak[None])]
-    for (length, count), due in zip(segments, checks, strict=True):
-        carry = (state, peak, total, watch)
-        (state, peak, total, watch), record = jax.lax.scan(functools.partial(advance, length), carry, due, length=count)
-        records.append(record)
-    loss, peak, alive, total = (jnp.concatenate(parts).T for parts in zip(*records, strict=True))
-    along = total / np.maximum(recorded_steps(segments), 1)
+        watch = stopping.begin(full_loss(judged, "validation"), judged)
+    alive = state.alive
+    running = Running(state, Losses(first, first, jnp.zeros_like(first)), watch)
+    (state, _, watch), records = jax.lax.scan(advance, running, (jnp.diff(steps), steps[1:]))
+    starts = (first, first, alive, first)
+    loss, peak, alive, total = (
+        jnp.concatenate([start[None], rest]).T for start, rest in zip(starts, records, strict=True)
+    )
+    along = total / jnp.maximum(steps, 1)
 
     def at(params: Any, split: Split) -> dict[str, jax.Array]:
         def one(params: Any, task: Any) -> dict[str, jax.Array]:
@@ -308,7 +333,7 @@ def _run_chunk(
 
     end, stopped = judged_params(optimizer, state), None
     if watch is not None:
-        step = jnp.where(watch.stopped < 0, state.step, watch.stopped)
-        stopped = Stopped(step, watch.best_step, watch.best, {split: at(watch.params, split) for split in splits})
+        ended = jnp.where(watch.stopped < 0, state.step, watch.stopped)
+        stopped = Stopped(ended, watch.best_step, watch.best, {split: at(watch.params, split) for split in splits})
     final: dict[Split, dict[str, Any]] = {split: at(end, split) for split in splits}
     return Outcome(loss, peak, alive, along, final, state.lower_bound, stopped)

@@ -9,24 +9,14 @@ import numpy as np
 from metaopt.numbers import largest_divisor
 from metaopt.types import TaskFamily
 
-Segments = tuple[tuple[int, int], ...]  # (inner steps between two recorded points, how many times in a row)
 
-
-def plan(family: TaskFamily, horizon: int, train_horizon: int | None = None, every: int | None = None) -> Segments:
-    """The recorded steps as runs of equal distance; 0, T, 10 T and the horizon are always among them."""
+def plan(family: TaskFamily, horizon: int, train_horizon: int | None = None, every: int | None = None) -> np.ndarray:
+    """[points] the steps of a run that are recorded; 0, T, 10 T and the horizon are always among them."""
     for name, value in (("horizon", horizon), ("train_horizon", train_horizon), ("record_every", every)):
         if value is not None and value < 1:
             raise ValueError(f"`{name}` ({value}) must be at least 1")
-    marks = _marks(horizon, train_horizon)
     every = every or interval(family, horizon, train_horizon)
-    steps = sorted({*range(0, horizon + 1, every), *marks})
-    segments: list[tuple[int, int]] = []
-    for distance in np.diff(steps).tolist():
-        if segments and segments[-1][0] == distance:
-            segments[-1] = (distance, segments[-1][1] + 1)
-        else:
-            segments.append((distance, 1))
-    return tuple(segments)
+    return np.array(sorted({*range(0, horizon + 1, every), *_marks(horizon, train_horizon)}))
 
 
 def interval(family: TaskFamily, horizon: int, train_horizon: int | None = None) -> int:
@@ -42,8 +32,3 @@ def _marks(horizon: int, train_horizon: int | None) -> set[int]:
     if train_horizon is not None:
         marks |= {mark for mark in (train_horizon, 10 * train_horizon) if mark <= horizon}
     return marks
-
-
-def recorded_steps(segments: Segments) -> np.ndarray:
-    """[points] the steps a plan records, from 0."""
-    return np.cumsum([0, *(distance for distance, count in segments for _ in range(count))])

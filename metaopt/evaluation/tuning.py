@@ -290,7 +290,7 @@ class _Search:
         self, space: _Space, family: TaskFamily, keys: Key, horizon: int, by: Criterion, num_devices: int | None
     ) -> None:
         self.space, self.family, self.keys, self.by, self.num_devices = space, family, keys, by, num_devices
-        self.segments = plan(family, horizon, every=max(1, horizon // RECORDS))
+        self.steps = plan(family, horizon, every=max(1, horizon // RECORDS))
         self.losses: dict[Point, np.ndarray] = {}  # [tasks so far, points of the curve]
         self.peaks: dict[Point, np.ndarray] = {}
         self.bound = np.full(len(keys), np.nan)
@@ -312,7 +312,7 @@ class _Search:
             rows,
             self.family,
             self.keys[where],
-            segments=self.segments,
+            steps=self.steps,
             at_once=self.block,
             num_devices=self.num_devices,
         )

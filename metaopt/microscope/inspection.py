@@ -15,7 +15,7 @@ import numpy as np
 from metaopt.choices import choice
 from metaopt.evaluation.curves import as_optimizer
 from metaopt.evaluation.outcomes import run
-from metaopt.evaluation.recording import plan, recorded_steps
+from metaopt.evaluation.recording import plan
 from metaopt.evaluation.statistics import jsonable
 from metaopt.evaluation.tuning import TUNED, tune_baselines
 from metaopt.experiment import build_family, build_optimizer
@@ -141,13 +141,13 @@ def _noisy(subject: tuple[Optimizer, MetaParams], name: str, noise: float, key: 
     family = noisy_quadratic(noise)
     tuning_key, key = jax.random.split(key)
     rivals = _tuned(family, tuning_key, NOISY_STEPS, NOISY_TASKS)
-    segments = plan(family, NOISY_STEPS, every=10)
-    how: dict[str, Any] = {"segments": segments, "num_tasks": NOISY_TASKS, "num_devices": 1}
+    steps = plan(family, NOISY_STEPS, every=10)
+    how: dict[str, Any] = {"steps": steps, "num_tasks": NOISY_TASKS, "num_devices": 1}
     curves = []
     for label, (optimizer, meta_params) in {name: subject, **rivals}.items():
         loss = run(optimizer, meta_params, family, key, **how).loss.mean(axis=0)
         curves.append({"name": label, "loss": loss, "stationary": float(loss[-len(loss) // 10 :].mean())})
-    return {"noise": noise, "step": recorded_steps(segments), "optimizers": curves}
+    return {"noise": noise, "step": steps, "optimizers": curves}
 
 
 # ----- paths ----------------------------------------------------------------------------------------------------------

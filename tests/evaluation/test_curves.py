@@ -10,7 +10,7 @@ import pytest
 
 import metaopt
 from metaopt.evaluation import evaluate, outcomes, statistics
-from metaopt.evaluation.recording import plan, recorded_steps
+from metaopt.evaluation.recording import plan
 from metaopt.experiment import build_optimizer
 from metaopt.registry import OPTIMIZERS, TASKS
 from metaopt.shipped.loading import SHIPPED, read_optimizer
@@ -87,26 +87,39 @@ def test_a_plain_transformation_compiles_once(family: TaskFamily) -> None:
 def test_runs_with_phi_of_their_own_equal_a_loop_over_them(at_once: int | None) -> None:
     family, adam = noisy_bowl(), OPTIMIZERS["adam"]()
     rates = jnp.log(jnp.array([0.3, 0.1, 0.01]))
-    segments = plan(family, 6, every=2)
+    steps = plan(family, 6, every=2)
     keys = outcomes.task_keys(KEY, 5)
     each = {"learning_rate": jnp.repeat(rates, 5)}, family, jnp.tile(keys, 3)
-    found = outcomes.run_each(adam, *each, segments=segments, at_once=at_once, splits=("train",))
+    found = outcomes.run_each(adam, *each, steps=steps, at_once=at_once, splits=("train",))
     assert found.loss.shape == found.alive.shape == (15, 4)
     assert found.final["train"]["loss"].shape == (15,)
     for index, rate in enumerate(rates):
-        one = outcomes.run(adam, {"learning_rate": rate}, family, KEY, segments=segments, num_tasks=5)
+        one = outcomes.run(adam, {"learning_rate": rate}, family, KEY, steps=steps, num_tasks=5)
         np.testing.assert_allclose(found.loss[5 * index : 5 * index + 5], one.loss, rtol=2e-5)
 
 
 def test_however_many_runs_there_are_one_program_runs_them() -> None:
     family, adam = noisy_bowl(), OPTIMIZERS["adam"]()
-    segments = plan(family, 6, every=2)
+    steps = plan(family, 6, every=2)
     keys = outcomes.task_keys(KEY, 9)
     compiled = outcomes._jitted_run()._cache_size()
     for total in (4, 1, 9):
         rows = {"learning_rate": jnp.zeros(total)}
-        outcomes.run_each(adam, rows, family, keys[:total], segments=segments, at_once=4)
+        outcomes.run_each(adam, rows, family, keys[:total], steps=steps, at_once=4)
     assert outcomes._jitted_run()._cache_size() == compiled + 1
+
+
+def test_runs_of_other_lengths_go_through_the_same_program_and_begin_alike() -> None:
+    family, adam = noisy_bowl(), OPTIMIZERS["adam"]()
+    phi, compiled = {"learning_rate": jnp.log(0.1)}, outcomes._jitted_run()._cache_size()
+    short, long, uneven = (
+        outcomes.run(adam, phi, family, KEY, steps=np.array(steps), num_tasks=3)
+        for steps in ([0, 2, 4, 6], [0, 4, 8, 12], [0, 1, 2, 6])
+    )
+    assert outcomes._jitted_run()._cache_size() == compiled + 1
+    np.testing.assert_array_equal(short.loss[:, [0, 2]], long.loss[:, [0, 1]])
+    np.testing.assert_array_equal(short.along[:, [1, 3]], uneven.along[:, [2, 3]])
+    np.testing.assert_array_equal(short.peak[:, 3], uneven.peak[:, 3])
 
 
 @pytest.mark.parametrize("num_tasks", [4, 5])
@@ -169,14 +182,14 @@ def test_metrics_of_every_split_at_the_end() -> None:
 
 def test_the_training_horizon_and_its_tenfold_are_recorded() -> None:
     exact, noisy = quadratic(dim=2), noisy_bowl()
-    assert recorded_steps(plan(exact, 300, 30)).tolist() == list(range(301))
-    assert plan(noisy, 500, 50) == ((5, 100),)  # one distance, one loop
+    assert plan(exact, 300, 30).tolist() == list(range(301))
+    assert plan(noisy, 500, 50).tolist() == list(range(0, 501, 5))  # one distance
     assert plan(noisy, 50, 50) == ((1, 50),)
-    odd = recorded_steps(plan(noisy, 10_000, 37))
+    odd = plan(noisy, 10_000, 37)
     assert {0, 37, 370, 10_000} <= set(odd.tolist()) and len(odd) < 120
-    assert recorded_steps(plan(noisy, 20, 7, 10)).tolist() == [0, 7, 10, 20]
-    assert recorded_steps(plan(noisy, 20, 40)).tolist() == list(range(21))
-    assert len(recorded_steps(plan(exact, 50_000, 100))) < 1100
+    assert plan(noisy, 20, 7, 10).tolist() == [0, 7, 10, 20]
+    assert plan(noisy, 20, 40).tolist() == list(range(21))
+    assert len(plan(exact, 50_000, 100)) < 1100
 
 
 def test_what_cannot_run_is_refused_with_the_reason(family: TaskFamily) -> None:

@@ -110,7 +110,7 @@ def test_momenta_are_searched_beside_rates_and_extended() -> None:
     beside = {(point["learning_rate"], point["mu"]) for point in record["finalists"]}
     assert (record["learning_rate"], 0.99) in beside and (record["learning_rate"], 0.9) in beside
     # What was searched is what runs.
-    final = outcomes.run(optimizer, phi, family, KEY, segments=plan(family, 600, every=60), num_tasks=1).loss[0, -1]
+    final = outcomes.run(optimizer, phi, family, KEY, steps=plan(family, 600, every=60), num_tasks=1).loss[0, -1]
     assert final == pytest.approx(record["finalists"][0]["mean"], rel=1e-3)
     kept = tune_baselines(family, KEY, budget="5x3", **how | {"names": ["momentum:mu=0.5"]})["momentum:mu=0.5"]
     assert "mu" not in kept[2] and kept[2]["asked"] == 5
@@ -138,7 +138,7 @@ def test_a_full_search_tries_schedules_and_marks_what_was_told_the_horizon() -> 
     constant = [point for point in record["finalists"] if point["schedule"] == "constant"]
     assert all(point["mean"] >= record["finalists"][0]["mean"] for point in constant)
     # The schedule by its name does what its curve did.
-    final = outcomes.run(optimizer, phi, family, KEY, segments=plan(family, 60, every=6), num_tasks=4).loss[:, -1]
+    final = outcomes.run(optimizer, phi, family, KEY, steps=plan(family, 60, every=6), num_tasks=4).loss[:, -1]
     assert final.mean() == pytest.approx(record["finalists"][0]["mean"], abs=1e-4)
 
 

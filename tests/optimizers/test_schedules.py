@@ -104,7 +104,7 @@ def test_evaluation_tells_the_horizon_and_training_its_own() -> None:
     optimizer = build_optimizer(picked)
     family = parabola(2.0)
     for horizon in (5, 10):
-        found = outcomes.run(optimizer, optimizer.init(KEY), family, KEY, segments=plan(family, horizon), num_tasks=2)
+        found = outcomes.run(optimizer, optimizer.init(KEY), family, KEY, steps=plan(family, horizon), num_tasks=2)
         factor = np.prod(1 - 2 * 0.1 * (1 - np.arange(horizon) / horizon))
         np.testing.assert_allclose(found.loss[:, -1] / found.loss[:, 0], factor**2, rtol=1e-4)
     experiment = dataclasses.replace(TINY, optimizer=picked, horizon=5)
