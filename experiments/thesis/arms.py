@@ -295,7 +295,7 @@ def _studies() -> dict[str, Study]:
                 vary(one[0], {"features": "scale_free", "normalisation": "rms", "alpha_bias": -5.0}), FEW_SEEDS,
                 "features: scale_free, d over its RMS"),
         ),
-        tuple(Test(task, 8, all_of_it) for task in few),
+        tuple(Test(task, 8, beyond) for task in few),
         tuning="5x3",
         num_tuning_tasks=16,
     )  # fmt: skip
