@@ -242,7 +242,7 @@ def _ran(*records: Record | None) -> str:
     """Such as `5 settings of 3 to 5 meta-seeds, 400 functions`; a record of its own after `; `."""
     said = []
     for record in records:
-        pairs = [] if record is None else list(_settings(record))
+        pairs = [] if record is None else list(models(record))
         if record is None or not pairs:
             continue
         seeds = [arm["seeds"] for _, *names in pairs for arm in (record["arms"][name] for name in names)]
@@ -256,7 +256,7 @@ def _ran(*records: Record | None) -> str:
     return "; ".join(said)
 
 
-def _settings(record: Record | None) -> Iterator[tuple[str, str, str]]:
+def models(record: Record | None) -> Iterator[tuple[str, str, str]]:
     """(setting, RL arm, BP arm) of the last φ of every arm that both models have."""
     if record is None:
         return
@@ -275,7 +275,7 @@ def setting_of(arm: str, num_tasks: int) -> str:
 # ----- what is compared -----------------------------------------------------------------------------------------------
 
 
-def _mean(raw: Raw, name: str, other: str, tasks: Sequence[str], quantity: str) -> Mean:
+def mean_ratio(raw: Raw, name: str, other: str, tasks: Sequence[str], quantity: str) -> Mean:
     """Of log ratios over meta-seeds and tasks; over several tests, as networks are, of their means on each."""
     found = [raw.log_ratios(name, other, task, quantity) for task in tasks]
     return crossed_mean(found[0] if len(found) == 1 else np.stack([one.mean(axis=1) for one in found], axis=1))
@@ -312,11 +312,11 @@ def _against(record: Record, arm: str, tasks: Sequence[str], which: str, quantit
     means = {}
     for name in named[0]:
         label = named[0][name] if len(tasks) == 1 else name.partition("@")[0]
-        means[label] = _mean(record["raw"], arm, name, tasks, quantity)
+        means[label] = mean_ratio(record["raw"], arm, name, tasks, quantity)
     return means
 
 
-def _words(record: Record, arm: str, tasks: Sequence[str], *names: str) -> Share:
+def share_of_words(record: Record, arm: str, tasks: Sequence[str], *names: str) -> Share:
     """The share of runs of which one of the words is true at ten times the horizon."""
     found = []
     for task in tasks:
@@ -326,7 +326,7 @@ def _words(record: Record, arm: str, tasks: Sequence[str], *names: str) -> Share
 
 
 def _failed(record: Record, arm: str, task: str) -> str:
-    return f"failed {shares(_words(record, arm, [task], 'failed'))}"
+    return f"failed {shares(share_of_words(record, arm, [task], 'failed'))}"
 
 
 def tasks_of(record: Record) -> list[str]:
@@ -337,7 +337,7 @@ def tasks_of(record: Record) -> list[str]:
 
 
 def _no_worse(record: Record | None, which: str) -> Iterator[Case]:
-    for setting, _, bp in _settings(record):
+    for setting, _, bp in models(record):
         assert record is not None
         means = _against(record, bp, [QUADRATIC], which, "loss_10")
         sides = all_of([below(mean, np.log(MARGIN)) for mean in means.values()])
@@ -346,15 +346,15 @@ def _no_worse(record: Record | None, which: str) -> Iterator[Case]:
 
 
 def _bp_lower(record: Record | None) -> Iterator[Case]:
-    for setting, rl, bp in _settings(record):
+    for setting, rl, bp in models(record):
         assert record is not None
-        mean = _mean(record["raw"], bp, rl, [QUADRATIC], "loss_10")
+        mean = mean_ratio(record["raw"], bp, rl, [QUADRATIC], "loss_10")
         lost = f"BP {_failed(record, bp, QUADRATIC)}, RL {_failed(record, rl, QUADRATIC)}"
         yield Case(setting, below(mean, 0.0), f"BP / RL {ratio(mean)}; {lost}")
 
 
 def _transfer(record: Record | None, task: str) -> Iterator[Case]:
-    for setting, rl, bp in _settings(record):
+    for setting, rl, bp in models(record):
         assert record is not None
         does, said = [], []
         for model, arm in (("RL", rl), ("BP", bp)):
@@ -365,10 +365,10 @@ def _transfer(record: Record | None, task: str) -> Iterator[Case]:
 
 
 def _fastest(record: Record | None) -> Iterator[Case]:
-    for setting, rl, bp in _settings(record):
+    for setting, rl, bp in models(record):
         assert record is not None
         means = _against(record, bp, [REGRESSION], "fixed", "along_1")
-        pair = _mean(record["raw"], bp, rl, [REGRESSION], "along_1")
+        pair = mean_ratio(record["raw"], bp, rl, [REGRESSION], "along_1")
         tuned = _against(record, bp, [REGRESSION], "tuned", "along_1")
         said = (
             f"along the run BP / RL {ratio(pair)}; BP / {_nearest(means)}; tuned (not judged): BP / {_nearest(tuned)}"
@@ -377,31 +377,31 @@ def _fastest(record: Record | None) -> Iterator[Case]:
 
 
 def _diverges(record: Record | None) -> Iterator[Case]:
-    for setting, rl, bp in _settings(record):
+    for setting, rl, bp in models(record):
         assert record is not None
-        lost = [_words(record, arm, [REGRESSION], "failed", "rises") for arm in (bp, rl)]
+        lost = [share_of_words(record, arm, [REGRESSION], "failed", "rises") for arm in (bp, rl)]
         said = []
         for model, arm, found in (("BP", bp, lost[0]), ("RL", rl, lost[1])):
-            improves = share(_words(record, arm, [REGRESSION], "improves").mean)
+            improves = share(share_of_words(record, arm, [REGRESSION], "improves").mean)
             said.append(f"{model} fails or rises {shares(found)}, improves {improves}")
         yield Case(setting, all_of([-lost[0].under(MOST), lost[1].under(MOST)]), "; ".join(said))
 
 
 def _rarely_lost(record: Record | None) -> Iterator[Case]:
-    for setting, rl, _ in _settings(record):
+    for setting, rl, _ in models(record):
         assert record is not None
-        lost = _words(record, rl, [REGRESSION], "failed", "rises")
+        lost = share_of_words(record, rl, [REGRESSION], "failed", "rises")
         yield Case(setting, lost.under(FEW), f"RL fails or rises {shares(lost)}")
 
 
 def _rl_lower(records: Sequence[Record], tasks: Sequence[str] | None) -> Iterator[Case]:
     for record in records:
-        for setting, rl, bp in _settings(record):
+        for setting, rl, bp in models(record):
             on = tasks or tasks_of(record)
-            mean = _mean(record["raw"], rl, bp, on, "loss_10")
+            mean = mean_ratio(record["raw"], rl, bp, on, "loss_10")
             said = f"RL / BP {ratio(mean)}"
             if all("test_loss_10" in record["raw"].runs[arm][task] for arm in (rl, bp) for task in on):
-                said += f"; on the test split {ratio(_mean(record['raw'], rl, bp, on, 'test_loss_10'))}"
+                said += f"; on the test split {ratio(mean_ratio(record['raw'], rl, bp, on, 'test_loss_10'))}"
             yield _on_networks(record, setting, below(mean, 0.0), said)
 
 
@@ -415,9 +415,9 @@ def _on_networks(record: Record, setting: str, sides: Sides, figures: str) -> Ca
 
 def _fast_networks(record: Record) -> Iterator[Case]:
     tasks = tasks_of(record)
-    for setting, rl, bp in _settings(record):
+    for setting, rl, bp in models(record):
         means = _against(record, bp, tasks, "fixed", "along_1")
-        pair = _mean(record["raw"], bp, rl, tasks, "along_1")
+        pair = mean_ratio(record["raw"], bp, rl, tasks, "along_1")
         # On which networks BP is ahead of all: [seeds, networks].
         others = [rl, *rivals(record, tasks[0], "fixed")]
         seeds = min(record["arms"][name]["seeds"] for name in (rl, bp))
@@ -432,13 +432,13 @@ def _fast_networks(record: Record) -> Iterator[Case]:
 
 
 def _lost_on_networks(record: Record) -> Iterator[Case]:
-    for setting, _, bp in _settings(record):
-        lost = _words(record, bp, tasks_of(record), "failed", "rises")
+    for setting, _, bp in models(record):
+        lost = share_of_words(record, bp, tasks_of(record), "failed", "rises")
         yield _on_networks(record, setting, -lost.under(MOST), f"BP fails or rises {shares(lost)}")
 
 
 def _falls_on_networks(record: Record, limit: float) -> Iterator[Case]:
-    for setting, rl, _ in _settings(record):
+    for setting, rl, _ in models(record):
         falls = []
         for task in tasks_of(record):
             runs = record["raw"].runs[rl][task]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.thesis import claims, raw
+from experiments.thesis.answer import in_short
 from experiments.thesis.arms import PICKS, REMEDY, RESULTS, ROOT, STUDIES, THESIS
 from experiments.thesis.choices import ALIKE, DEFAULTS, FEW, FURTHER, MULTIPLE, chosen, table, weigh
 from experiments.thesis.claims import MARGIN, NETWORKS, Claim, judge, number, ratio, rivals, share
@@ -135,6 +136,7 @@ def page(records: Mapping[str, Record]) -> str:
     first = {name: record for name, record in whole.items() if record is not records[name]}
     found = chosen(weighed)
     blocks: dict[str, Any] = {
+        "in_short": in_short(new),
         "outcome": _outcome(judged),
         "waiting": _waiting(studies, new, first),
         "claims": _table(
