@@ -72,7 +72,7 @@ def horizons(*runs: Run) -> Figure:
     points = at_horizons(drawn)
     if not points:
         raise UserError("none of these runs was evaluated at two horizons of one task family.")
-    return panels_figure(panels_of(drawn, points), legend=True)
+    return panels_figure(panels_of(drawn, points, most=None), legend=True)
 
 
 def compare(*places: Place) -> Figure:
@@ -83,7 +83,7 @@ def compare(*places: Place) -> Figure:
     """
     if not places:
         raise UserError("name at least one run, or a folder of runs such as a sweep's.")
-    roots = [files.place(os.fspath(place)) for place in places]
+    roots = [files.place(os.fspath(_one(place))) for place in places]
     comparison = compare_all(runs_among(roots), roots[0])
     panels = [*curves_panels(comparison), *axes_panels(comparison)]
     return _with_axes(panels_figure(panels, legend=True), "these runs")
@@ -126,4 +126,11 @@ def _with_axes(figure: Figure, where: str) -> Figure:
 
 
 def _run(run: Run) -> LoadedRun:
-    return run if isinstance(run, LoadedRun) else load_run(run)
+    return run if isinstance(run, LoadedRun) else load_run(os.fspath(_one(run)))
+
+
+def _one(place: Place) -> Place:
+    if isinstance(place, str | os.PathLike):
+        return place
+    kind = type(place).__name__
+    raise UserError(f"a {kind} is no run: give folders or what `load_run` gives, each as an argument of its own.")

@@ -86,6 +86,8 @@ def evaluate(
       ValueError: counts below 1, early stopping without validation data, or a transformation that needs what an inner
         loop does not have.
     """
+    if not isinstance(family, TaskFamily):
+        raise ValueError(f"`family` is {family!r}; give a task family, such as metaopt.TASKS['quadratic']()")
     if not optimizers:
         raise ValueError("`optimizers` is empty; give at least one name -> (optimizer, φ) or optax transformation")
     bound = {name: as_optimizer(entry, family, name) for name, entry in optimizers.items()}

@@ -13,6 +13,8 @@ from metaopt.types import TaskFamily
 def plan(family: TaskFamily, horizon: int, train_horizon: int | None = None, every: int | None = None) -> np.ndarray:
     """[points] the steps of a run that are recorded; 0, T, 10 T and the horizon are always among them."""
     for name, value in (("horizon", horizon), ("train_horizon", train_horizon), ("record_every", every)):
+        if value is not None and not isinstance(value, int | np.integer):
+            raise ValueError(f"`{name}` is {value!r}; give a whole number")
         if value is not None and value < 1:
             raise ValueError(f"`{name}` ({value}) must be at least 1")
     every = every or interval(family, horizon, train_horizon)

@@ -221,7 +221,13 @@ def entries_of(experiment: Experiment) -> list[tuple[Registry[Any], str]]:
 
 
 def build_optimizer(picked: Choice) -> Optimizer:
-    """The learned or hand-designed optimizer a choice names."""
+    """The learned or hand-designed optimizer a choice names.
+
+    Raises:
+      UserError: it is no choice, or none that is known.
+    """
+    if not isinstance(picked, Choice):
+        raise UserError(f"{picked!r} is no choice; give `choice(name, option=value)`.")
     # By the factory too: a plugin that is read again brings a new one.
     key = (OPTIMIZERS.entry(picked.name).factory, repr(sorted(picked.options.items())))
     if key not in _BUILT_OPTIMIZERS:

@@ -109,9 +109,11 @@ def horizons(runs: Sequence[Evaluated]) -> dict[str, Any] | None:
     }
 
 
-def panels_of(runs: Sequence[Evaluated], points: Mapping[str, Sequence[Sequence[Point]]]) -> list[Panel]:
-    """A panel for each task family; `points` hold those of each run."""
-    return [_panel(task, runs, found) for task, found in list(points.items())[:MOST_PANELS]]
+def panels_of(
+    runs: Sequence[Evaluated], points: Mapping[str, Sequence[Sequence[Point]]], most: int | None = MOST_PANELS
+) -> list[Panel]:
+    """A panel for each task family, `most` of them or all (None); `points` hold those of each run."""
+    return [_panel(task, runs, found) for task, found in list(points.items())[:most]]
 
 
 def _picture(runs: Sequence[Evaluated], points: Mapping[str, Sequence[Sequence[Point]]]) -> dict[str, Any]:

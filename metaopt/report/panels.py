@@ -136,8 +136,8 @@ def panels_figure(panels: Sequence[Panel], *, narrow: bool = False, legend: bool
 def _legend_columns(labels: Sequence[str], width: float) -> int:
     """As many, up to five, as the labels leave room for in so many inches."""
     for columns in range(min(len(labels), 5), 1, -1):
-        rows = -(-len(labels) // columns)
-        longest = [max(map(len, labels[start : start + rows])) for start in range(0, len(labels), rows)]
+        lengths = np.array_split([len(label) for label in labels], columns)  # as matplotlib fills them
+        longest = [int(column.max()) for column in lengths]
         if 0.09 * sum(longest) + 0.85 * len(longest) < width:  # a letter; the line and the gaps
             return columns
     return 1

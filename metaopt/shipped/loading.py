@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -107,11 +108,18 @@ def load(
       UserError: it is not there, or of another architecture, or goes by the length of the run and is not told it, or
         `noise` is asked of an optimizer without any, or a number is out of its range.
     """
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise UserError(f"`name_or_path` is a {type(name_or_path).__name__}; give one name or path.")
     bare, named = without_guard(os.fspath(name_or_path))
     with jax.ensure_compile_time_eval():  # also where `optax.inject_hyperparams` calls it within a jit
         name, optimizer, meta_params, draws = _found(bare)
-    if horizon is not None and horizon < 1:
-        raise UserError(f"`horizon` ({horizon}) must be at least 1.")
+    if horizon is not None:
+        try:
+            horizon = operator.index(horizon)
+        except TypeError:
+            raise UserError(f"`horizon` is {horizon!r}; give a whole number.") from None
+        if horizon < 1:
+            raise UserError(f"`horizon` ({horizon}) must be at least 1.")
     if optimizer.at_horizon is not None:
         told = optimizer.at_horizon(horizon or MOST_INT)
         if horizon is None and told is not optimizer:

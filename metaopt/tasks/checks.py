@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from metaopt.tasks.hyper import free_starts, with_hyper
 from metaopt.types import Key, TaskFamily
@@ -77,6 +78,17 @@ def explained(which: str, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except Exception as error:
         raise ValueError(f"{which}{_what_happened(error)}") from error
+
+
+def check_arrays(which: str, tree: Any) -> None:
+    """Refuses what jax cannot carry, such as a text.
+
+    Raises:
+      ValueError: names its type.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex):
+            raise ValueError(f"{which} gives a {type(leaf).__name__}; return a pytree of arrays.")
 
 
 def _kind(batch: Any) -> Any:

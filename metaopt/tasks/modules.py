@@ -66,24 +66,27 @@ def _is_nnx(value: Any) -> bool:
 
 def _of_nnx(init: Callable[..., Any], init_shapes: tuple[Any, ...]) -> Model:
     """Parameters are the module's `nnx.Param`, as nested dicts. The running averages of a normalisation stay as they
-    are made, and what a call writes into them is dropped: it uses the statistics of the batch at hand."""
+    are made, and what a call writes into them is dropped: it uses the statistics of the batch at hand. So does the key
+    that `nnx.RNN` draws its first carry with, which is zero unless one says otherwise."""
     from flax import nnx
 
     graphs: list[Any] = []
 
     def parts(key: Key, *arguments: PyTree) -> tuple[Any, Any, Any]:
-        graph, params, averages, rest = nnx.split(init(key, *arguments), nnx.Param, nnx.BatchStat, ...)
+        # An `RNN` tags its stream so; Dropout's mask would be the same in every step, and is refused.
+        kept = nnx.Any(nnx.BatchStat, nnx.All(nnx.RngState, nnx.WithTag("carry")))
+        graph, params, held, rest = nnx.split(init(key, *arguments), nnx.Param, kept, ...)
         graphs.append(graph)
-        return params, averages, rest
+        return params, held, rest
 
     shapes, _, rest = jax.eval_shape(parts, jax.random.key(0), *init_shapes)
     _refuse_state(f"{type(held).__name__} at {'.'.join(map(str, path))}" for path, held in nnx.to_flat_state(rest))
-    averages = _at_first(lambda *arguments: parts(*arguments)[1], init_shapes)
+    kept = _at_first(lambda *arguments: parts(*arguments)[1], init_shapes)
     graph = graphs[0]
 
     def call(function: Callable[..., Any], params: Params, *arguments: PyTree) -> Any:
         # Copies: a module writes into what it is merged from, and only within the trace that this was made in.
-        state, written = jax.tree.map(lambda x: x, (shapes, averages))
+        state, written = jax.tree.map(lambda x: x, (shapes, kept))
         nnx.replace_by_pure_dict(state, params)
         return function(nnx.merge(graph, state, written), *arguments)
 

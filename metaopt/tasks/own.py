@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from metaopt.data.dataset import hash_of, split_rows
-from metaopt.tasks.checks import check_family, explained
+from metaopt.tasks.checks import check_arrays, check_family, explained
 from metaopt.tasks.examples import (
     SPLITS,
     eval_examples,
@@ -67,7 +67,8 @@ def make_task(
     - `metrics(params, task, batch)`: likewise, a dict of numbers, for reports.
     - `init(key)` or `init(key, task)`: the parameters, any pytree of real floating arrays.
     - `sample(key)` or `sample(key, data)`: what makes a task one of its own, any pytree of arrays.
-    - `batch(key, task, data)`: in place of minibatches; the `data` of `sample` and `batch` are the training split.
+    - `batch(key, task, data)`: in place of minibatches, drawn by `key`: numpy's random numbers would be the same in
+      every step. The `data` of `sample` and `batch` are the training split.
     - `eval_batch(task, data)`: what is evaluated on, with each split's `data` in turn.
 
     flax: `init` returns an nnx module (`lambda key: MLP(rngs=nnx.Rngs(key))`) or is a linen module (`MLP(32)`), and the
@@ -149,7 +150,10 @@ def make_task(
     def example() -> Any:
         key = jax.random.key(0)
         task = explained("`sample`", draw_task, key, splits)
-        return task, explained("`batch`", draw, key, task, train)
+        drawn = explained("`batch`", draw, key, task, train)
+        check_arrays("`sample`", task)
+        check_arrays("`batch`", drawn)
+        return task, drawn
 
     task, drawn = jax.eval_shape(example)
     model = model_of(init, loss, (task,) if init_task else (), with_batch(task, drawn))

@@ -23,6 +23,7 @@ from metaopt.estimators.hypergradients import INDEFINITE
 from metaopt.estimators.parts import moving, of_part
 from metaopt.estimators.windows import Schedule
 from metaopt.experiment import Experiment, build_families, optimizer_of
+from metaopt.experiment.checks import validate
 from metaopt.inner.checks import check_estimator
 from metaopt.inner.devices import compiler_options, matmul_precision, task_mesh
 from metaopt.progress import Bar
@@ -327,7 +328,9 @@ def meta_train(
       Diverged: half of the latest chunk of meta-steps (20 at least) had no task alive, or no finite meta-gradient.
       UserError: the experiment's choices do not fit together, or a hypergradient needs damping.
     """
-    trainer = experiment if isinstance(experiment, Trainer) else Trainer(experiment)
+    if not isinstance(experiment, Experiment | Trainer):
+        raise UserError(f"`experiment` is a {type(experiment).__name__}; give an `Experiment` (metaopt.Experiment).")
+    trainer = experiment if isinstance(experiment, Trainer) else Trainer(validate(experiment))
     state = trainer.init() if state is None else state
     num_meta_steps, every = trainer.experiment.num_meta_steps, trainer.experiment.log.every
     recent: deque[tuple[bool, bool]] = deque(history, maxlen=max(LOOK_BACK, every))

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +53,13 @@ experiments = st.builds(
 @given(experiments)
 def test_experiments_survive_json(experiment: Experiment) -> None:
     assert from_json(json.loads(json.dumps(to_json(experiment), allow_nan=False))) == experiment
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    picked = {"tasks": (choice("quadratic"),), "estimator": choice("x")}
+    given = Experiment(optimizer=choice("lstm", hidden_size=np.int64(5)), horizon=np.int64(50), **picked)  # pyright: ignore
+    plain = json.loads(json.dumps(to_json(given)))
+    assert from_json(plain) == Experiment(optimizer=choice("lstm", hidden_size=5), horizon=50, **picked)
 
 
 def simple() -> dict[str, Any]:

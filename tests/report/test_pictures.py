@@ -193,9 +193,14 @@ def test_a_dollar_sign_begins_no_formula(result: dict) -> None:
     assert f"{wrong}$" in to_svg(panels.panels_figure([panel]), prefix="p", description="")
 
 
-@pytest.mark.parametrize(("length", "narrow"), [(4, False), (20, False), (60, False), (4, True), (20, True)])
-def test_a_legend_stays_within_its_figure(length: int, narrow: bool) -> None:
-    lines = [panels.Line(panels.run_style(i, "e" * length), np.arange(3), np.ones(3)) for i in range(8)]
+@pytest.mark.parametrize(
+    ("lengths", "narrow"),
+    [([4] * 8, False), ([20] * 8, False), ([60] * 8, False), ([33, 30, 28, 21, 19], False), ([4] * 8, True),
+     ([20] * 8, True)],
+)  # fmt: skip
+def test_a_legend_stays_within_its_figure(lengths: list[int], narrow: bool) -> None:
+    labels = ["e" * length for length in lengths]
+    lines = [panels.Line(panels.run_style(i, label), np.arange(3), np.ones(3)) for i, label in enumerate(labels)]
     figure = panels.panels_figure([panels.Panel("title", "x", "y", lines)] * 2, narrow=narrow, legend=True)
     figure.canvas.draw()
     (legend,) = figure.legends

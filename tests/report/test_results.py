@@ -152,6 +152,12 @@ def test_pictures_hold_what_pages_hold(two: Path, finished: Path, tmp_path: Path
     (axes,) = plots.horizons(run, two / "seed-1").axes
     assert {f"{finished.parent.name}/run", "sweep/seed-1"} <= {line.get_label() for line in axes.lines}
     assert max(len(np.asarray(line.get_xdata())) for line in axes.lines) == 2
+    held["results"] = [{**result, "task": f"t{i}"} for result in held["results"] for i in range(7)]
+    file.write_text(json.dumps(held))
+    assert len(plots.horizons(two / "seed-1").axes) == 7
+    for draw in (plots.compare, plots.horizons, plots.curves, plots.meta_training):
+        with pytest.raises(UserError, match="a list is no run: .*each as an argument of its own"):
+            draw([run])  # pyright: ignore[reportArgumentType]
 
 
 def test_profiles_are_the_shares_within_a_factor_of_the_best(tmp_path: Path) -> None:

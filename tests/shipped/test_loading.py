@@ -143,6 +143,11 @@ def test_a_hand_designed_optimizer_by_name_and_one_that_goes_by_the_horizon(tmp_
             metaopt.load(name)
     with pytest.raises(UserError, match="`horizon` .0. must be at least 1"):
         metaopt.load(falling, horizon=0)
+    for wrong in ("5", 5.0):
+        with pytest.raises(UserError, match=f"`horizon` is {wrong!r}; give a whole number"):
+            metaopt.load(falling, horizon=wrong)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="`name_or_path` is a list; give one name or path"):
+        metaopt.load([falling])  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="lstm is nothing before it is trained"):
         metaopt.load("lstm")
     with pytest.raises(UserError, match="adam has no parameters for evaluation apart"):

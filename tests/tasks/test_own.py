@@ -269,6 +269,22 @@ def test_modules(kind, norm):
     assert after < 0.3 * before
 
 
+def test_an_rnn_of_nnx():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.rnn = nnx.RNN(nnx.GRUCell(1, 3, rngs=rngs))
+            self.out = nnx.Linear(3, 1, rngs=rngs)
+
+        def __call__(self, x):
+            return self.out(self.rnn(x[..., None])[:, -1])
+
+    family = metaopt.make_task(net_squares, lambda key: Net(nnx.Rngs(key)), data=DATA)
+    _, params, batch = task_of(family)
+    assert set(params) == {"rnn", "out"} and "rngs" not in params["rnn"]
+    losses = [jax.jit(family.loss)(params, (), batch) for _ in range(2)]
+    assert losses[0] == losses[1] > 0
+
+
 def test_modules_of_a_task():
     family = metaopt.make_task(
         lambda net, scale, batch: jnp.mean((net(batch["x"])[:, 0] - scale * batch["y"]) ** 2),
@@ -431,6 +447,7 @@ BAD = {
         dict(loss=net_squares, init=lambda key: NnxNet(nnx.Rngs(key), dropout=True), data=DATA),
         r"state that a loss cannot carry \(RngCount at dropout.rngs.count, RngKey",
     ),
+    "text for a batch": (dict(loss=net_squares, init=lambda key: key, batch=lambda key: "ab"), "`batch` gives a str; "),
     "linen dropout": (dict(loss=net_squares, init=LinenNet(dropout=True), data=DATA), "Dropout"),
     "linen without a call": (dict(loss=lambda net, b: jnp.mean(b["y"]), init=LinenNet(), data=DATA), "no parameters"),
 }

@@ -21,6 +21,7 @@ from metaopt.inner import limits
 from metaopt.numbers import divisors, largest_divisor
 from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, ORACLES, TASKS
 from metaopt.runs.train import prepare
+from metaopt.training.loop import meta_train
 from metaopt.training.size import check_size
 from metaopt.types import Estimate, MetaGradient, Optimizer, Oracle
 
@@ -221,3 +222,26 @@ def test_who_goes_by_losses_is_refused_where_there_are_none(
         changed, named = {"evaluation": dataclasses.replace(tiny.evaluation, **picked)}, "baseline 'momo_adam'"
     with pytest.raises(UserError, match=rf"^{named} goes by the loss of each step, and .* has none, for its oracle"):
         prepare(dataclasses.replace(tiny, **changed))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"horizon": 0}, r"`horizon` \(0\) must be at least 1"),
+        ({"horizon": "5"}, "`horizon` is '5'"),
+        ({"tasks": "quadratic"}, "tasks"),
+    ],
+)
+def test_meta_training_in_python_refuses_as_the_command_line_does(
+    tiny: Experiment, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        meta_train(dataclasses.replace(tiny, **changed))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_in_place_of_what_it_names_is_refused() -> None:
+    with pytest.raises(UserError, match="`experiment` is a str; give an `Experiment`"):
+        meta_train("quadratic_rl")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match=r"'lstm' is no choice; give `choice\(name, option=value\)`"):
+        build_optimizer("lstm")  # pyright: ignore[reportArgumentType]
