@@ -29,7 +29,7 @@ LINK = re.compile(r"(?<=\]\()(?P<link>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\))")
 FIGURE = re.compile(r'(?<=src=")(?P<a>[^":]+)(?=")|(?<=srcset=")(?P<b>[^":]+)(?=")')
 TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
 CELL = re.compile(r"(<t[dh]\b[^>]*>)(.*?)(?=</t[dh]>)", re.DOTALL)
-CODE = re.compile(r"<code>([^<]*)</code>")
+CODE = re.compile(r"<pre\b.*?</pre>|<code>([^<]*)</code>", re.DOTALL)
 FLAG = re.compile(r"(?<![\w-])(--?[a-z][\w.-]*)")
 FENCE = re.compile(r"^(```+).*?^\1$", re.DOTALL | re.MULTILINE)
 
@@ -88,6 +88,8 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
     """Lines do not end within a flag, but after signs of long code and of code in cells; long cells are told apart."""
 
     def code(found: re.Match[str], cell: bool = False) -> str:
+        if found[1] is None:  # a block, which ends its lines itself
+            return found[0]
         words = FLAG.split(found[1])  # every second one is a flag
         if cell or len(found[1]) > 30:
             words[::2] = [re.sub(r"(?<=[_=:,./])(?=\w)", "<wbr>", word) for word in words[::2]]

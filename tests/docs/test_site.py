@@ -100,6 +100,8 @@ def test_lines_end_where_words_do() -> None:
 
     assert shown("<code>train --from RUN</code>") == '<code>train <span class="flag">--from</span> RUN</code>'
     assert shown("<code>step_rule</code>") == "<code>step_rule</code>"
+    block = "<pre><span></span><code>train --from RUN: loss=0.62 after 100 steps, and 0.5 after 200</code></pre>"
+    assert shown(block) == block
     long = "lstm:alpha_bias=-2.0,features=all,noise=none"
     assert re.sub("<[^>]*>", "", shown(f"<code>{long}</code>")) == long
     row = f"<td><code>step_rule=direct</code></td><td>{'word ' * 20}</td>"
