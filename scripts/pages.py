@@ -27,6 +27,10 @@ DOCS = ROOT / "docs"
 ALWAYS = ("CHANGELOG.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("experiments/**/README.md")))
 LINK = re.compile(r"(?<=\]\()(?P<link>[^)\s#:]+)(?P<anchor>#[^)\s]*)?(?=\))")
 FIGURE = re.compile(r'(?<=src=")(?P<a>[^":]+)(?=")|(?<=srcset=")(?P<b>[^":]+)(?=")')
+TABLE = re.compile(r"<table>.*?</table>", re.DOTALL)
+CELL = re.compile(r"(<t[dh]\b[^>]*>)(.*?)(?=</t[dh]>)", re.DOTALL)
+CODE = re.compile(r"<pre\b.*?</pre>|<code>([^<]*)</code>", re.DOTALL)
+FLAG = re.compile(r"(?<![\w-])(--?[a-z][\w.-]*)")
 FENCE = re.compile(r"^(```+).*?^\1$", re.DOTALL | re.MULTILINE)
 
 
@@ -78,6 +82,29 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
     text = outside_code(markdown, lambda part: LINK.sub(moved, part))
     return re.sub(r"^!\[([^\]]*)\]\((\S+\.svg)\)$", lambda found: drawing(source, found), text, flags=re.MULTILINE)
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Lines do not end within a flag, but after signs of long code and of code in cells; long cells are told apart."""
+
+    def code(found: re.Match[str], cell: bool = False) -> str:
+        if found[1] is None:  # a block, which ends its lines itself
+            return found[0]
+        words = FLAG.split(found[1])  # every second one is a flag
+        if cell or len(found[1]) > 30:
+            words[::2] = [re.sub(r"(?<=[_=:,./])(?=\w)", "<wbr>", word) for word in words[::2]]
+        words[1::2] = [f'<span class="flag">{word}</span>' for word in words[1::2]]
+        return f"<code>{''.join(words)}</code>"
+
+    def cell(found: re.Match[str], columns: int) -> str:
+        long = columns > 3 and found[1] == "<td>" and len(re.sub("<[^>]*>", "", found[2])) > 60
+        return ('<td class="long">' if long else found[1]) + CODE.sub(lambda one: code(one, cell=True), found[2])
+
+    def table(found: re.Match[str]) -> str:
+        columns = found[0].count("<th>")
+        return CELL.sub(lambda one: cell(one, columns), found[0])
+
+    return CODE.sub(code, TABLE.sub(table, html))
 
 
 # ----- links ----------------------------------------------------------------------------------------------------------
@@ -189,16 +216,44 @@ def said(show: Any, *arguments: Any) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).rstrip()
 
 
+def flowing(text: str) -> str:
+    """A block whose lines the page may end where it likes: lines of one paragraph or of one item are joined."""
+    lines: list[str] = []
+    length = 0  # of the line before, as it was
+    for line in text.splitlines():
+        indent, before = (len(one) - len(one.lstrip()) for one in (line, lines[-1] if lines else ""))
+        paragraph = not indent and not before and length > 70
+        item = 0 < before == indent - 2
+        if line.strip() and (paragraph or item):
+            lines[-1] += " " + line.lstrip()
+        else:
+            lines.append(line)
+        length = len(line)
+    return "``` {.text .wrap}\n" + "\n".join(lines) + "\n```"
+
+
+def helped(text: str) -> str:
+    """A command's help: its paragraphs as such, all else, of two columns mostly, as it is."""
+    parts: list[str] = []
+    for part in text.split("\n\n"):
+        if part.startswith("usage:") or re.search(r"^[ -]", part, re.MULTILINE):
+            block = parts.pop()[:-3] + "\n" if parts and parts[-1].endswith("```") else "``` {.text .help}\n"
+            parts.append(f"{block}{part.rstrip()}\n```")
+        else:
+            parts.append(_plain(part))
+    return "\n\n".join(parts)
+
+
 def commands_page() -> str:
     """Every command's help."""
     from metaopt.cli.commands import COMMANDS
     from metaopt.cli.entry import main
 
     parts = ["# Commands", "What `metaopt COMMAND --help` prints, and `metaopt --help` first."]
-    parts.append(f"```text\n{said(main, ['--help'])}\n```")
+    parts.append(helped(said(main, ["--help"])))
     parts.append("The fields of an experiment, which `train` and `launch` take as flags, have [a page](fields.md).")
     for name in COMMANDS:
-        parts += [f"## {name}", f"```text\n{said(main, [name, '--help'])}\n```"]
+        parts += [f"## {name}", helped(said(main, [name, "--help"]))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -284,7 +339,7 @@ def entries_page() -> str:
             rows.append(f"| {shown} | {_plain(words)} |")
         parts += [f"## {title.capitalize()}", "\n".join(rows)]
         for name in entries if registry else ():
-            parts += [f"### {name}", f"``` {{.text .wrap}}\n{said(listing.print_options, name, registry)}\n```"]
+            parts += [f"### {name}", flowing(said(listing.print_options, name, registry))]
     return "\n\n".join(parts) + "\n"
 
 

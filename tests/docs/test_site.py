@@ -94,6 +94,28 @@ def test_the_reference_is_that_of_the_code() -> None:
     assert "`--meta-optimizer.clip-adaptive`\n:   By norm, at this multiple" in fields
 
 
+def test_lines_end_where_words_do() -> None:
+    def shown(html: str) -> str:
+        return pages.on_page_content(html, None, None, None)
+
+    assert shown("<code>train --from RUN</code>") == '<code>train <span class="flag">--from</span> RUN</code>'
+    assert shown("<code>step_rule</code>") == "<code>step_rule</code>"
+    block = "<pre><span></span><code>train --from RUN: loss=0.62 after 100 steps, and 0.5 after 200</code></pre>"
+    assert shown(block) == block
+    long = "lstm:alpha_bias=-2.0,features=all,noise=none"
+    assert re.sub("<[^>]*>", "", shown(f"<code>{long}</code>")) == long
+    row = f"<td><code>step_rule=direct</code></td><td>{'word ' * 20}</td>"
+    assert shown(f"<table><th></th><th></th>{row}</table>").count("<wbr>") == 2
+    assert shown(f"<table>{'<th></th>' * 4}{row}</table>").count('<td class="long">') == 1
+    paragraph = "so many words that their line was ended by hand and not by the page on which they stand"
+    listed = "Args:\n  one: this\n    and that.\n  two: other."
+    assert f"{paragraph} {paragraph}\n\nArgs:\n  one: this and that.\n  two: other.\n" in pages.flowing(
+        f"{paragraph}\n{paragraph}\n\n{listed}"
+    )
+    helped = pages.helped("usage: metaopt x\n\nTakes a_b.\n\noptions:\n  -h  help\n\nothers:\n  -v  version")
+    assert helped.count("```") == 4 and "\n\nTakes a\\_b.\n\n" in helped
+
+
 def test_every_file_of_a_run_is_described(finished: Path) -> None:
     text = (DOCS / "reference" / "run_folder.md").read_text(encoding="utf-8")
     for path in finished.iterdir():

@@ -218,7 +218,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
             axes.set_title(f"{task}, {horizon} steps", fontsize=11, color=INK, loc="left")
             set_log_ticks(axes.xaxis)
     for axes in grid[-1]:
-        axes.set_xlabel("loss above its bound, over tuned Adam's")
+        axes.set_xlabel("loss over tuned Adam's")
     save_png(figure, path)
 
 
