@@ -18,7 +18,7 @@ import optax
 from metaopt.errors import suggest
 from metaopt.optimizers import mlps
 from metaopt.optimizers.coordinatewise import from_rows, rows_of
-from metaopt.optimizers.noise import Noise, NoiseInUse, gamma_noise
+from metaopt.optimizers.noise import NoiseInUse, gamma_noise
 from metaopt.optimizers.placement import explicit_mesh, laid_out_by_xla, last_axis_over, shardings, spread, vary_with
 from metaopt.optimizers.step_rules import LOG_ALPHA_RANGE
 from metaopt.optimizers.tensors import TINY, Layout, inverse_root, layout_of, over_tensors, sums, to_rows
@@ -54,6 +54,7 @@ FEATURES = {
 }
 Outputs = Literal["both", "alpha", "weights"]
 LossTrend = Literal["spread", "log"]
+Noise = Literal["none", "per_step", "per_tensor"]
 
 LARGEST_FEATURE = 4.0
 NETWORK_SIZE = 8, 2  # units a layer, layers
