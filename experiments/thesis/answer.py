@@ -9,7 +9,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.thesis.claims import NETWORKS, mean_ratio, models, ratio, rivals, share_of_words, shares, tasks_of
+from experiments.thesis.claims import (
+    NETWORKS,
+    SAME_PHI,
+    mean_ratio,
+    models,
+    ratio,
+    rivals,
+    share_of_words,
+    shares,
+    tasks_of,
+    words_of_runs,
+)
 from experiments.thesis.judging import below, share_of, words
 from metaopt.evaluation.intervals import Mean, Word, crossed_mean
 
@@ -37,7 +48,8 @@ class Compared(NamedTuple):
 
 
 def in_short(records: Mapping[str, Record]) -> Iterator[str]:
-    """Sentences and the two tables."""
+    """Sentences and the two tables; the same φ on other images is no further evidence, and left out."""
+    records = {name: record for name, record in records.items() if name not in SAME_PHI}
     found = [one for record in records.values() for one in _compared(record)]
     if not found:
         yield "Nothing has been run yet."
@@ -60,15 +72,16 @@ def in_short(records: Mapping[str, Record]) -> Iterator[str]:
         (one.where, one.setting, *one.lost, ratio(one.mean), word, ratio(one.beside))
         for one, word in zip(found, said, strict=True)
     )
-    yield from table(heads, rows)
+    yield from markdown(heads, rows)
     yield ""
     yield from _ingredients(records)
 
 
-def table(columns: Sequence[str], rows: Iterable[Row]) -> Iterator[str]:
-    """Lines of markdown."""
+def markdown(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
+    """The lines of a table."""
+    columns = list(columns)
     for line in (columns, ["---"] * len(columns), *rows):
-        yield "| " + " | ".join(line) + " |"
+        yield "| " + " | ".join(map(str, line)) + " |"
 
 
 def groups(record: Record) -> dict[str, list[str]]:
@@ -127,7 +140,7 @@ def _ingredients(records: Mapping[str, Record]) -> Iterator[str]:
         (f"{factor}: {' / '.join(FACTORS[factor])}", where, *lost_by(record, factor, tasks), ratio(mean), word)
         for (factor, where, record, tasks), mean, word in zip(found, means, said, strict=True)
     )
-    yield from table(("ingredient", "family", "lost with the first", "with the second", "ratio", "ends"), rows)
+    yield from markdown(("ingredient", "family", "lost with the first", "with the second", "ratio", "ends"), rows)
 
 
 def pairs(factor: str) -> list[tuple[str, str]]:
@@ -150,14 +163,7 @@ def lost_by(record: Record, factor: str, tasks: Sequence[str]) -> tuple[str, str
     """The share of runs lost with either level, over the four combinations of the others."""
     found = []
     for level in zip(*pairs(factor), strict=True):
-        values = [_lost_runs(record, arm, tasks) for arm in level]
+        values = [words_of_runs(record, arm, tasks, "failed", "rises") for arm in level]
         seeds = min(len(one) for one in values)
         found.append(shares(share_of(np.mean([one[:seeds] for one in values], axis=0))))
     return found[0], found[1]
-
-
-def _lost_runs(record: Record, arm: str, tasks: Sequence[str]) -> np.ndarray:
-    """[meta-seeds, tasks or tests]"""
-    runs = [record["raw"].runs[arm][task] for task in tasks]
-    found = [np.asarray(one["failed_10"] | one["rises_10"], np.float64) for one in runs]
-    return found[0] if len(found) == 1 else np.stack([one.mean(axis=1) for one in found], axis=1)

@@ -318,11 +318,16 @@ def _against(record: Record, arm: str, tasks: Sequence[str], which: str, quantit
 
 def share_of_words(record: Record, arm: str, tasks: Sequence[str], *names: str) -> Share:
     """The share of runs of which one of the words is true at ten times the horizon."""
+    return share_of(words_of_runs(record, arm, tasks, *names))
+
+
+def words_of_runs(record: Record, arm: str, tasks: Sequence[str], *names: str) -> np.ndarray:
+    """[meta-seeds, tasks] whether one of the words is true; of several tests [meta-seeds, tests], how often."""
     found = []
     for task in tasks:
         runs = record["raw"].runs[arm][task]
         found.append(np.any([runs[f"{name}_10"] for name in names], axis=0))
-    return share_of(found[0] if len(found) == 1 else np.stack([one.mean(axis=1) for one in found], axis=1))
+    return found[0] if len(found) == 1 else np.stack([one.mean(axis=1) for one in found], axis=1)
 
 
 def _failed(record: Record, arm: str, task: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.thesis import claims, raw
-from experiments.thesis.answer import in_short
+from experiments.thesis.answer import in_short, markdown
 from experiments.thesis.arms import PICKS, REMEDY, RESULTS, ROOT, STUDIES, THESIS
 from experiments.thesis.choices import ALIKE, DEFAULTS, FEW, FURTHER, MULTIPLE, chosen, table, weigh
 from experiments.thesis.claims import MARGIN, NETWORKS, Claim, judge, number, ratio, rivals, share
@@ -139,7 +139,7 @@ def page(records: Mapping[str, Record]) -> str:
         "in_short": in_short(new),
         "outcome": _outcome(judged),
         "waiting": _waiting(studies, new, first),
-        "claims": _table(
+        "claims": markdown(
             ("claim", "what was run", "verdict", "figures"),
             ((f"**{claim.name}** {claim.text}", claim.ran, claim.verdict, _first(claim)) for claim in judged),
         ),
@@ -169,16 +169,10 @@ def page(records: Mapping[str, Record]) -> str:
     return Template((THESIS / "page.md").read_text(encoding="utf-8")).substitute(filled)
 
 
-def _table(columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
-    columns = list(columns)
-    for line in (columns, ["---"] * len(columns), *rows):
-        yield "| " + " | ".join(map(str, line)) + " |"
-
-
 def _settings(claim: Claim) -> Iterator[str]:
     yield f"**{claim.name}.** {claim.text} Taken to mean: {claim.means}.\n"
     rows = ((one.setting, one.word, one.figures) for one in claim.judged)
-    yield from _table(("setting", "verdict", "figures"), rows)
+    yield from markdown(("setting", "verdict", "figures"), rows)
     yield ""
 
 
@@ -233,7 +227,7 @@ def _picks(studies: Mapping[str, Record]) -> Iterator[str]:
             ]
     if rows:
         heads = [f"{what} best at {pick[:-1]}×" for pick in PICKS for what in ("failed,", "ratio to the last [95%],")]
-        yield from _table(("study", "arm", "on", "at", "failed, last", *heads, "meta-steps picked at each"), rows)
+        yield from markdown(("study", "arm", "on", "at", "failed, last", *heads, "meta-steps picked at each"), rows)
 
 
 def _picked_cells(
@@ -270,7 +264,7 @@ def _remedies(studies: Mapping[str, Record]) -> Iterator[str]:
             rows.append((study, task, name, record["arms"][name]["seeds"], lost, *ratios))
     if rows:
         heads = ("study", "on", "arm", "seeds", "failed or rises by 10×", "to rl at 1× [95%]", "to rl at 10× [95%]")
-        yield from _table(heads, rows)
+        yield from markdown(heads, rows)
     else:
         yield "Not run yet."
 
@@ -297,7 +291,7 @@ def _gap(studies: Mapping[str, Record]) -> Iterator[str]:
                 rows.append((study, f"{multiple}×", label, *cells))
     if rows:
         heads = ("study", "at", "optimizer", "test loss / train loss", "train accuracy", "test accuracy")
-        yield from _table(heads, rows)
+        yield from markdown(heads, rows)
 
 
 def _told(record: Record, task: str, name: str) -> str:
@@ -324,7 +318,7 @@ def _provenance(studies: Mapping[str, Record]) -> Iterator[str]:
             for index in sorted(set(numbers)):
                 rows.append((name, what, *_environment(record["environments"][index])))
     if rows:
-        yield from _table(("study", "what", "commit", "processor", "jax"), rows)
+        yield from markdown(("study", "what", "commit", "processor", "jax"), rows)
 
 
 def _environment(found: Record) -> tuple[str, ...]:
@@ -366,7 +360,7 @@ def _arms(record: Record) -> Iterator[str]:
         best = [_best_tuned(record, task, multiple, which) for task, multiple in columns]
         rows.append((f"best tuned, {said}", "for each column", "", *best))
     heads = (f"{task} {multiple}×" for task, multiple in columns)
-    yield from _table(("arm", "what differs", "seeds", *heads), rows)
+    yield from markdown(("arm", "what differs", "seeds", *heads), rows)
 
 
 def _last(record: Record) -> dict[str, Record]:
@@ -410,7 +404,7 @@ def _networks(record: Record) -> Iterator[str]:
             cells = [_cell(arm["tests"][task]["at"][multiple]) for arm in arms.values()]
             best = [_best_tuned(record, task, multiple, which) for which in fields]
             rows.append((task, f"{multiple}×", *cells, *best))
-    yield from _table(("network", "at", *arms, *(f"best tuned, {said}" for said in fields.values())), rows)
+    yield from markdown(("network", "at", *arms, *(f"best tuned, {said}" for said in fields.values())), rows)
 
 
 STOPPED, GREW = 1e-3, 10.0  # length at ten times the horizon over that at it
@@ -446,7 +440,7 @@ def _step_lengths(record: Record) -> Iterator[str]:
             [_value(row["loss"][-1]) for row in rows],
         ]
         cells.append((*names, *(", ".join(values) for values in lists)))
-    yield from _table((*columns, "median loss at 1×", "at 10×"), cells)
+    yield from markdown((*columns, "median loss at 1×", "at 10×"), cells)
 
 
 def _near(row: Record, name: str) -> Any:
@@ -465,7 +459,7 @@ def _variance(record: Record) -> Iterator[str]:
     for row in record["rows"]:
         signal = [number(row[name]) if row["norm"] else "lost" for name in ("norm", "noise_to_signal")]
         rows.append((row["task"], row["phi"], row["estimator"], *signal, number(row["variance_ratio"])))
-    yield from _table(columns, rows)
+    yield from markdown(columns, rows)
 
 
 def _cost(studies: Mapping[str, Record]) -> Iterator[str]:
@@ -484,7 +478,7 @@ def _cost(studies: Mapping[str, Record]) -> Iterator[str]:
         whole += sum(parts)
         rows.append((name, sum(_trained(arm) for arm in arms), *(f"{part:.0f}" for part in parts)))
     of = ("core-minutes of meta-training", "of evaluation", "of tuning and running the baselines")
-    yield from _table(("study", "arms", *of), rows)
+    yield from markdown(("study", "arms", *of), rows)
     yield f"\nIn all {whole:.0f} core-minutes, {whole / 120:.1f} hours of two cores."
 
 

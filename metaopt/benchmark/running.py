@@ -105,13 +105,15 @@ def run(
         for horizon in sorted(horizons)
         if str(horizon) not in record["entries"].get(entry.name, {})
     ]
+    begun = None
     for number, (entry, horizon) in enumerate(todo, 1):
         if minutes is not None and time.monotonic() - began > 60 * minutes:
             progress(f"{len(todo) - number + 1} of {len(todo)} are left for another time")
             return
+        if entry is not begun:
+            jax.clear_caches()  # of programs that no other entry runs
+        begun = entry
         progress(f"{number}/{len(todo)} {entry.name}, {horizon:,} steps")
         record["entries"].setdefault(entry.name, {})[str(horizon)] = work(entry, horizon)
         write_json(path, record)
-        if horizon == max(horizons):
-            jax.clear_caches()
         yield entry.name, horizon
