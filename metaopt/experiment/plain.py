@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 import cattrs
-import numpy as np
 from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
@@ -73,7 +72,7 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
-    return value.item() if isinstance(value, np.generic) else value
+    return value.item() if getattr(value, "shape", None) == () else value  # of numpy, which is not loaded here
 
 
 def _converter() -> cattrs.Converter:
