@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, cast, get_args, get_origin
 
 import cattrs
 from cattrs.errors import BaseValidationError, ForbiddenExtraKeysError
@@ -72,7 +72,9 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
-    return value.item() if getattr(value, "shape", None) == () else value  # of numpy, which is not loaded here
+    if getattr(value, "shape", None) == ():
+        return cast(Any, value).item()  # a number of numpy, which is not loaded here
+    return value
 
 
 def _converter() -> cattrs.Converter:
