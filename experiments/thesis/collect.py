@@ -38,17 +38,81 @@ class Environments:
         return sorted({self.number(json.loads(str(file["environment"]))) for file in files if "environment" in file})
 
 
-def collect(study: Study, work: Path) -> tuple[dict[str, Any], Raw] | None:
+Found = tuple[dict[str, Any], Raw]  # a study's record and its losses
+
+
+def collect(study: Study, work: Path, kept: Found | None = None) -> Found | None:
     """The study's record and losses of the arms that are done on all their tests; None where no arm is, or a baseline
-    is not."""
+    is not.
+
+    Args:
+      kept: an earlier result, made elsewhere: on the same tests its arms stay where the work folder has not as many
+        seeds of them, and so do its baselines.
+    """
+    tests = [
+        {"task": str(test.task), "num_tasks": test.num_tasks, "multiples": list(test.multiples)} for test in study.tests
+    ]
+    if kept is not None and any(kept[0].get(key) != value for key, value in _about(study, tests).items()):
+        kept = None
     environments = Environments()
-    baselines: dict[str, dict[str, File]] = {}
+    arms, runs = _arms(study, work, environments)
+    baselines: dict[str, Any] = {}
+    tasks: dict[str, Mapping[str, np.ndarray]] = {}
     for test in study.tests:
-        done = _baselines(study, test, work)
-        if done is None:
+        task, done = str(test.task), _baselines(study, test, work)
+        if done is not None:
+            some = next(iter(done.values()))
+            tasks[task] = {name: some[name] for name in ("initial", "bound")}
+            baselines[task] = _describe_baselines(study, done, environments)
+            for name, file in done.items():
+                runs.setdefault(name, {})[task] = _quantities([file])
+        elif kept is not None:
+            tasks[task] = kept[1].tasks[task]
+            baselines[task] = {
+                name: _elsewhere(one, kept, environments) for name, one in kept[0]["baselines"][task].items()
+            }
+            for name in baselines[task]:
+                runs.setdefault(name, {})[task] = kept[1].runs[name][task]
+        else:
             return None
-        baselines[str(test.task)] = done
-    arms: dict[str, Any] = {}
+    for name, arm in (kept[0]["arms"] if kept else {}).items():
+        if arm["seeds"] > arms.get(name, {"seeds": 0})["seeds"] and kept is not None:
+            arms[name], runs[name] = _elsewhere(arm, kept, environments), dict(kept[1].runs[name])
+    if not arms:
+        return None
+    names = [f"{arm.name}/{use}" if use else arm.name for arm in study.arms for use in arm.all_uses()]
+    record = {
+        **_about(study, tests),
+        "title": study.title,
+        "horizon": study.horizon,
+        "data": describe_data([test.task for test in study.tests]),
+        "baselines": baselines,
+        "arms": {name: arms[name] for name in names if name in arms},
+    }
+    return jsonable(_rounded({**record, "environments": environments.all})), Raw(tasks, runs)
+
+
+def _about(study: Study, tests: list[dict[str, Any]]) -> dict[str, Any]:
+    """What two results of a study have in common where the arms of both may stand side by side."""
+    return {"protocol": PROTOCOL, "study": study.name, "tests": tests, "tuning": study.tuning}
+
+
+def _elsewhere(entry: Mapping[str, Any], kept: Found, environments: Environments) -> dict[str, Any]:
+    """An arm or a baseline of an earlier result, its environments numbered among these."""
+
+    def numbered(found: Any) -> Any:
+        if isinstance(found, list):
+            return [numbered(one) for one in found]
+        return environments.number(kept[0]["environments"][found])
+
+    return {key: numbered(value) if key in ("trained_in", "evaluated_in") else value for key, value in entry.items()}
+
+
+def _arms(
+    study: Study, work: Path, environments: Environments
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """What is recorded of the arms that are done, and their losses by test."""
+    arms: dict[str, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = {}
     for arm in study.arms:
         for name, use in arm.all_uses().items():
@@ -58,29 +122,7 @@ def collect(study: Study, work: Path) -> tuple[dict[str, Any], Raw] | None:
                     study, arm, name, use, found, work, environments
                 )
                 runs[full] = {task: _quantities(files) for task, files in found.items()}
-    if not arms:
-        return None
-    for task, found in baselines.items():
-        for name, file in found.items():
-            runs.setdefault(name, {})[task] = _quantities([file])
-    tasks = {}
-    for test in study.tests:
-        some = next(iter(baselines[str(test.task)].values()))
-        tasks[str(test.task)] = {name: some[name] for name in ("initial", "bound")}
-    record = {
-        "protocol": PROTOCOL,
-        "study": study.name,
-        "title": study.title,
-        "horizon": study.horizon,
-        "tests": [
-            {"task": str(test.task), "num_tasks": test.num_tasks, "multiples": test.multiples} for test in study.tests
-        ],
-        "tuning": study.tuning,
-        "data": describe_data([test.task for test in study.tests]),
-        "baselines": {task: _describe_baselines(study, found, environments) for task, found in baselines.items()},
-        "arms": arms,
-    }
-    return jsonable(_rounded({**record, "environments": environments.all})), Raw(tasks, runs)
+    return arms, runs
 
 
 def _evaluated(study: Study, arm: Arm, name: str, use: Use, work: Path) -> dict[str, list[File]] | None:

@@ -38,13 +38,18 @@ def write_all(work: Path) -> list[str]:
     """Rewrites what has changed; returns a line for each file written. Without a work folder, pictures and page."""
     lines = []
     for study in STUDIES.values():
-        found = collect(study, work)
+        if not (work / study.name).exists():
+            continue
+        path = RESULTS / f"{study.name}.json"
+        old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        losses = path.with_suffix(".npz")
+        kept = (old, raw.read(losses)) if old is not None and losses.exists() else None
+        found = collect(study, work, kept)
         if found is None:
             continue
         record, losses = found
         RESULTS.mkdir(parents=True, exist_ok=True)
-        path = RESULTS / f"{study.name}.json"
-        if path.exists() and not _replaces(record, json.loads(path.read_text(encoding="utf-8"))):
+        if old is not None and not _replaces(record, old):
             lines.append(f"kept: {path.relative_to(ROOT)}, which holds more; remove it to begin anew")
             continue
         raw.write(path.with_suffix(".npz"), losses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -247,6 +248,37 @@ def test_parts_leave_losses_figures_and_where_they_come_from(done: Path) -> None
     assert case.setting == claims.OURS and case.figures.startswith("BP / RL ")
 
 
+def test_arms_made_elsewhere_stay_beside_new_ones(done: Path, tmp_path: Path) -> None:
+    """What another machine did is the committed result; a work folder adds to it, and takes nothing away."""
+    result = done / "results" / "quadratic.json"
+    whole = json.loads(result.read_text()), raw.read(result.with_suffix(".npz"))
+    folder = work_folder(tmp_path, SMALL.name, "bp")
+    shutil.copytree(work_folder(done / "work", SMALL.name, "bp"), folder)
+    assert collect(SMALL, tmp_path) is None  # without baselines
+    without = {name: arm for name, arm in whole[0]["arms"].items() if not name.startswith("bp")}
+    elsewhere = [{"cpu": "another"}]
+    kept = {**whole[0], "arms": without, "environments": elsewhere}, whole[1]
+    found = collect(SMALL, tmp_path, kept)
+    assert found is not None
+    assert list(found[0]["arms"]) == list(whole[0]["arms"])
+    assert found[0]["environments"] == [*whole[0]["environments"], *elsewhere]
+    assert found[0]["arms"]["bp"]["trained_in"] == [[0], [0]] and found[0]["arms"]["rl"]["trained_in"] == [[1], [1]]
+    again = tmp_path / "again.npz"
+    raw.write(again, found[1])
+    with np.load(again) as ours, np.load(result.with_suffix(".npz")) as theirs:
+        order = [np.argsort(one["names"], kind="stable") for one in (ours, theirs)]
+        for name in theirs.files:
+            one, other = (file[name] for file in (ours, theirs))
+            if one.ndim == 2 or name == "names":
+                one, other = one[order[0]], other[order[1]]
+            np.testing.assert_array_equal(one, other)
+    shutil.rmtree(folder / "seed-1")
+    fewer = collect(SMALL, tmp_path, whole)
+    assert fewer is not None and fewer[0]["arms"]["bp"]["seeds"] == 2
+    # On other tests nothing can stand side by side.
+    assert collect(dataclasses.replace(SMALL, tuning="5x1"), tmp_path, whole) is None
+
+
 def test_three_phi_are_kept_of_one_run(done: Path) -> None:
     """The last and the best at each multiple, as a validation by hand has them."""
     folder = work_folder(done / "work", SMALL.name, "rl") / "seed-1"
@@ -316,7 +348,8 @@ def test_a_part_of_the_work_takes_no_place_of_the_whole(
     monkeypatch.setattr(write, "RESULTS", tmp_path)
     monkeypatch.setattr(write, "ROOT", tmp_path)
     losses = Raw({}, {})
-    monkeypatch.setattr(write, "collect", lambda study, work: (part, losses) if study.name == "quadratic" else None)
+    monkeypatch.setattr(write, "collect", lambda study, work, kept: (part, losses))
+    (tmp_path / "quadratic").mkdir()
     monkeypatch.setattr(write, "read_results", dict)
     (line,) = write.write_all(tmp_path)
     assert line.startswith("kept: quadratic.json" if stays else "results: quadratic.json")
