@@ -1,4 +1,4 @@
-"""The pictures that pages show, as matplotlib figures, of runs as `load_run` gives them.
+"""The pictures that pages show, as matplotlib figures, of runs as `load_run` gives them and of what `evaluate` returns.
 
 What `metaopt.plots` returns can be changed and saved as any figure; a notebook shows it.
 """
@@ -6,13 +6,17 @@ What `metaopt.plots` returns can be changed and saved as any figure; a notebook 
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from metaopt import files
 from metaopt.benchmark import running, scores
 from metaopt.errors import UserError, suggest
+from metaopt.evaluation.curves import Curves
+from metaopt.evaluation.statistics import describe, jsonable
 from metaopt.report.benchmark_page import profile_panel
 from metaopt.report.comparison import compare_all, runs_among
 from metaopt.report.comparison_curves import axes_panels, curves_panels
@@ -24,16 +28,22 @@ from metaopt.results import LoadedRun, Place, load_run
 Run = LoadedRun | str | Path
 
 
-def curves(run: Run, task: str | None = None, horizon: int | None = None) -> Figure:
+def curves(
+    run: Run | Curves, task: str | None = None, horizon: int | None = None, *, baselines: Collection[str] = ()
+) -> Figure:
     """Loss against the inner step in one of a run's evaluations, beside the baselines: mean, median, quartiles.
 
     Args:
+      run: a run, or what `metaopt.evaluate` returned.
       task: a family of `run.results`; None: the first.
       horizon: one at which it was evaluated; None: the longest.
+      baselines: names of what `evaluate` ran that are drawn as such; of a run they are known.
 
     Raises:
       UserError: it was not evaluated, or not there, or no loss is finite.
     """
+    if isinstance(run, Curves):
+        return _with_axes(evaluation_figure(_described(run, baselines)), "these curves")
     results = _run(run).evaluations
     if not results:
         raise UserError(f"{_run(run).path} was not evaluated yet; `metaopt evaluate` does it.")
@@ -117,6 +127,22 @@ def profile(folder: str | Path, horizon: int | None = None) -> Figure:
     own = list(record["optimizers"])
     panels = [profile_panel(scores.joined(baselines, record["entries"], at), own, at) for at in shown]
     return panels_figure(panels, legend=True)
+
+
+def _described(curves: Curves, baselines: Collection[str]) -> dict[str, Any]:
+    """What a run's evaluation.json would hold of them."""
+    unknown = [name for name in baselines if name not in curves.loss]
+    if unknown:
+        raise UserError(f"`baselines`: {suggest(unknown[0], curves.loss)}")
+    about: dict[str, Any] = {"train_horizon": curves.train_horizon, "scale": curves.scale}
+    optimizers = {
+        name: {
+            "kind": "baseline" if name in baselines else "learned",
+            **jsonable(describe(loss, curves.steps, peak=curves.peak[name], **about)),
+        }
+        for name, loss in curves.loss.items()
+    }
+    return {"horizon": int(curves.steps[-1]), "train_horizon": curves.train_horizon, "optimizers": optimizers}
 
 
 def _with_axes(figure: Figure, where: str) -> Figure:

@@ -47,6 +47,8 @@ def check_task(family: TaskFamily) -> None:
     Raises:
       AssertionError, ValueError: in one sentence, what is wrong.
     """
+    if not isinstance(family, TaskFamily):
+        raise ValueError(f"{family!r} is no task family; give one, such as metaopt.TASKS['quadratic']()")
     name = family.name or "the family"
     check_family(family)
 
@@ -123,8 +125,10 @@ def check_optimizer(optimizer: Optimizer) -> None:
     """Checks an optimizer: any pytree, one task as many, types that stay, a gradient in φ, and that it optimises.
 
     Raises:
-      AssertionError: in one sentence, what is wrong.
+      AssertionError, ValueError: in one sentence, what is wrong.
     """
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"{optimizer!r} is no optimizer; give one, such as metaopt.OPTIMIZERS['adam']()")
     if optimizer.at_horizon is not None:
         optimizer = optimizer.at_horizon(STEPS)
     meta_params = optimizer.init(jax.random.key(1))

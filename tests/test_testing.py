@@ -33,6 +33,13 @@ def test_every_estimator_passes(name: str) -> None:
     testing.check_estimator(name)
 
 
+def test_a_name_is_not_what_it_names() -> None:
+    with pytest.raises(ValueError, match="'quadratic' is no task family; give one"):
+        testing.check_task("quadratic")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="'adam' is no optimizer; give one"):
+        testing.check_optimizer("adam")  # pyright: ignore[reportArgumentType]
+
+
 BIG = np.ones(5000, np.float32)
 FAMILY = quadratic(dim=2)
 BAD_FAMILIES: dict[str, dict[str, Any]] = {

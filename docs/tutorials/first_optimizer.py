@@ -113,31 +113,7 @@ curves = metaopt.evaluate(
 )
 
 # %%
-fig, ax = plt.subplots()
-for name, loss in curves.loss.items():
-    ax.plot(
-        curves.steps[1:],
-        loss.mean(axis=0)[1:],
-        "-" if name == "learned" else "--",
-        label=name,
-    )
-ax.axvline(HORIZON, color="#57606a", linewidth=0.8, linestyle=":")
-ax.annotate(
-    "trained to here",
-    (HORIZON, ax.get_ylim()[1]),
-    fontsize=8,
-    xytext=(4, -8),
-    textcoords="offset points",
-)
-ax.set(
-    xlabel="inner step",
-    ylabel="loss",
-    yscale="log",
-    xscale="log",
-    title=f"Mean over {TASKS} new tasks",
-)
-ax.legend()
-plt.show()
+metaopt.plots.curves(curves, baselines=tuned)
 
 # %%
 at_horizon = int(np.searchsorted(curves.steps, HORIZON))

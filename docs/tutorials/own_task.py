@@ -7,14 +7,11 @@
 # %%
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_diabetes
 
 import metaopt
 from metaopt import Experiment, Validation, choice, testing
-
-plt.style.use("metaopt.report.house")
 
 META_STEPS = 500  # tests: 2
 TASKS = 100  # tests: 2
@@ -82,31 +79,22 @@ learned = metaopt.build_optimizer(experiment.optimizer)
 # %%
 make_adam, key = metaopt.OPTIMIZERS["adam"], jax.random.key(0)
 adam = make_adam()
-entries = {"learned": (learned, state.meta_params)}
-for rate in (0.01, 0.03, 0.1, 0.3):
-    entries[f"Adam, {rate:g}"] = (adam, make_adam(learning_rate=rate).init(key))
+rivals = {
+    f"Adam, {rate:g}": (adam, make_adam(learning_rate=rate).init(key))
+    for rate in (0.01, 0.03, 0.1, 0.3)
+}
+everyone = {"learned": (learned, state.meta_params), **rivals}
 curves = metaopt.evaluate(
-    entries, waves(), jax.random.key(1), horizon=2 * HORIZON, num_tasks=TASKS
+    everyone,
+    waves(),
+    jax.random.key(1),
+    horizon=2 * HORIZON,
+    num_tasks=TASKS,
+    train_horizon=HORIZON,
 )
 
 # %%
-fig, ax = plt.subplots()
-for name, values in curves.loss.items():
-    ax.plot(
-        curves.steps,
-        np.median(values, axis=0),
-        "-" if name == "learned" else "--",
-        label=name,
-    )
-ax.axvline(HORIZON, color="#57606a", linewidth=0.8, linestyle=":")
-ax.set(
-    xlabel="inner step",
-    ylabel="loss",
-    yscale="log",
-    title=f"Median over {TASKS} new tasks; dotted: trained to here",
-)
-ax.legend()
-plt.show()
+metaopt.plots.curves(curves, baselines=rivals)
 
 # %% [markdown]
 # ## Data of your own
@@ -144,7 +132,7 @@ family = metaopt.make_task(
     name="diabetes",
 )
 found = metaopt.evaluate(
-    entries,
+    everyone,
     family,
     jax.random.key(2),
     horizon=2 * HORIZON,

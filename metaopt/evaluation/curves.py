@@ -88,6 +88,8 @@ def evaluate(
     """
     if not isinstance(family, TaskFamily):
         raise ValueError(f"`family` is {family!r}; give a task family, such as metaopt.TASKS['quadratic']()")
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise ValueError(f"`key` is {key!r}; give a random key, such as jax.random.key(0)")
     if not optimizers:
         raise ValueError("`optimizers` is empty; give at least one name -> (optimizer, φ) or optax transformation")
     bound = {name: as_optimizer(entry, family, name) for name, entry in optimizers.items()}

@@ -202,6 +202,8 @@ def test_what_cannot_run_is_refused_with_the_reason(family: TaskFamily) -> None:
         evaluate({}, family, KEY, horizon=5)
     with pytest.raises(ValueError, match="`family` is 'quadratic'; give a task family"):
         evaluate({"a": optax.sgd(0.1)}, "quadratic", KEY, horizon=5)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"`key` is 0; give a random key, such as jax.random.key\(0\)"):
+        evaluate({"a": optax.sgd(0.1)}, family, 0, horizon=5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="`horizon` is '5'; give a whole number"):
         evaluate({"a": optax.sgd(0.1)}, family, KEY, horizon="5")  # pyright: ignore[reportArgumentType]
     for wrong in ({"horizon": 0}, {"horizon": 5, "num_tasks": 0}, {"horizon": 5, "train_horizon": 0}):

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pandas as pd
 import pytest
 
@@ -158,6 +159,20 @@ def test_pictures_hold_what_pages_hold(two: Path, finished: Path, tmp_path: Path
     for draw in (plots.compare, plots.horizons, plots.curves, plots.meta_training):
         with pytest.raises(UserError, match="a list is no run: .*each as an argument of its own"):
             draw([run])  # pyright: ignore[reportArgumentType]
+
+
+def test_curves_of_an_evaluation_are_drawn_as_those_of_a_run() -> None:
+    entries = {"own": optax.sgd(0.1), "rival": optax.adam(0.1)}
+    curves = metaopt.evaluate(entries, metaopt.TASKS["quadratic"](dim=2), jax.random.key(0), horizon=6, num_tasks=4)
+    figure = plots.curves(curves, baselines=["rival"])
+    mean, median = ({str(line.get_label()): line for line in axes.lines} for axes in figure.axes)
+    np.testing.assert_allclose(np.asarray(mean["own"].get_ydata()), curves.loss["own"].mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(
+        np.asarray(median["rival"].get_ydata()), np.median(curves.loss["rival"], axis=0), rtol=1e-5
+    )
+    assert mean["own"].get_linewidth() > mean["rival"].get_linewidth()
+    with pytest.raises(UserError, match="`baselines`: .*rival"):
+        plots.curves(curves, baselines=["rivall"])
 
 
 def test_profiles_are_the_shares_within_a_factor_of_the_best(tmp_path: Path) -> None:
