@@ -231,9 +231,24 @@ def _other_images(study: Study, data: str, depths: tuple[int, ...]) -> Study:
         for test in study.tests
         if test.task.options["hidden_layers"] in depths
     )
-    arms = tuple(dataclasses.replace(arm, uses={}) for arm in study.arms)
     title = f"Figures 7 and 8 on {data}, 28×28: the φ of {study.name}, which never saw these images"
-    return dataclasses.replace(study, name=f"networks_{data}", title=title, arms=arms, tests=tests, phi_of=study.name)
+    return _same_phi(study, f"networks_{data}", title, tests)
+
+
+def _other_widths(study: Study, widths: tuple[int, ...], depths: tuple[int, ...]) -> Study:
+    """The same φ on networks of other widths than it was meta-trained on."""
+    tests = tuple(
+        Test(choice("classifier", hidden_layers=depth, width=width), study.tests[0].num_tasks, study.tests[0].multiples)
+        for depth in depths
+        for width in widths
+    )
+    title = f"Networks on digits, {' and '.join(map(str, widths))} units wide: the φ of {study.name}, which saw 20"
+    return _same_phi(study, "networks_widths", title, tests)
+
+
+def _same_phi(study: Study, name: str, title: str, tests: tuple[Test, ...]) -> Study:
+    arms = tuple(dataclasses.replace(arm, uses={}) for arm in study.arms)
+    return dataclasses.replace(study, name=name, title=title, arms=arms, tests=tests, phi_of=study.name)
 
 
 def of_depths(tests: tuple[Test, ...], depths: tuple[int, ...]) -> tuple[str, ...]:
@@ -300,7 +315,8 @@ def _studies() -> dict[str, Study]:
         num_tuning_tasks=16,
     )  # fmt: skip
     images = _images(digits, "mnist_5k", 8)
-    studies = (quadratic, regression, digits, cross, images, _other_images(images, "fashion_mnist", (1, 3)))
+    same_phi = (_other_widths(digits, (10, 80), (1, 3)), _other_images(images, "fashion_mnist", (1, 3)))
+    studies = (quadratic, regression, digits, cross, images, *same_phi)
     return {study.name: study for study in studies}
 
 

@@ -26,9 +26,10 @@ NETWORKS = {
     "networks_digits": "digits",
     "networks_mnist_5k": "mnist_5k",
     "networks_fashion_mnist": "fashion_mnist after mnist_5k",
+    "networks_widths": "digits, other widths",
     "networks_cross": "digits, 2 networks",
 }
-SAME_PHI = ("networks_fashion_mnist",)  # as networks_mnist_5k, on other images
+SAME_PHI = ("networks_fashion_mnist", "networks_widths")  # as another study's, on other images and networks
 QUADRATIC, REGRESSION = "quadratic:dim=10", "linear_regression"
 
 

@@ -63,5 +63,5 @@ def _there(study: str) -> None:
 
 @functools.cache
 def _record(study: str) -> dict[str, Any]:
-    path = RESULTS / f"{study}.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    places = (RESULTS / f"{study}.json", RESULTS / "first" / f"{study}.json")
+    return next((json.loads(path.read_text(encoding="utf-8")) for path in places if path.exists()), {})

@@ -107,10 +107,12 @@ def for_choices(records: Mapping[str, Record]) -> dict[str, Record]:
 
     Such records lie in results/first; one that is made up for is to be deleted.
     """
-    first = {
-        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "first").glob("*.json"))
-    }
-    return {**records, **{name: old for name, old in first.items() if len(records[name]["arms"]) < len(old["arms"])}}
+    found = dict(records)
+    for path in sorted((RESULTS / "first").glob("*.json")):
+        old = json.loads(path.read_text(encoding="utf-8"))
+        if path.stem not in records or len(records[path.stem]["arms"]) < len(old["arms"]):
+            found[path.stem] = old
+    return found
 
 
 def _draw(records: Mapping[str, Record]) -> Iterator[str]:
@@ -138,7 +140,7 @@ def page(records: Mapping[str, Record]) -> str:
     new = {name: record for name, record in studies.items() if "raw" in record}
     whole = for_choices(records)
     weighed, further = weigh(whole), weigh(whole, FURTHER)
-    first = {name: record for name, record in whole.items() if record is not records[name]}
+    first = {name: record for name, record in whole.items() if record is not records.get(name)}
     found = chosen(weighed)
     blocks: dict[str, Any] = {
         "in_short": in_short(new),
@@ -207,11 +209,15 @@ def _waiting(studies: Mapping[str, Record], new: Mapping[str, Record], first: Ma
             f"Of the first protocol, and not judged: {', '.join(old)}. Their losses of single tasks were not kept; "
             "their figures stand below until they are run again."
         )
-    if first:
+    again = [name for name in first if name in new]
+    if again:
         yield (
-            f"\nOf {', '.join(first)} only the arms that decide are run again, with ten meta-seeds; the open choices "
-            "stand on those of the first protocol until theirs are."
+            f"\nOf {', '.join(again)} only the arms that decide are run again; the open choices stand on those of the "
+            "first protocol until theirs are."
         )
+    lacking = [name for name in STUDIES if name not in studies]
+    if lacking:
+        yield f"\nNot run under this protocol yet: {', '.join(lacking)}."
 
 
 def _picks(studies: Mapping[str, Record]) -> Iterator[str]:

@@ -169,6 +169,7 @@ def test_parts_that_take_the_phi_of_others_come_after_them(queue: Any) -> None:
     assert everything[0] == ("quadratic", "baselines")
     phases = {part.study: part.phase for part in everything}
     assert phases["networks_mnist_5k"] < phases["networks_fashion_mnist"] < phases["after"]
+    assert phases["networks_digits"] < phases["networks_widths"]
     assert [part.phase for part in everything] == sorted(part.phase for part in everything)
     with pytest.raises(ValueError, match="no part"):
         queue.parts(["quadratic/nothing"])
