@@ -24,6 +24,7 @@ EXACT = "exact"  # rl/exact and bp/exact: as the thesis has it, all at once
 # networks, and of the open choices, each alone.
 MANY_SEEDS, SOME_SEEDS, FEW_SEEDS = 10, 5, 3
 REMEDY = "remedy="  # rl/remedy=...: what might keep its steps from running off
+RIVAL = "rival="  # bp/rival=...: another optimizer, meta-trained as the BP model is
 PICKS = ("1x", "10x")  # multiples of the horizon that a φ is picked at by validation, beside the last one
 
 
@@ -160,6 +161,17 @@ def remedies(rl: Experiment, seeds: int) -> Iterator[Arm]:
     yield Arm(f"rl/{REMEDY}decay", vary(rl, meta_optimizer=decayed), seeds, "φ decays by half of the rate a meta-step")
 
 
+def rivals(bp: Experiment, seeds: int) -> Iterator[Arm]:
+    """Other optimizers, meta-trained on the same tasks for as long, by the BP model's meta-gradient."""
+    for name in ("lstm_log_sign", "rnnprop", "controller"):
+        yield Arm(f"bp/{RIVAL}{name}", dataclasses.replace(bp, optimizer=choice(name)), seeds, name)
+    # Of few settings, in logarithms: as experiments/hypertuned has it, a larger rate.
+    few = dataclasses.replace(bp.meta_optimizer, learning_rate=0.03)
+    for name in ("adam", "momentum"):
+        tuned = dataclasses.replace(bp, optimizer=choice(name, tunes="all"), meta_optimizer=few)
+        yield Arm(f"bp/{RIVAL}{name}", tuned, seeds, f"all settings of {name} tuned by gradient")
+
+
 def one_at_a_time(
     model: str, base: Experiment, features: tuple[str, ...], seeds: int, base_seeds: int
 ) -> Iterator[Arm]:
@@ -193,7 +205,8 @@ def _convex(name: str, title: str, rl: Experiment, bp: Experiment, tests: tuple[
     shown = ("rl", "bp", f"rl/{EXACT}", f"bp/{EXACT}")
     first = [picked(arm, 100, 32) for arm in models if arm.name in shown]
     rest = [arm for arm in models if arm.name not in shown]
-    return Study(name, title, (*first, *remedies(rl, SOME_SEEDS), *crossed(rl, bp, FEW_SEEDS), *rest), tests)
+    more = (*remedies(rl, SOME_SEEDS), *rivals(bp, SOME_SEEDS), *crossed(rl, bp, FEW_SEEDS))
+    return Study(name, title, (*first, *more, *rest), tests)
 
 
 def _images(study: Study, data: str, num_tasks: int) -> Study:
@@ -300,6 +313,7 @@ def _studies() -> dict[str, Study]:
                 ("rl", one[0], NOISE_AT_TEST), ("bp", one[1], {}))),
             *exact(one[0], one[1], SOME_SEEDS),
             *remedies(one[0], SOME_SEEDS),
+            *rivals(one[1], SOME_SEEDS),
             *crossed(one[0], one[1], FEW_SEEDS),
             *(Arm(f"{name}/features=scale_free", vary(base, {"features": "scale_free"}), FEW_SEEDS,
                   "features: scale_free")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.thesis.arms import REMEDY
+from experiments.thesis.arms import REMEDY, RIVAL
 from experiments.thesis.judging import below, words
 from metaopt.evaluation.intervals import Mean, crossed_mean
 
@@ -81,7 +81,8 @@ def weigh(records: Mapping[str, Record], multiple: str = MULTIPLE) -> list[Weigh
         last = [
             name
             for name, arm in record["arms"].items()
-            if arm.get("pick", "last") == "last" and REMEDY not in name  # what a remedy changes is no choice here
+            # What a remedy changes, or another optimizer, is no choice here.
+            if arm.get("pick", "last") == "last" and REMEDY not in name and RIVAL not in name
         ]
         chosen = {name: settings(record["arms"][name]) for name in last}
         for one, two in combinations(last, 2):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.thesis import claims, raw
 from experiments.thesis.answer import in_short, markdown
-from experiments.thesis.arms import PICKS, REMEDY, RESULTS, ROOT, STUDIES, THESIS
+from experiments.thesis.arms import PICKS, REMEDY, RESULTS, RIVAL, ROOT, STUDIES, THESIS
 from experiments.thesis.choices import ALIKE, DEFAULTS, FEW, FURTHER, MULTIPLE, chosen, table, weigh
 from experiments.thesis.claims import MARGIN, NETWORKS, Claim, judge, number, ratio, rivals, share
 from experiments.thesis.collect import PROTOCOL, collect
@@ -157,6 +157,7 @@ def page(records: Mapping[str, Record]) -> str:
         "settings": (line for claim in judged if claim.judged for line in _settings(claim)),
         "picks": _picks(new),
         "remedies": _remedies(new),
+        "rivals": _rivals(new),
         "gap": _gap(new),
         "ablations": (
             line
@@ -257,25 +258,32 @@ def _picked_cells(
 
 
 def _remedies(studies: Mapping[str, Record]) -> Iterator[str]:
-    """The RL model, the two φ that validation picked, each remedy: runs lost at ten times T, losses beside the model's.
+    """The RL model, the two φ that validation picked, each remedy."""
+    yield from _beside(studies, "rl", REMEDY, ("rl", *(f"rl/pick={pick}" for pick in PICKS)))
 
-    Only of studies with a remedy.
-    """
+
+def _rivals(studies: Mapping[str, Record]) -> Iterator[str]:
+    """Both models, other optimizers."""
+    yield from _beside(studies, "bp", RIVAL, ("bp", "rl"))
+
+
+def _beside(studies: Mapping[str, Record], model: str, kind: str, first: Iterable[str]) -> Iterator[str]:
+    """Arms of one kind beside a model, in studies that have any: runs lost at ten times T, and ratios of losses."""
     rows = []
     for study, record in studies.items():
-        found = [name for name in record["arms"] if REMEDY in name]
-        names = ["rl", *(f"rl/pick={pick}" for pick in PICKS), *found] if found else []
+        found = [name for name in record["arms"] if kind in name]
+        names = [*first, *found] if found else []
         for task, name in itertools.product(claims.tasks_of(record) if found else (), names):
             runs = record["raw"].runs.get(name, {}).get(task)
             if runs is None:
                 continue
             lost = claims.shares(share_of(runs["failed_10"] | runs["rises_10"]))
-            logs = [record["raw"].log_ratios(name, "rl", task, f"loss_{multiple}") for multiple in ("1", "10")]
-            ratios = ["", ""] if name == "rl" else [ratio(crossed_mean(one)) for one in logs]
+            logs = [record["raw"].log_ratios(name, model, task, f"loss_{multiple}") for multiple in ("1", "10")]
+            ratios = ["", ""] if name == model else [ratio(crossed_mean(one)) for one in logs]
             rows.append((study, task, name, record["arms"][name]["seeds"], lost, *ratios))
     if rows:
-        heads = ("study", "on", "arm", "seeds", "failed or rises by 10×", "to rl at 1× [95%]", "to rl at 10× [95%]")
-        yield from markdown(heads, rows)
+        to = (f"to {model} at {multiple}× [95%]" for multiple in (1, 10))
+        yield from markdown(("study", "on", "arm", "seeds", "failed or rises by 10×", *to), rows)
     else:
         yield "Not run yet."
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments.thesis import arms, choices, claims, raw, steps, work, write
-from experiments.thesis.arms import EXACT, PICKS, REMEDY, STUDIES, Arm, Study, figure, picked
+from experiments.thesis.arms import EXACT, PICKS, REMEDY, RIVAL, STUDIES, Arm, Study, figure, picked
 from experiments.thesis.collect import collect
 from experiments.thesis.describe import described
 from experiments.thesis.folders import phi_file, work_folder
@@ -51,6 +51,13 @@ def test_remedies_stand_beside_the_model_and_decide_no_choice() -> None:
     # The last seed failed and counts with ten times its start: a ratio of .01 to the mean of .01 and 10 in logarithms.
     assert f"| {(0.01 / 10) ** 0.5:.2g} [" in lines[3]
     assert list(write._remedies({"one": {**record, "arms": {"rl": arms["rl"]}}})) == ["Not run yet."]
+    held |= {
+        "bp": {"t": runs(0.2, [0.1, 0.1], [False, False])},
+        "bp/rival=adam": {"t": runs(0.1, [0.02] * 2, [False] * 2)},
+    }
+    lines = list(write._rivals({"one": {**record, "arms": {name: {"seeds": 2, "pick": "last"} for name in held}}}))
+    assert [line.split(" | ")[2] for line in lines[2:]] == ["bp", "rl", "bp/rival=adam"]
+    assert "| 0.5 [" in lines[4] and "| 0.2 [" in lines[4]
 
 
 def test_every_arm_is_a_sound_experiment_of_its_own() -> None:
@@ -60,6 +67,7 @@ def test_every_arm_is_a_sound_experiment_of_its_own() -> None:
         for arm in study.arms:
             experiment = validate(arm.experiment)
             window = experiment.unroll_length if REMEDY in arm.name else experiment.horizon
+            assert (RIVAL in arm.name) == (experiment.optimizer.name != "lstm")
             assert (window or experiment.horizon) == study.horizon
             assert arm.seeds >= 3 or study.name in ("networks_mnist_5k", "networks_fashion_mnist")
     for name in ("quadratic", "linear_regression", "networks_cross"):
