@@ -121,7 +121,7 @@ def _ingredients(records: Mapping[str, Record]) -> Iterator[str]:
         yield (
             "**Which ingredient does it?** The three crossed (step length, state gradient, noise) have not been run "
             "again with their losses kept; [what the first protocol showed]"
-            "(#the-open-choices-one-at-a-time-and-the-three-ingredients-crossed) stands below, unjudged."
+            "(README.md#the-open-choices-one-at-a-time-and-the-three-ingredients-crossed) is not judged."
         )
         return
     found = [

@@ -31,6 +31,7 @@ PICTURES = {
     "figure5.png": ("linear_regression", "linear_regression", 1, "Figure 5, linear regression"),
     "figure6.png": ("linear_regression", "linear_regression", 10, "Figure 6, linear regression"),
 }
+PAGES = {"README.md": "page.md", "SUMMARY.md": "short.md"}  # and their templates
 MOST_FAILED = 0.9  # of whose survivors a mean says nothing
 
 
@@ -62,8 +63,9 @@ def write_all(work: Path) -> list[str]:
     records = read_results()
     if records:
         lines += [f"picture: {path}" for path in _draw(records)]
-        (THESIS / "README.md").write_text(page(records), encoding="utf-8")
-        lines.append("page: experiments/thesis/README.md")
+        for name, words in pages(records).items():
+            (THESIS / name).write_text(words, encoding="utf-8")
+            lines.append(f"page: experiments/thesis/{name}")
     return lines
 
 
@@ -132,8 +134,17 @@ def _draw(records: Mapping[str, Record]) -> Iterator[str]:
         yield "step_lengths.png"
 
 
-def page(records: Mapping[str, Record]) -> str:
-    """The README: page.md with what the records say in it."""
+def pages(records: Mapping[str, Record]) -> dict[str, str]:
+    """The README and the summary: their templates with what the records say in them."""
+    filled = _filled(records)
+    return {
+        name: Template((THESIS / template).read_text(encoding="utf-8")).substitute(filled)
+        for name, template in PAGES.items()
+    }
+
+
+def _filled(records: Mapping[str, Record]) -> dict[str, str]:
+    """What stands for a template's words."""
     judged = judge(records)
     pictures = sorted((THESIS / "figures").glob("figure*.png"))
     studies = {name: records[name] for name in STUDIES if name in records}
@@ -146,6 +157,7 @@ def page(records: Mapping[str, Record]) -> str:
         "in_short": in_short(new),
         "outcome": _outcome(judged),
         "waiting": _waiting(studies, new, first),
+        "lacking": _lacking(new),
         "claims": markdown(
             ("claim", "what was run", "verdict", "figures"),
             ((f"**{claim.name}** {claim.text}", claim.ran, claim.verdict, _first(claim)) for claim in judged),
@@ -172,9 +184,14 @@ def page(records: Mapping[str, Record]) -> str:
     }
     values = {"multiple": MULTIPLE, "further": FURTHER, "few": f"{100 * FEW:.0f}", "alike": f"{100 * (1 - ALIKE):.0f}"}
     values |= {"margin": f"{MARGIN:g}", "near": f"{claims.NEAR:g}"}
+    values["seeds"] = ", ".join(f"{_seeds(record)} meta-seeds on `{name}`" for name, record in new.items())
     values["defaults"] = ", ".join(f"`{name}={found[name]}`" for name in DEFAULTS)
-    filled = {name: "\n".join(lines).strip() for name, lines in blocks.items()} | values
-    return Template((THESIS / "page.md").read_text(encoding="utf-8")).substitute(filled)
+    return {name: "\n".join(lines).strip() for name, lines in blocks.items()} | values
+
+
+def _seeds(record: Record) -> int:
+    """Of the two models."""
+    return min(record["arms"][name]["seeds"] for name in ("rl", "bp"))
 
 
 def _settings(claim: Claim) -> Iterator[str]:
@@ -216,6 +233,10 @@ def _waiting(studies: Mapping[str, Record], new: Mapping[str, Record], first: Ma
             f"\nOf {', '.join(again)} only the arms that decide are run again; the open choices stand on those of the "
             "first protocol until theirs are."
         )
+    yield from _lacking(studies)
+
+
+def _lacking(studies: Mapping[str, Record]) -> Iterator[str]:
     lacking = [name for name in STUDIES if name not in studies]
     if lacking:
         yield f"\nNot run under this protocol yet: {', '.join(lacking)}."

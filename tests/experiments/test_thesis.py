@@ -127,7 +127,8 @@ def test_the_page_says_what_the_records_say() -> None:
     if not records:
         pytest.skip("no results are committed")
     page = (write.THESIS / "README.md").read_text()
-    assert page == write.page(records)
+    assert page == write.pages(records)["README.md"]
+    assert (write.THESIS / "SUMMARY.md").read_text(encoding="utf-8") == write.pages(records)["SUMMARY.md"]
 
 
 def test_the_defaults_are_those_that_the_ablation_chose() -> None:
