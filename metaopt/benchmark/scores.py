@@ -12,6 +12,7 @@ from metaopt.evaluation.statistics import Scale, log_losses, scale, wilson_inter
 
 Records = Mapping[str, Mapping[str, Any]]  # entry -> record at one horizon
 ADAM = "adam"
+TIE = 1e-3  # of a logarithm: at the bottom of a task losses differ by their rounding
 
 
 class Share(NamedTuple):
@@ -33,7 +34,8 @@ class Score(NamedTuple):
     """One optimizer at one horizon, over the entries that it was run on."""
 
     entries: int
-    at_best: Share  # entries at or below the best tuned baseline, in the geometric mean over their tasks
+    # Entries at or below the best tuned baseline, to a part in a thousand, in the geometric mean over their tasks.
+    at_best: Share
     at_best_untold: Share  # the same against those that are not told the horizon
     to_adam: Mean  # of the logarithm of the ratio to tuned Adam, over entries
     middle: float  # interquartile mean of the same
@@ -92,7 +94,7 @@ def score(records: Records, name: str) -> Score:
     for entry, record in records.items():
         to_adam[entry] = ratio_to(record, name, ADAM)
         for told in counts:
-            counts[told] += ratio_to(record, name, best_in(record, told=told)) <= 0
+            counts[told] += ratio_to(record, name, best_in(record, told=told)) <= TIE
         failed.append(np.mean(record["optimizers"][name]["failed"]))
         if record["optimizers"][name]["test"] is not None:
             tests.append(ratio_to(record, name, ADAM, "test"))
@@ -107,7 +109,7 @@ def score(records: Records, name: str) -> Score:
         failed=float(np.mean(failed)) if failed else float("nan"),
         test=mean_of(np.array(tests)),
         to_target=float(np.median(reached)) if reached else float("nan"),
-        lost=tuple(entry for entry, ratio in to_adam.items() if ratio > 0),
+        lost=tuple(entry for entry, ratio in to_adam.items() if ratio > TIE),
     )
 
 

@@ -45,6 +45,13 @@ def test_one_optimizer_over_a_suite() -> None:
     assert 0 < low < 0.5 < high < 1
 
 
+def test_what_differs_by_rounding_is_a_tie() -> None:
+    for factor, ties in ((1.0005, 1), (1.01, 0)):
+        near = record(learned=([0.1 * factor] * 2, [0, -1, -2]), adam=([0.1, 0.1], [0, -1, -2]))
+        found = scores.score({"near": near}, "learned")
+        assert found.at_best.count == ties and len(found.lost) == 1 - ties
+
+
 @pytest.mark.parametrize(
     ("values", "mean"),
     [([1, 2, 3, 4], 2.5), ([9, 0, 1, 2, 3, 4, 5, 8], 3.5), ([0, 1, 5], (0.25 * 0 + 1 + 0.25 * 5) / 1.5)],
