@@ -51,7 +51,9 @@ def test_only_the_same_tasks_and_baselines_take_an_entrys_place(tmp_path: Path) 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="memory mappings are counted in /proc/self/maps")
 def test_compiled_programs_do_not_pile_up(tmp_path: Path) -> None:
     optimizer = build_optimizer(choice("sgd"))
+    said: list[str] = []
     how: dict[str, Any] = {"train_horizon": 2, "num_tasks": 2, "seed": 0, "baselines": (), "num_devices": 1}
+    how["progress"] = said.append
 
     def mappings(*dims: int) -> int:
         plan = tuple((choice("quadratic", dim=dim), 2) for dim in dims)
@@ -60,6 +62,7 @@ def test_compiled_programs_do_not_pile_up(tmp_path: Path) -> None:
 
     few = mappings(2)
     assert mappings(3, 4, 5, 6) < few + 150  # each program has about as many
+    assert said[-1] == "4 of 4: quadratic:dim=6, 2 steps: running mine"
 
 
 def test_a_default_that_is_written_out_makes_no_other_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
