@@ -58,12 +58,14 @@ def to_torch(
         """Its state is the optax state's leaves, one tensor each, kept under the first parameter."""
 
         tree: Any = None  # of the state; a deep copy has what torch knows of, and its class
+        kinds: tuple[Any, ...] = ()  # of random keys among its leaves, which torch has as numbers; None for the others
 
         def __init__(self, params: Iterable[Any]) -> None:
             super().__init__(params, {"lr": 1.0})
             # Copies: a state may hold the parameters themselves, whose memory torch goes on to change.
             state = jax.tree.map(jnp.copy, extended.init([_to_jax(one) for one in self._every()]))
             leaves, type(self).tree = jax.tree.flatten(state)
+            type(self).kinds = tuple(jax.random.key_impl(leaf) if _is_key(leaf) else None for leaf in leaves)
             self._keep(leaves)
 
         def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -75,7 +77,14 @@ def to_torch(
             return [one for group in self.param_groups for one in group["params"]]
 
         def _keep(self, leaves: list[jax.Array]) -> None:
-            self.state[self._every()[0]][STATE] = leaves
+            numbers = [jax.random.key_data(leaf) if _is_key(leaf) else leaf for leaf in leaves]
+            self.state[self._every()[0]][STATE] = numbers
+
+        def _held(self) -> Any:
+            numbers = self.state[self._every()[0]][STATE]
+            pairs = zip(numbers, self.kinds, strict=True)
+            leaves = [one if kind is None else jax.random.wrap_key_data(one, impl=kind) for one, kind in pairs]
+            return jax.tree.unflatten(self.tree, leaves)
 
         @torch.no_grad()
         def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -88,8 +97,7 @@ def to_torch(
                 value = jnp.asarray(float(loss.detach() if isinstance(loss, torch.Tensor) else loss))
             every = self._every()
             gradients = [_to_jax(torch.zeros_like(one) if one.grad is None else one.grad) for one in every]
-            state = jax.tree.unflatten(self.tree, self.state[every[0]][STATE])
-            changes, state = update(gradients, state, [_to_jax(one) for one in every], value)
+            changes, state = update(gradients, self._held(), [_to_jax(one) for one in every], value)
             self._keep(jax.tree.leaves(state))
             factors = [group["lr"] for group in self.param_groups for _ in group["params"]]
             for one, change, factor in zip(every, changes, factors, strict=True):
@@ -112,6 +120,10 @@ def to_torch(
             self._keep([jnp.array(_numpy(one), like.dtype) for one, like in zip(found[0] or (), due, strict=True)])
 
     return MetaoptOptimizer(params)
+
+
+def _is_key(leaf: jax.Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _to_jax(tensor: Any) -> jax.Array:

@@ -136,6 +136,38 @@ def test_a_state_is_saved_in_every_type(dtype: str) -> None:
         assert one.dtype == other.dtype and (one == other).all() and one.any()
 
 
+def test_random_keys_in_a_state_are_saved() -> None:
+    """Steps of noise alone: saved and loaded it goes on with the same draws."""
+
+    def init(params: Any) -> Any:
+        return {"key": jax.random.key(3), "count": jnp.zeros((), jnp.int32)}
+
+    def update(updates: Any, state: Any, params: Any = None) -> Any:
+        own, key = jax.random.split(state["key"])
+        noise = [jax.random.normal(own, leaf.shape) for leaf in updates]
+        return noise, {"key": key, "count": state["count"] + 1}
+
+    tx = optax.GradientTransformation(init, update)
+
+    def step(optimizer: Any, model: Any) -> None:
+        optimizer.zero_grad()
+        loss_in_torch(model).backward()
+        optimizer.step()
+
+    model = network()
+    optimizer = metaopt.to_torch(tx, model.parameters())
+    step(optimizer, model)
+    kept, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model.state_dict())
+    step(optimizer, model)
+    other = network()
+    other.load_state_dict(weights)
+    again = metaopt.to_torch(tx, other.parameters())
+    again.load_state_dict(kept)
+    step(again, other)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
 def test_a_deep_copy_goes_on_by_itself() -> None:
     param = torch.ones(3, requires_grad=True)
     own = (param, metaopt.to_torch(optax.adam(0.1), [param]))
