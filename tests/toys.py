@@ -36,6 +36,13 @@ def script(place: str) -> Any:
     return module
 
 
+def in_x64() -> Any:
+    """The context in which jax computes in double precision; before jax 0.8 it lay elsewhere."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    return importlib.import_module("jax.experimental").enable_x64()
+
+
 # A hand-designed optimizer, whose parameters are meta-trained as an LSTM's are.
 TINY = Experiment(
     tasks=(choice("quadratic", dim=2),),

@@ -19,6 +19,7 @@ from metaopt.optimizers import controller, momentum, schedule_free_adamw
 from metaopt.optimizers.guard import FIRST, GOOD, guard, guarded
 from metaopt.tasks import quadratic, rosenbrock
 from metaopt.types import Optimizer
+from tests.toys import in_x64
 
 PARAMS: Any = {"w": jnp.linspace(0.5, 1.5, 6).reshape(3, 2), "b": jnp.array([-1.0, 2.0])}
 
@@ -225,7 +226,7 @@ def test_inject_hyperparams_and_nnx() -> None:
 def test_in_jaxs_other_modes(setting: str) -> None:
     tx = guard(faulty(2, np.nan))
     wanted = run(tx, 6, tell=False)[0]
-    settings = {"x64": lambda: jax.enable_x64(True), "strict promotion": lambda: jax.numpy_dtype_promotion("strict")}
+    settings = {"x64": in_x64, "strict promotion": lambda: jax.numpy_dtype_promotion("strict")}
     with settings[setting]() if setting in settings else jax.disable_jit(False):
         update = jax.jit(tx.update, donate_argnums=1)
         params, state = PARAMS, tx.init(PARAMS)

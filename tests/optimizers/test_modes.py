@@ -20,6 +20,7 @@ from metaopt.optimizers import blocks
 from metaopt.optimizers.guard import guard
 from metaopt.registry import OPTIMIZERS
 from tests.optimizers.test_registry import make
+from tests.toys import in_x64
 
 LEARNED = [name for name in (*OPTIMIZERS, "lstm recursive", "lstm per coordinate") if make(name).observe is not None]
 # Hand-designed ones are made in one place; these differ in what they do across coordinates.
@@ -95,7 +96,7 @@ def same(found: Any, wanted: Any) -> None:
 # ----- settings -------------------------------------------------------------------------------------------------------
 
 SETTINGS = {
-    "x64": lambda: jax.enable_x64(True),
+    "x64": in_x64,
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
     "nan checks": lambda: jax.debug_nans(True),

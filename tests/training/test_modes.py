@@ -21,11 +21,11 @@ from metaopt.registry import ESTIMATORS
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.training import loop
 from metaopt.training.loop import Trainer
-from tests.toys import GENERAL, OF_TASK, TINY
+from tests.toys import GENERAL, OF_TASK, TINY, in_x64
 
 LSTM = choice("lstm", hidden_size=2, num_layers=1, noise="per_coordinate", step_rule="recursive")
 SETTINGS = {
-    "x64": lambda: jax.enable_x64(True),
+    "x64": in_x64,
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "dtype promotion": lambda: jax.numpy_dtype_promotion("strict"),
 }
@@ -87,13 +87,13 @@ def test_a_checkpoint_in_another_precision_names_the_setting() -> None:
     check = functools.partial(Checkpoints._check, SimpleNamespace(_folder="run"), 4)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="written with double precision; resume with JAX_ENABLE_X64=1"):
         check(two, one)
-    with jax.enable_x64(True), pytest.raises(UserError, match="written without .* resume with JAX_ENABLE_X64=0"):
+    with in_x64(), pytest.raises(UserError, match="written without .* resume with JAX_ENABLE_X64=0"):
         check({"a": "float32[2]"}, {"a": jnp.zeros(2, jnp.float64)})
 
 
 def test_the_doctor_follows_runs_in_double_precision() -> None:
     picked = choice("lstm", hidden_size=2, num_layers=1)
-    with jax.enable_x64(True):
+    with in_x64():
         optimizer, family = build_optimizer(picked), build_family(TINY.tasks[0])
 
         def measured(key: jax.Array) -> tuple:

@@ -199,7 +199,7 @@ def exact_value(data: Any, h: Any) -> Any:
 
 def cosines() -> dict[str, Any]:
     """The cosine of each to the exact hypergradient at h = θ_0 = 0, η = 1000, λ = 1/λ_max; 20 seeds, in float64."""
-    with jax.enable_x64(True):
+    with jax.enable_x64(True):  # from jax 0.8 on
 
         @jax.jit
         def one(data: Any) -> tuple[dict[str, Any], Any]:
