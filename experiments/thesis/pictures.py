@@ -62,8 +62,9 @@ def networks(record: Record, batch_norm: bool, path: Path) -> None:
         for task, axes in zip(line, axes_line, strict=True):
             _draw((axes, None), record, task, 10, tuned=True)
             depth = next(part.split("=")[1] for part in task.split(":")[1].split(",") if "hidden_layers" in part)
-            lost = {name: arm["tests"][task]["at"]["10"]["failed"] for name, arm in record["arms"].items()}
-            words = ", ".join(f"{name.upper()} {lost[name]:.0%} failed" for name in MODELS if lost.get(name))
+            arms = {name: record["arms"][name] for name in MODELS if name in record["arms"]}
+            lost = {name: arm["tests"][task]["at"]["10"]["failed"] for name, arm in arms.items()}
+            words = ", ".join(f"{name.upper()} {share:.0%} failed" for name, share in lost.items() if share)
             title = f"{kind}, {depth} hidden" + (f"\n{words}" if words else "")
             axes.set_title(title, loc="left", fontsize=9.5, color=INK)
             axes.tick_params(labelsize=8)

@@ -260,7 +260,8 @@ def _picks(studies: Mapping[str, Record]) -> Iterator[str]:
             ]
     if rows:
         heads = [f"{what} best at {pick[:-1]}×" for pick in PICKS for what in ("failed,", "ratio to the last [95%],")]
-        yield from markdown(("study", "arm", "on", "at", "failed, last", *heads, "meta-steps picked at each"), rows)
+        at = [f"its meta-steps, best at {pick[:-1]}×: median [least, most]" for pick in PICKS]
+        yield from markdown(("study", "arm", "on", "at", "failed, last", *heads, *at), rows)
 
 
 def _picked_cells(
@@ -274,8 +275,14 @@ def _picked_cells(
         logs = [record["raw"].log_ratios(arm, name, task, f"loss_{multiple}") for task in tasks]
         mean = crossed_mean(logs[0] if len(logs) == 1 else np.stack([one.mean(axis=1) for one in logs], axis=1))
         cells += [failed(arm), ratio(mean)]
-    steps = [", ".join(str(step or "last") for step in record["arms"][arm]["picked"]) for arm in picks.values()]
-    return (*cells, " and ".join(steps))
+    return (*cells, *(_spread(record["arms"][arm]["picked"]) for arm in picks.values()))
+
+
+def _spread(steps: list[int | None]) -> str:
+    """Of the meta-steps that were picked, a meta-seed each; None: none was any good, so that the last stands there."""
+    found = [step for step in steps if step]
+    none = f", {len(steps) - len(found)} none" if len(found) < len(steps) else ""
+    return f"{int(np.median(found))} [{min(found)}, {max(found)}]{none}" if found else "none"
 
 
 def _remedies(studies: Mapping[str, Record]) -> Iterator[str]:
