@@ -311,7 +311,8 @@ def step(
     kept = select_tasks(alive, moved, params)
     at = kept if judged is moved else select_tasks(alive, judged, params)
     slope, value, _ = elsewhere or estimate
-    loss = jnp.zeros_like(state.initial_loss) if value is None else value
+    # Without a value 0, which over devices varies as `alive` does: its slope does, and jax 0.7 wants them alike.
+    loss = jnp.where(alive, jnp.zeros_like(state.initial_loss), 0.0) if value is None else value
     if turn is not None:
         offset = jax.tree.map(lambda new: new - jax.lax.stop_gradient(new), kept)
         turned = select_tasks(alive, jax.tree.map(jnp.add, estimate.gradient, turn(offset)), estimate.gradient)
