@@ -43,8 +43,8 @@ def write_all(work: Path) -> list[str]:
             continue
         path = RESULTS / f"{study.name}.json"
         old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-        losses = path.with_suffix(".npz")
-        kept = (old, raw.read(losses)) if old is not None and losses.exists() else None
+        raw_path = path.with_suffix(".npz")
+        kept = (old, raw.read(raw_path)) if old is not None and raw_path.exists() else None
         found = collect(study, work, kept)
         if found is None:
             continue
@@ -53,7 +53,7 @@ def write_all(work: Path) -> list[str]:
         if old is not None and not _replaces(record, old):
             lines.append(f"kept: {path.relative_to(ROOT)}, which holds more; remove it to begin anew")
             continue
-        raw.write(path.with_suffix(".npz"), losses)
+        raw.write(raw_path, losses)
         _write(path, record)
         lines.append(f"results: {path.relative_to(ROOT)} and .npz")
     for name in AFTER:
@@ -230,8 +230,8 @@ def _waiting(studies: Mapping[str, Record], new: Mapping[str, Record], first: Ma
     again = [name for name in first if name in new]
     if again:
         yield (
-            f"\nOf {', '.join(again)} only the arms that decide are run again; the open choices stand on those of the "
-            "first protocol until theirs are."
+            f"\nOf {', '.join(again)} not every arm is run again yet; the open choices stand on those of the first "
+            "protocol until all are."
         )
     yield from _lacking(studies)
 

@@ -208,6 +208,7 @@ def evaluate_all(
     trained = dict(trained or {})
     results = []
     for number, (task, horizon) in enumerate(plan, 1):
+        place = f"{number} of {len(plan)}: "
         family = build_family(task, oracle=oracle)
         stopping = early_stopping and early_stopping.fitted(family, horizon, train_horizon)
         under = None if family.oracle is None else str(oracle)
@@ -230,7 +231,7 @@ def evaluate_all(
                 oracle=oracle,
                 early_stopping=stopping,
                 num_devices=num_devices,
-                progress=progress and functools.partial(_numbered, progress, f"{number} of {len(plan)}: "),
+                progress=progress and (lambda line, place=place: progress(place + line)),
                 look=look and functools.partial(look, path, learned, experiments or {}, trained, task, num_devices),
             )
             result |= {"meta_steps": trained}
@@ -241,10 +242,6 @@ def evaluate_all(
         assert result is not None
         results.append(result)
     return results
-
-
-def _numbered(progress: Callable[[str], None], place: str, line: str) -> None:
-    progress(place + line)
 
 
 def read_results(path: Path) -> list[Result]:
