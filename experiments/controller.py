@@ -1,39 +1,48 @@
-"""Controller meta-trained on ten families for up to 2,000 steps: how far to step, and along what, a tensor each.
+"""Controller meta-trained on nineteen families for up to 2,000 steps: how far to step, and along what, a tensor each.
 
-Noise-reuse evolution strategies in windows of 50 steps, one perturbation a task; horizons are drawn log-uniformly as
-runs begin, so that short and long ones are in every meta-step. The floor of the objective and the bound on differences
-keep tasks whose loss goes to zero from deciding alone, and a run that dies counts as much as that bound allows. σ is
-what `experiments/recipe` found: a third of it has half the signal to noise. What is validated and saved is an average
-of φ over about the last five hundred meta-steps, the best of them by validation at three times the longest horizon.
-About an hour of one core.
+Noise-reuse evolution strategies in windows of 50 steps, one perturbation a task; horizons are drawn as runs begin, so
+that short and long ones are in every meta-step, and a sixth of the windows are a run's first. The floor of the
+objective keeps tasks whose loss goes to zero from deciding alone; the bound on differences makes families weigh alike,
+and a run that dies counts as much as it allows. σ is what `experiments/recipe` found: a third of it has half the signal
+to noise. What is validated and saved is an average of φ over about the last five hundred meta-steps, the best of them
+by validation at three times the longest horizon. About an hour of one core.
 """
 
 from metaopt import Experiment, choice
 from metaopt.experiment import Curriculum, Evaluation, Log, MetaOptimizer, Validation
 
 FAMILIES = (
-    choice("quadratic", dim=20, rescale=1.0),
-    choice("quadratic", dim=30, rescale=2.0),
+    choice("quadratic", dim=20, rescale=2.0),
+    choice("quadratic", dim=3, rescale=2.0),
     choice("rosenbrock", pairs=5, rescale=0.5),
-    choice("linear_regression", rescale=1.0),
+    choice("rosenbrock", pairs=1, rescale=1.5),
+    choice("styblinski_tang", dim=4, stretch=3.0, rotate=True),
+    choice("linear_regression", rescale=1.5),
+    choice("linear_regression", dim=100, num_examples=400, density=0.05, rescale=1.0),
     choice("logistic_regression", rescale=1.0),
+    choice("logistic_regression", dim=100, num_examples=400, num_classes=8, density=0.03, batch_size=16, rescale=1.0),
+    choice("mixture_of_experts", rescale=0.5),
     choice("classifier", hidden_layers=1, rescale=0.5),
     choice("classifier", hidden_layers=3, width=16, batch_norm=True, activation="tanh"),
-    choice("classifier", hidden_layers=2, width=16, activation="sigmoid", rescale=1.0),
-    choice("classifier", hidden_layers=2, width=12, activation="tanh", batch_size=512, rescale=1.0),
-    choice("autoencoder", hidden_layers=1, width=16),
+    choice("classifier", hidden_layers=3, width=16, activation="sigmoid", batch_size=128, rescale=1.0),
+    choice("classifier", hidden_layers=2, width=12, activation="tanh", batch_size=256, rescale=1.0),
+    choice("classifier", hidden_layers=6, width=12, batch_size=32),
+    choice("regression_network", hidden_layers=4, width=12, activation="tanh", batch_size=32, rescale=0.5),
+    choice("regression_network", hidden_layers=3, width=12, activation="sigmoid", batch_size=128, rescale=0.5),
+    choice("autoencoder", hidden_layers=1, width=48),
+    choice("autoencoder", hidden_layers=3, width=12, activation="tanh"),
 )
 
 EXPERIMENT = Experiment(
     tasks=FAMILIES,
-    optimizer=choice("controller", bound=1.0),
-    estimator=choice("noise_reuse_evolution_strategies", sigma=0.03, tasks_per_perturbation=1, clip_difference=2.0),
+    optimizer=choice("controller", bound=1.0, gain=2.0),
+    estimator=choice("noise_reuse_evolution_strategies", sigma=0.03, tasks_per_perturbation=1, clip_difference=0.5),
     objective="log_relative:floor=1e-6",
-    num_meta_steps=16000,
-    num_tasks=80,
+    num_meta_steps=12000,
+    num_tasks=95,
     horizon=2000,
     unroll_length=50,
-    curriculum=Curriculum(kind="log_uniform"),
+    curriculum=Curriculum(kind="log_uniform", power=1.5),
     meta_optimizer=MetaOptimizer(learning_rate=1e-3, schedule="cosine", final_fraction=0.02, clip_norm=1.0, ema=0.998),
     validation=Validation(every=1000, num_tasks=6, multiples=(1, 3)),
     checkpoint_every=250,

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.controller import EXPERIMENT, FAMILIES
-from metaopt.choices import parse_choice
+from experiments.controller import EXPERIMENT
+from metaopt.choices import choice, parse_choice
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import Curriculum, Experiment, build_families, optimizer_of
 from metaopt.files import write_json
@@ -27,7 +27,15 @@ from metaopt.training.loop import build_estimator
 
 HERE = Path(__file__).parent
 HORIZON = 500
-TASKS = tuple(FAMILIES[index] for index in (1, 5, 6, 7))  # a quadratic and three kinds of classifiers
+TASKS = (
+    choice("quadratic", dim=30, rescale=2.0),
+    choice("classifier", hidden_layers=1, rescale=0.5),
+    choice("classifier", hidden_layers=3, width=16, batch_norm=True, activation="tanh"),
+    choice("classifier", hidden_layers=2, width=16, activation="sigmoid", rescale=1.0),
+)
+# What the controller was when these φ were meta-trained.
+FEATURES = "size,cosine,ratio,last_step,second,gradient,params,alpha,time,coordinates,loss,others"
+OPTIMIZER = choice("controller", bound=1.0, features=FEATURES)
 OBJECTIVE = "log_relative:floor=1e-6"
 # φ fresh, and meta-trained: by ES for 500 meta-steps and for all 16,000 of the recipe, and by back-propagation through
 # windows of 100 steps for 525.
@@ -67,6 +75,7 @@ def experiment(setting: Setting) -> Experiment:
     return dataclasses.replace(
         EXPERIMENT,
         tasks=TASKS,
+        optimizer=OPTIMIZER,
         num_tasks=setting.num_tasks,
         horizon=HORIZON,
         unroll_length=setting.window if setting.window < HORIZON else None,

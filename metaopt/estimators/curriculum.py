@@ -74,13 +74,20 @@ def stages(horizons: Sequence[int]) -> Draw:
     return draw
 
 
-def log_uniform(shortest: int, longest: int, unroll_length: int) -> Draw:
-    """A number of windows n with probability in proportion to log(1 + 1/n): e^u rounded down, u uniform."""
+def log_uniform(shortest: int, longest: int, unroll_length: int, power: float = 1.0) -> Draw:
+    """A number of windows n, x rounded down, where x has a density in proportion to x^-power.
+
+    With power 1 runs are log-uniform, and most windows belong to long ones; with 2 windows are.
+    """
     least, most = shortest // unroll_length, longest // unroll_length
+    rest = 1 - power
 
     def draw(key: Key, level: jax.Array) -> jax.Array:
-        u = jax.random.uniform(key, (), jnp.float32, math.log(least), math.log(most + 1))
-        return unroll_length * jnp.clip(jnp.floor(jnp.exp(u)).astype(jnp.int32), least, most)
+        u = jax.random.uniform(key, (), jnp.float32)
+        low, high = (math.log(end) if not rest else end**rest for end in (least, most + 1))
+        x = low + u * (high - low)
+        x = jnp.exp(x) if not rest else x ** (1 / rest)
+        return unroll_length * jnp.clip(jnp.floor(x).astype(jnp.int32), least, most)
 
     return draw
 

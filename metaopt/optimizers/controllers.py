@@ -43,13 +43,16 @@ FEATURES = {
     "cosine": 3,  # between the gradient and each momentum before it
     "ratio": 3,  # mean |m̂|/√v̂
     "last_step": 1,  # the cosine between the gradient and the last step
+    "slope": 1,  # along the last step: that at its end over it and that at its start; -½ on a line, 0 at a minimum
     "second": 1,  # log of the fast mean v̂ over the slow one
     "gradient": 1,  # log of mean ∇² over mean v̂
     "params": 1,  # log RMS(θ) less log α
     "alpha": 1,
     "time": 1,
+    "start": 1,  # 1/√t: the first steps, which log t hardly tells apart
     "coordinates": 1,
     "loss": 1,  # its trend; 0 where `update` is given no `value`
+    "change": 2,  # of the loss over it and what the slopes at the last step foretold, at once and on average; or 0
     "others": 0,
 }
 Outputs = Literal["both", "alpha", "weights"]
@@ -60,6 +63,7 @@ LARGEST_FEATURE = 4.0
 NETWORK_SIZE = 8, 2  # units a layer, layers
 SHARPNESS = 2.0  # of the softmax over directions
 TREND = (0.2, 0.03)  # shares of a new loss in the fast and the slow average
+FAST_LOSS, SLOW_LOSS, VARIANCE, LOSS, CHANGE, FORETOLD = range(6)  # what is kept of the loss
 
 
 class TensorState(NamedTuple):
@@ -68,6 +72,7 @@ class TensorState(NamedTuple):
     second: jax.Array  # [tensors, 2] means of the fast and the slow second moment, not debiased
     first: jax.Array  # [tensors, 3] mean squares of the momenta, not debiased
     step: jax.Array  # [tensors, 6] the last step in terms of m/√v and m, see `_along`
+    slope: jax.Array  # [tensors] ∇ · the last step, at its start
     log_change: jax.Array  # [tensors] log α since the start; log α_0 is a part of φ, and moves with it
     hidden: jax.Array  # [tensors, hidden]
 
@@ -79,7 +84,9 @@ class ControllerState(NamedTuple):
     first: tuple[jax.Array, ...]  # [rows, width] each: the fast, the medium and the slow momentum
     second: jax.Array  # [rows, width]
     tensors: TensorState
-    trend: jax.Array  # [3] fast and slow average of the loss, its variance about the slow one; below 0: none seen
+    # [6] fast and slow average of the loss, its variance about the slow one (below 0: none seen), the last one, and fast
+    # averages of its change and of what was foretold of it
+    trend: jax.Array
     network: mlps.MLPState | tuple[()] = ()  # where the bank has one
 
 
@@ -93,6 +100,7 @@ def controller(
     loss_trend: LossTrend = "spread",
     log_alpha: float = -4.6,
     max_change: float = 0.3,
+    gain: float = 0.0,
     bound: float | None = None,
     weight_decay: float = 0.0,
     noise: Noise = "none",
@@ -121,6 +129,7 @@ def controller(
         which a shift of the loss changes.
       log_alpha: log α_0, a part of φ.
       max_change: c, the most that log α changes in a step.
+      gain: g, a step's α is e^{g tanh o'} times the one that is kept, o' another output: at once up or down; 0: it has none.
       bound: α is kept below this multiple of RMS(θ), of α_0 where that is larger; none: it is not.
       weight_decay: λ of decoupled decay, -α_t λ θ.
       noise: ξ_t ~ Gamma(2, 1) on α_t, `per_step` or `per_tensor`; drawn as that of `lstm`.
@@ -138,8 +147,9 @@ def controller(
     for name, value in (("hidden_size", hidden_size), ("max_change", max_change), ("bound", bound)):
         if value is not None and value <= 0:
             raise ValueError(f"`{name}` ({value}) must be above 0.")
-    if weight_decay < 0:
-        raise ValueError(f"`weight_decay` ({weight_decay}) must be at least 0.")
+    for name, value in (("weight_decay", weight_decay), ("gain", gain)):
+        if value < 0:
+            raise ValueError(f"`{name}` ({value}) must be at least 0.")
     rule = _Rule(
         bank=tuple(BANK.get(name) for name in _names("bank", bank, {**BANK, NETWORK: None})),
         features=tuple(FEATURES) if features == "all" else _names("features", features, FEATURES),
@@ -147,6 +157,7 @@ def controller(
         outputs=outputs,
         loss_trend=loss_trend,
         max_change=max_change,
+        gain=gain,
         bound=bound,
         weight_decay=weight_decay,
         noise=noise,
@@ -178,6 +189,7 @@ class _Rule(NamedTuple):
     outputs: Outputs
     loss_trend: LossTrend
     max_change: float
+    gain: float
     bound: float | None
     weight_decay: float
     noise: Noise
@@ -199,8 +211,9 @@ def _init_params(rule: _Rule, log_alpha: float, key: Key) -> MetaParams:
     }
     if "others" in rule.features:
         gru["others"] = weights(keys[2], hidden, 0.3)
-    kernel = jnp.zeros((hidden, 1 + len(rule.bank)), jnp.float32)
-    bias = jnp.zeros(1 + len(rule.bank), jnp.float32).at[1].set(1.0)
+    outputs = 1 + len(rule.bank) + (rule.gain > 0)  # Δ log α, the weights, the gain
+    kernel = jnp.zeros((hidden, outputs), jnp.float32)
+    bias = jnp.zeros(outputs, jnp.float32).at[1].set(1.0)
     found = {
         "gru": gru,
         "output": {"kernel": kernel, "bias": bias},
@@ -287,10 +300,11 @@ def _new_state(rule: _Rule, rows: list[jax.Array], dtype: Any) -> ControllerStat
             second=zeros(tensors, 2),
             first=zeros(tensors, momenta),
             step=zeros(tensors, 2 * momenta),
+            slope=zeros(tensors),
             log_change=zeros(tensors),
             hidden=zeros(tensors, rule.hidden_size),
         ),
-        trend=jnp.asarray([0.0, 0.0, -1.0], dtype),
+        trend=jnp.asarray([0.0, 0.0, -1.0, 0.0, 0.0, 0.0], dtype),
         network=mlps.new_state(rows, dtype) if None in rule.bank else (),
     )
 
@@ -323,9 +337,10 @@ def _update(
     inverse = inverse_root(second)
     last = -_along(to_rows(owners, before.step), state.first, state.second)
     terms = [*(gradient * m for m in state.first), *map(jnp.square, first), *(jnp.abs(m) * inverse for m in first)]
+    terms += [gradient * m * inverse for m in first]
     terms += [gradient * last, jnp.square(gradient), jnp.square(last), jnp.square(theta)]
     means = over_tensors(owners, jnp.stack(sums(*terms), axis=-1)) / size  # [tensors, terms]
-    along, squares, adams, rest = jnp.split(means, [3, 6, 9], axis=1)
+    along, squares, adams, along_own, rest = jnp.split(means, [3, 6, 9, 12], axis=1)
     along_last, square, square_last, square_theta = jnp.split(rest, 4, axis=1)
 
     b1, b2 = jnp.asarray(rule.betas, dtype), jnp.asarray(rule.seconds, dtype)
@@ -336,19 +351,22 @@ def _update(
     log_alpha_0 = meta_params["log_alpha"].astype(dtype)
     log_alpha = (log_alpha_0 + before.log_change)[:, None]
     log_theta = 0.5 * jnp.log(jnp.maximum(square_theta, 1e-12))
-    trend, falling = _follow(state.trend, value, rule.loss_trend)
+    trend, falling, changed = _follow(state.trend, value, jnp.sum(before.slope), rule.loss_trend)
     read = {
         "size": _log_ratio(squares * debias1**2, slow),
         "cosine": along * inverse_root(square) * inverse_root(before.first),
         "ratio": adams * debias1 / jnp.sqrt(debias2[1]),
         "last_step": along_last * inverse_root(square) * inverse_root(square_last),
+        "slope": _share(along_last * size, before.slope[:, None]),
         "second": _log_ratio(fast, slow),
         "gradient": _log_ratio(square, slow),
         "params": jnp.tanh((log_theta - log_alpha) / 8),
         "alpha": log_alpha / 8,
         "time": jnp.full_like(square, jnp.log(t) / 8),
+        "start": jnp.full_like(square, 1 / jnp.sqrt(t)),
         "coordinates": jnp.log(size) / 10,
         "loss": jnp.full_like(square, falling),
+        "change": jnp.broadcast_to(changed, (square.shape[0], 2)),
     }
     inputs = [read[name] for name in rule.features if name in read]
     x = jnp.clip(jnp.concatenate(inputs, axis=1), -LARGEST_FEATURE, LARGEST_FEATURE) if inputs else square[:, :0]
@@ -357,13 +375,17 @@ def _update(
 
     if rule.outputs != "weights":
         log_alpha = log_alpha + rule.max_change * jnp.tanh(outputs[:, :1])
+    most = jnp.full_like(log_theta, LOG_ALPHA_RANGE[1])
     if rule.bound is not None:
-        log_alpha = jnp.minimum(log_alpha, math.log(rule.bound) + jnp.maximum(log_theta, log_alpha_0))
-    log_alpha = jnp.clip(log_alpha, *LOG_ALPHA_RANGE)
+        most = jnp.minimum(most, math.log(rule.bound) + jnp.maximum(log_theta, log_alpha_0))
+    log_alpha = jnp.clip(log_alpha, LOG_ALPHA_RANGE[0], most)
+    used = log_alpha
+    if rule.gain and rule.outputs != "weights":
+        used = jnp.clip(log_alpha + rule.gain * jnp.tanh(outputs[:, -1:]), LOG_ALPHA_RANGE[0], most)
     bias = meta_params["output"]["bias"] if rule.outputs == "alpha" else outputs
-    weights = jax.nn.softmax(SHARPNESS * jnp.broadcast_to(bias, outputs.shape)[:, 1:], axis=1)
+    weights = jax.nn.softmax(SHARPNESS * jnp.broadcast_to(bias, outputs.shape)[:, 1 : 1 + len(rule.bank)], axis=1)
     # Without a gradient no step: of a loss that has reached 0 memory alone would carry θ on, ever faster, to infinity.
-    alpha = jnp.exp(log_alpha) * jnp.reshape(jnp.asarray(noise, dtype), (-1, 1)) * (square > TINY)
+    alpha = jnp.exp(used) * jnp.reshape(jnp.asarray(noise, dtype), (-1, 1)) * (square > TINY)
     step = _coefficients(rule, alpha * weights, debias1, inverse_root(slow), 1 / jnp.sqrt(debias2[1]))
     steps = -_along(to_rows(owners, step), first, second, inverse)
     if learned is not None:
@@ -371,7 +393,9 @@ def _update(
         steps = steps - to_rows(owners, alpha * weights[:, which : which + 1]) * learned
     if rule.weight_decay:
         steps = steps - rule.weight_decay * to_rows(owners, alpha) * theta
-    after = TensorState(seconds, squares, step, log_alpha[:, 0] - log_alpha_0, hidden)
+    along_new = b1 * along + (1 - b1) * square  # with the momenta as they are now
+    slope = -jnp.sum(size * step * jnp.concatenate([along_own, along_new], axis=1), axis=1)
+    after = TensorState(seconds, squares, step, slope, log_alpha[:, 0] - log_alpha_0, hidden)
     return steps, ControllerState(count, first, second, after, trend, state.network)
 
 
@@ -419,22 +443,41 @@ def _gru(weights: MetaParams, x: jax.Array, hidden: jax.Array) -> jax.Array:
     return (1 - keep) * new + keep * hidden
 
 
-def _follow(trend: jax.Array, value: jax.Array | None, kind: LossTrend) -> tuple[jax.Array, jax.Array]:
-    """The averages with one more loss, and whether it falls (below 0) or rises; 0 where no loss is given."""
+def _share(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a/(|a| + |b|), 0 where both are."""
+    both = jnp.abs(a) + jnp.abs(b)
+    return jnp.where(both > 0, a / jnp.where(both > 0, both, 1.0), 0.0)
+
+
+def _follow(
+    trend: jax.Array, value: jax.Array | None, foretold: jax.Array, kind: LossTrend
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is kept of the loss with one more, whether it falls (below 0) or rises, and its changes [2]; 0s without.
+
+    Args:
+      foretold: the change of the loss since the last one to first order.
+    """
     if value is None:
-        return trend, jnp.zeros((), trend.dtype)
-    value = jnp.asarray(value, trend.dtype)
+        return trend, jnp.zeros((), trend.dtype), jnp.zeros(2, trend.dtype)
+    raw = value = jnp.asarray(value, trend.dtype)
     if kind == "log":
         value = jnp.log(jnp.maximum(jnp.abs(value), 1e-12))
-    fast, slow, variance = (trend[index] for index in range(3))
+    fast, slow, variance = trend[FAST_LOSS], trend[SLOW_LOSS], trend[VARIANCE]
+    change = raw - trend[LOSS]
     new = jnp.stack(
         [
             fast + TREND[0] * (value - fast),
             slow + TREND[1] * (value - slow),
             variance + TREND[1] * (jnp.square(value - slow) - variance),
+            raw,
+            trend[CHANGE] + TREND[0] * (change - trend[CHANGE]),
+            trend[FORETOLD] + TREND[0] * (foretold - trend[FORETOLD]),
         ]
     )
-    new = jnp.where(variance < 0, jnp.stack([value, value, jnp.zeros_like(value)]), new)
-    new = jnp.where(jnp.isfinite(value), new, trend)
-    difference = jnp.where(new[2] < 0, 0.0, new[0] - new[1])
-    return new, difference if kind == "log" else difference * inverse_root(new[2])
+    zero = jnp.zeros_like(value)
+    new = jnp.where(variance < 0, jnp.stack([value, value, zero, raw, zero, zero]), new)
+    new = jnp.where(jnp.isfinite(raw), new, trend)
+    difference = jnp.where(new[VARIANCE] < 0, 0.0, new[FAST_LOSS] - new[SLOW_LOSS])
+    falling = difference if kind == "log" else difference * inverse_root(new[VARIANCE])
+    at_once = jnp.where((variance < 0) | ~jnp.isfinite(raw), 0.0, _share(change, foretold))
+    return new, falling, jnp.stack([at_once, _share(new[CHANGE], new[FORETOLD])])

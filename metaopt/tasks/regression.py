@@ -15,6 +15,19 @@ INPUT_STD = 0.1
 NOISE_STD = 0.01
 
 
+def check_density(density: float) -> None:
+    if not 0 < density <= 1:
+        raise ValueError(f"`density` ({density}) must be above 0 and at most 1.")
+
+
+def inputs(key: Key, num_examples: int, dim: int, density: float) -> jax.Array:
+    """[num_examples, dim]; where entries are left out, the others keep the length of a row."""
+    X = INPUT_STD * jax.random.normal(key, (num_examples, dim))
+    if density == 1:
+        return X
+    return X * jax.random.bernoulli(jax.random.fold_in(key, 1), density, X.shape) / density**0.5
+
+
 class Observations(NamedTuple):
     """A task, and a batch of it."""
 
@@ -23,21 +36,26 @@ class Observations(NamedTuple):
 
 
 @TASKS.register
-def linear_regression(num_examples: int = 200, dim: int = 10, batch_size: int = 20) -> TaskFamily:
+def linear_regression(num_examples: int = 200, dim: int = 10, batch_size: int = 20, density: float = 1.0) -> TaskFamily:
     """(1/N) Σ_i (y_i - wᵀx_i)², y = ŵᵀx + ε, with x ~ N(0, 0.1² I), ŵ ~ N(0, I), ε ~ N(0, 0.01²) and w_0 ~ N(0, I).
 
     Parameters are one array [dim]; minibatches are drawn with replacement.
 
+    Args:
+      density: share of the entries of x that are not 0, below 1; they are the larger for it, and gradients are sparse.
+
     Raises:
-      ValueError: a setting is not a positive whole number, or `batch_size` exceeds `num_examples`.
+      ValueError: a setting is not a positive whole number, `density` not in (0, 1], or `batch_size` exceeds
+        `num_examples`.
     """
+    check_density(density)
     check_count("num_examples", num_examples)
     check_count("dim", dim)
     check_batch_size(batch_size, num_examples)
 
     def sample(key: Key, data: Data) -> Observations:
         input_key, truth_key, noise_key = jax.random.split(key, 3)
-        X = INPUT_STD * jax.random.normal(input_key, (num_examples, dim))
+        X = inputs(input_key, num_examples, dim, density)
         truth = jax.random.normal(truth_key, (dim,))
         return Observations(X=X, y=X @ truth + NOISE_STD * jax.random.normal(noise_key, (num_examples,)))
 
@@ -74,16 +92,21 @@ class LabelledExamples(NamedTuple):
 
 @TASKS.register
 def logistic_regression(
-    num_examples: int = 200, dim: int = 10, num_classes: int = 2, batch_size: int = 20
+    num_examples: int = 200, dim: int = 10, num_classes: int = 2, batch_size: int = 20, density: float = 1.0
 ) -> TaskFamily:
     """Mean cross-entropy of softmax(Wᵀx), with labels argmax(Ŵᵀx + ε).
 
     As in linear regression x ~ N(0, 0.1² I), Ŵ ~ N(0, I), ε ~ N(0, 0.01² I) (which makes the labels near the borders
     noisy) and W_0 ~ N(0, I). Parameters are one array [dim, num_classes]; minibatches are drawn with replacement.
 
+    Args:
+      density: as in `linear_regression`.
+
     Raises:
-      ValueError: a setting is not a positive whole number, `num_classes` is 1, or `batch_size` exceeds `num_examples`.
+      ValueError: a setting is not a positive whole number, `num_classes` is 1, `density` not in (0, 1], or `batch_size`
+        exceeds `num_examples`.
     """
+    check_density(density)
     check_count("num_examples", num_examples)
     check_count("dim", dim)
     check_count("num_classes", num_classes, least=2)
@@ -91,7 +114,7 @@ def logistic_regression(
 
     def sample(key: Key, data: Data) -> LabelledExamples:
         input_key, truth_key, noise_key = jax.random.split(key, 3)
-        X = INPUT_STD * jax.random.normal(input_key, (num_examples, dim))
+        X = inputs(input_key, num_examples, dim, density)
         truth = jax.random.normal(truth_key, (dim, num_classes))
         scores = X @ truth + NOISE_STD * jax.random.normal(noise_key, (num_examples, num_classes))
         return LabelledExamples(X=X, labels=jnp.argmax(scores, axis=-1).astype(jnp.int32))

@@ -289,7 +289,7 @@ def _levels(experiment: Experiment) -> tuple[int, ...]:
 def _with_curriculum(estimator: MetaGradient, experiment: Experiment, levels: Sequence[int]) -> MetaGradient:
     longest, window = experiment.horizon, experiment.unroll_length or experiment.horizon
     shortest = experiment.curriculum.shortest or window
-    draw = stages(levels) if levels else log_uniform(shortest, longest, window)
+    draw = stages(levels) if levels else log_uniform(shortest, longest, window, experiment.curriculum.power)
     return with_curriculum(estimator, draw, longest=longest, unroll_length=window)
 
 

@@ -62,11 +62,13 @@ def test_stages_end_runs_at_the_levels_horizon_without_another_compilation():
     assert horizons == [1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4]
 
 
-def test_law_of_log_uniform_horizons():
-    draw, n = log_uniform(2 * K, 9 * K, K), 20_000
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_law_of_log_uniform_horizons(power):
+    draw, n = log_uniform(2 * K, 9 * K, K, power), 20_000
     horizons = np.asarray(jax.vmap(draw, in_axes=(0, None))(jax.random.split(jax.random.key(0), n), jnp.int32(0)))
-    windows = np.arange(2, 10)
-    expected = n * np.log1p(1 / windows) / np.log(10 / 2)
+    windows = np.arange(2.0, 10.0)
+    law = np.log if power == 1 else lambda x: -(x ** (1 - power))
+    expected = n * (law(windows + 1) - law(windows)) / (law(10) - law(2))
     counts = np.asarray([(horizons == K * w).sum() for w in windows])
     assert counts.sum() == n
     assert scipy.stats.chisquare(counts, expected).pvalue > 1e-4

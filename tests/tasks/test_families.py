@@ -128,6 +128,7 @@ def test_splits():
         ("rosenbrock:pairs=-1", "`pairs` is -1"),
         ("linear_regression:batch_size=201", r"from 1 to 200 \(there are 200 training examples\)"),
         ("logistic_regression:num_classes=1", "`num_classes` is 1; give a whole number of 2 or more"),
+        ("logistic_regression:density=0.0", "`density` .0.0. must be above 0 and at most 1"),
         ("classifier:hidden_layers=11", "`hidden_layers` is 11; give a whole number from 0 to 10"),
         ("classifier:width=0", "`width` is 0"),
         ("classifier:batch_size=1258", r"there are 1,257 training examples"),

@@ -102,6 +102,18 @@ def test_minibatches_are_rows_drawn_uniformly_with_replacement():
     assert stats.chisquare(np.bincount(drawn, minlength=30)).pvalue > 1e-4
 
 
+def test_sparse_inputs_keep_their_length_and_leave_gradients_out() -> None:
+    family = linear_regression(num_examples=500, dim=40, batch_size=4, density=0.05)
+    keys = jax.random.split(jax.random.key(0), 3)
+    task = family.sample(keys[0], ())
+    assert np.mean(task.X != 0) == pytest.approx(0.05, abs=4 * (0.05 * 0.95 / task.X.size) ** 0.5)
+    lengths = np.sum(np.square(task.X), axis=1)
+    assert float(lengths.mean()) == pytest.approx(40 * 0.1**2, abs=4 * float(lengths.std()) / 500**0.5)
+    batch = family.batch(keys[1], task, ())
+    slope = jax.grad(family.loss)(family.init(keys[2], task), task, batch)
+    assert np.array_equal(slope != 0, np.any(batch.X != 0, axis=0))
+
+
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_logistic_regression_against_numpy(num_classes, x64):
     family = logistic_regression(num_classes=num_classes)
