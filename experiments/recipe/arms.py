@@ -1,8 +1,7 @@
 """What of the controller's recipe helps? `python -m experiments.recipe.arms [ARM ...]` (20 minutes of a core an arm).
 
-Each arm is the recipe for `META_STEPS` meta-steps with one thing as it was before, scored on the development suite. What is
-done is not done again, in arms.json and in the folder of runs; `python -m experiments.recipe.write --page` writes
-the page.
+Each arm is the recipe for `META_STEPS` meta-steps with one thing as it was before, scored on the development suite.
+What is done is kept in arms.json and not done again; what was begun goes on from the folder of runs.
 """
 
 from __future__ import annotations
@@ -17,30 +16,39 @@ from typing import Any
 import numpy as np
 
 from experiments.controller import EXPERIMENT
+from experiments.recipe.write import ARMS as RECORD
+from experiments.recipe.write import FEATURES, write_page
 from metaopt.benchmark import running, scores
 from metaopt.choices import Choice, choice
-from metaopt.cli.arguments import BenchmarkArguments
-from metaopt.cli.benchmark import benchmark
-from metaopt.cli.train import resume_with_everything, train_with_everything
-from metaopt.errors import suggest
-from metaopt.experiment import Curriculum, Experiment, Validation
+from metaopt.evaluation.statistics import jsonable
+from metaopt.experiment import Curriculum, Evaluation, Experiment, Validation
 from metaopt.files import read_json, write_json
-from metaopt.runs.folder import CONFIG, OPTIMIZER
+from metaopt.runs.environment import provenance
+from metaopt.runs.folder import CONFIG, OPTIMIZER, STATE
+from metaopt.runs.optimizer_file import read_optimizer
+from metaopt.runs.train import resume, train
 
-HERE = Path(__file__).parent
-RECORD = HERE / "arms.json"
 WORK = Path("runs/recipe")
 SUITE, HORIZONS = "development", (50, 500)
 META_STEPS, EMA = 3000, 0.99
 
+
+def _varied(base: Experiment, options: Mapping[str, Any] | None = None, **fields: Any) -> Experiment:
+    optimizer = Choice(base.optimizer.name, {**base.optimizer.options, **(options or {})})
+    return dataclasses.replace(base, optimizer=optimizer, **fields)
+
+
+# Short, and nothing evaluated but by the suite.
 RECIPE = dataclasses.replace(
     EXPERIMENT,
     num_meta_steps=META_STEPS,
     meta_optimizer=dataclasses.replace(EXPERIMENT.meta_optimizer, ema=EMA),
     validation=Validation(every=META_STEPS, num_tasks=6, multiples=(1,)),
+    evaluation=Evaluation(
+        tasks=(choice("quadratic", dim=3),), horizons=(50,), num_tasks=2, baselines=("sgd",), tuning="9x1"
+    ),
     num_devices=1,
 )
-# The ten families of the first recipe.
 TEN = (
     choice("quadratic", dim=20, rescale=1.0),
     choice("quadratic", dim=30, rescale=2.0),
@@ -53,3 +61,63 @@ TEN = (
     choice("classifier", hidden_layers=2, width=12, activation="tanh", batch_size=512, rescale=1.0),
     choice("autoencoder", hidden_layers=1, width=16),
 )
+BEFORE = Choice(EXPERIMENT.estimator.name, {**EXPERIMENT.estimator.options, "clip_difference": 2.0})
+ARMS = {
+    "the recipe": RECIPE,
+    "without a gain": _varied(RECIPE, {"gain": 0.0}),
+    "without slope, change and start": _varied(RECIPE, {"features": FEATURES}),
+    "ten families": _varied(RECIPE, tasks=TEN, num_tasks=80),
+    "log-uniform horizons": _varied(RECIPE, curriculum=Curriculum("log_uniform")),
+    "differences up to 2": _varied(RECIPE, estimator=BEFORE),
+}
+
+
+def _trained(name: str) -> Path:
+    place = WORK / name.replace(" ", "_").replace(",", "")
+    if not (place / CONFIG).exists():
+        train(ARMS[name], place)
+    elif not (place / OPTIMIZER).exists() or read_json(place / STATE)["state"] != "finished":
+        resume(place)
+    return place
+
+
+def _scored(place: Path) -> dict[str, Any]:
+    """{horizon: {entry: logs of ratios, and the share that failed}}, for entries with tuned baselines."""
+    trained, held = read_optimizer(place / OPTIMIZER), running.held_baselines(SUITE)
+    found = {"learned": (trained.optimizer, trained.meta_params)}
+
+    def work(entry: Any, horizon: int) -> dict[str, Any]:
+        return running.measure(entry, horizon, found) if str(horizon) in held.get(entry.name, {}) else {}
+
+    path = place / running.RECORDS
+    for _ in running.run(SUITE, HORIZONS, path, work, {"suite": SUITE}):
+        pass
+    own = {
+        entry: {at: record for at, record in by.items() if record} for entry, by in read_json(path)["entries"].items()
+    }
+    return {
+        str(horizon): {entry: _figures(record) for entry, record in scores.joined(held, own, horizon).items()}
+        for horizon in HORIZONS
+    }
+
+
+def _figures(record: Mapping[str, Any]) -> dict[str, float]:
+    to = {"adam": scores.ADAM, "best": scores.best_in(record), "untold": scores.best_in(record, told=False)}
+    ratios = {name: scores.ratio_to(record, "learned", other) for name, other in to.items()}
+    return {**ratios, "failed": float(np.mean(record["optimizers"]["learned"]["failed"]))}
+
+
+def main() -> None:
+    record: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.exists() else {}
+    unknown = [name for name in sys.argv[1:] if name not in ARMS]
+    if unknown:
+        raise SystemExit(f"{unknown[0]!r} is no arm; there are: {'; '.join(ARMS)}.")
+    for name in sys.argv[1:] or ARMS:
+        if name not in record:
+            record[name] = {"scores": jsonable(_scored(_trained(name))), "environment": provenance()}
+            write_json(RECORD, record)
+            write_page()
+
+
+if __name__ == "__main__":
+    main()

@@ -7,10 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from metaopt.benchmark.scores import TIE
+from metaopt.evaluation.intervals import mean_of
+
 HERE = Path(__file__).parent
 
 
-def page(record: Mapping[str, Any]) -> str:
+def page(record: Mapping[str, Any], arms: Mapping[str, Any]) -> str:
     from experiments.recipe.write import HORIZON, PHIS, REFERENCE, SETTINGS, Setting
 
     words = (HERE / "page.md").read_text(encoding="utf-8")
@@ -23,7 +28,8 @@ def page(record: Mapping[str, Any]) -> str:
             f"- {done} of {of} rows are measured so far. Nearest to it at a fresh φ says nothing of where it leads."
         )
     answer = "\n".join(textwrap.fill(line, 120, subsequent_indent="  ") for line in lines)
-    return words.format(horizon=HORIZON, tasks=tasks, more=REFERENCE.num_tasks, answer=answer, tables=tables)
+    counts = {"horizon": HORIZON, "tasks": tasks, "more": REFERENCE.num_tasks}
+    return words.format(**counts, answer=answer, tables=tables, arms="\n".join(_arms(arms)))
 
 
 def _answer(record: Mapping[str, Any], order: list[str]) -> Iterator[str]:
@@ -51,6 +57,30 @@ def _table(name: str, held: Mapping[str, Any]) -> Iterator[str]:
         cells += [_measured(one["snr"]), f"{one['nonfinite']:.0%}", f"{one['core_seconds']:.0f}"]
         yield "| " + " | ".join((what, *cells)) + " |"
     yield ""
+
+
+def _arms(record: Mapping[str, Any]) -> Iterator[str]:
+    """What each arm scores, and its losses over those of the first on the same entries."""
+    if not record:
+        yield "Not run yet."
+        return
+    first, *_ = record.values()
+    horizons = list(first["scores"])
+    columns = ("≤ best tuned", "≤ best not told", "to tuned Adam", "to the recipe [95%]", "failed")
+    yield "| " + " | ".join(["arm", *(f"{name}, {at}" for at in horizons for name in columns)]) + " |"
+    yield "| --- " * (1 + len(horizons) * len(columns)) + "|"
+    for name, arm in record.items():
+        cells = [name]
+        for at in horizons:
+            entries = arm["scores"][at]
+            figures = {key: np.array([one[key] for one in entries.values()]) for key in next(iter(entries.values()))}
+            both = [entry for entry in entries if entry in first["scores"][at]]
+            beside = mean_of(np.array([entries[one]["adam"] - first["scores"][at][one]["adam"] for one in both]))
+            counts = (f"{(figures[key] <= TIE).sum()} of {len(entries)}" for key in ("best", "untold"))
+            low, high = np.exp(beside.interval())
+            ratio = "" if arm is first else f"{_number(np.exp(beside.mean))} [{_number(low)}, {_number(high)}]"
+            cells += [*counts, _number(np.exp(figures["adam"].mean())), ratio, f"{figures['failed'].mean():.1%}"]
+        yield "| " + " | ".join(cells) + " |"
 
 
 def _measured(found: Mapping[str, Any] | None) -> str:

@@ -1,8 +1,8 @@
-"""Which meta-gradient for the controller? `python -m experiments.recipe.write` (an hour of one core, resumable).
+"""Which meta-gradient for the controller? `python -m experiments.recipe.write` (half a day of a core, resumable).
 
 Meta-gradients of the same objective at the same φ, on the same tasks: their expectation beside that of noise-reuse
 evolution strategies, which is unbiased but for its smoothing, and their noise. Writes results.json part by part and
-README.md beside itself; with `--page` the page alone.
+README.md, with what experiments/recipe/arms.py found in it; with `--page` the page alone.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from metaopt.runs.optimizer_file import read_optimizer
 from metaopt.training.loop import build_estimator
 
 HERE = Path(__file__).parent
+RESULTS, ARMS = HERE / "results.json", HERE / "arms.json"
 HORIZON = 500
 TASKS = (
     choice("quadratic", dim=30, rescale=2.0),
@@ -97,9 +98,17 @@ def sampled(phi: Path | None, setting: Setting) -> tuple[Samples, float]:
     return sample_gradients(estimator, meta_params, families, jax.random.key(1), **how), time.process_time() - began
 
 
+def write_page() -> None:
+    from experiments.recipe.page import page
+
+    record, arms = (json.loads(path.read_text(encoding="utf-8")) if path.exists() else {} for path in (RESULTS, ARMS))
+    if not record:
+        raise SystemExit(f"there is no {RESULTS.name} yet; leave --page out.")
+    (HERE / "README.md").write_text(page(record, arms), encoding="utf-8")
+
+
 def main() -> None:
-    path = HERE / "results.json"
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    record: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     if "--page" not in sys.argv:
         for name, phi in PHIS.items():
             held = record.setdefault(name, {})
@@ -112,14 +121,10 @@ def main() -> None:
                 found = assess(own, reference[0])._asdict()
                 said = {key: value._asdict() if isinstance(value, Measured) else value for key, value in found.items()}
                 held[what] = jsonable({**setting._asdict(), **said, "core_seconds": seconds})
-                write_json(path, record)
+                write_json(RESULTS, record)
                 print(f"{name}, {what}: {seconds:.0f} s", flush=True)
                 jax.clear_caches()
-    from experiments.recipe.page import page
-
-    if not record:
-        raise SystemExit(f"there is no {path.name} yet; leave --page out.")
-    (HERE / "README.md").write_text(page(record), encoding="utf-8")
+    write_page()
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ class ControllerState(NamedTuple):
     first: tuple[jax.Array, ...]  # [rows, width] each: the fast, the medium and the slow momentum
     second: jax.Array  # [rows, width]
     tensors: TensorState
-    # [6] fast and slow average of the loss, its variance about the slow one (below 0: none seen), the last one, and fast
-    # averages of its change and of what was foretold of it
+    # [6] fast and slow average of the loss, its variance about the slow one (below 0: none seen), the last one, and
+    # fast averages of its change and of what was foretold of it
     trend: jax.Array
     network: mlps.MLPState | tuple[()] = ()  # where the bank has one
 
@@ -129,7 +129,7 @@ def controller(
         which a shift of the loss changes.
       log_alpha: log α_0, a part of φ.
       max_change: c, the most that log α changes in a step.
-      gain: g, a step's α is e^{g tanh o'} times the one that is kept, o' another output: at once up or down; 0: it has none.
+      gain: g, a step's α is e^{g tanh o'} times the one that is kept, o' one more output; 0: there is none.
       bound: α is kept below this multiple of RMS(θ), of α_0 where that is larger; none: it is not.
       weight_decay: λ of decoupled decay, -α_t λ θ.
       noise: ξ_t ~ Gamma(2, 1) on α_t, `per_step` or `per_tensor`; drawn as that of `lstm`.

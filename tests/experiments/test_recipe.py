@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from experiments.recipe import write
+from experiments.recipe import arms, write
 from experiments.recipe.page import page
 from metaopt.experiment.checks import validate
 
@@ -24,7 +24,24 @@ def test_the_page_names_the_estimator_whose_single_meta_step_is_nearest() -> Non
 
     exploded = {**measured(0.0, 0.0), "cosine": None, "one_step_cosine": None}
     held = {"NRES, σ = .03": measured(1.0, 0.1), "first order, windows of 50": measured(0.6, 0.5)}
-    text = page({"fresh": {**held, "second order, windows of 250": exploded}})
+    text = page({"fresh": {**held, "second order, windows of 250": exploded}}, {})
     assert "first order, windows of 50 (cosine 0.50; NRES itself 0.10)" in " ".join(text.split())
     assert "| first order, windows of 50 | 0.6 ± 0.1 | 0.5 | – | 2 ± 0.5 | 25% | 61 |" in text
     assert "| second order, windows of 250 | – | – | – | 2 ± 0.5 | 25% | 61 |" in text
+
+
+def test_every_arm_differs_in_one_thing_and_the_page_sets_them_beside_the_recipe() -> None:
+    for name, arm in arms.ARMS.items():
+        asked = validate(arm)
+        fields = ("tasks", "optimizer", "estimator", "curriculum", "objective", "horizon", "meta_optimizer")
+        differing = [field for field in fields if getattr(asked, field) != getattr(arms.RECIPE, field)]
+        assert len(differing) == (name != "the recipe"), name
+
+    def scored(adam: float, best: float) -> dict[str, Any]:
+        return {"adam": adam, "best": best, "untold": best - 1, "failed": 0.125}
+
+    held = {"50": {"a": scored(-1.0, 0.0), "b": scored(0.0, 0.5)}}
+    worse = {"50": {"a": scored(0.0, 1.0), "b": scored(1.0, 1.5)}}
+    text = page({}, {"the recipe": {"scores": held}, "without a gain": {"scores": worse}})
+    assert "| the recipe | 1 of 2 | 2 of 2 | 0.61 |  | 12.5% |" in text
+    assert "| without a gain | 0 of 2 | 1 of 2 | 1.6 | 2.7 [2.7, 2.7] | 12.5% |" in text
