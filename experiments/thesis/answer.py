@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.thesis.arms import PICKS, REMEDY, RIVAL
 from experiments.thesis.claims import (
     NETWORKS,
     SAME_PHI,
@@ -35,6 +36,7 @@ FACTORS = {
     "noise": ("noise", "none"),
 }
 RL, BP = ("direct", "full", "noise"), ("recursive", "full", "none")
+ALIKE = 0.01  # of a logarithm
 
 
 class Compared(NamedTuple):
@@ -103,6 +105,77 @@ def _beside_tuned(record: Record, arm: str, tasks: Sequence[str]) -> Mean:
     """Beside the best, by its mean, of the baselines that are tuned and not told the horizon."""
     names = rivals(record, tasks[0], "tuned")
     return max((mean_ratio(record["raw"], arm, name, tasks, QUANTITY) for name in names), key=lambda one: one.mean)
+
+
+# ----- arms of one kind beside a model --------------------------------------------------------------------------------
+
+REMEDIES = (
+    "rl",
+    REMEDY,
+    tuple(f"rl/pick={pick}" for pick in PICKS),
+)  # a model, the kind of arm, others that belong to it
+RIVALS = "bp", RIVAL, ("rl",)
+
+
+class Beside(NamedTuple):
+    """An arm on one family, or on the networks of a study."""
+
+    where: str
+    arm: str
+    seeds: int
+    lost: str  # its share of runs that fail or rise by ten times the horizon
+    ratios: tuple[Mean, Mean] | None  # to the model at the horizon and at ten times it, logarithms; None: the model
+    ends: str = ""  # lower or higher at ten times, alike (the interval within 1% of 1), or undecided
+
+
+def beside(records: Mapping[str, Record], model: str, kind: str, others: Iterable[str]) -> list[Beside]:
+    """The model and arms beside it, of studies that have any; words are corrected over all rows (Holm)."""
+    rows = []
+    for record in records.values():
+        found = [name for name in record["arms"] if kind in name]
+        for (where, tasks), name in itertools.product(
+            groups(record).items(), [model, *others, *found] if found else ()
+        ):
+            if name not in record["arms"] or not all(task in record["raw"].runs.get(name, {}) for task in tasks):
+                continue
+            lost = shares(share_of_words(record, name, tasks, "failed", "rises"))
+            to = [mean_ratio(record["raw"], name, model, tasks, f"loss_{multiple}") for multiple in (1, 10)]
+            ratios = None if name == model else (to[0], to[1])
+            rows.append(Beside(where, name, record["arms"][name]["seeds"], lost, ratios))
+    said = iter(words([below(row.ratios[1], 0.0) for row in rows if row.ratios]))
+    return [row._replace(ends=_ends(row.ratios[1], next(said))) if row.ratios else row for row in rows]
+
+
+def _ends(mean: Mean, word: Word) -> str:
+    return "alike" if np.abs(mean.interval()).max() < ALIKE else LOWER[word]
+
+
+def beside_table(rows: Iterable[Beside], model: str) -> Iterator[str]:
+    """As a table."""
+    to = (f"to {model} at {multiple}× [95%]" for multiple in (1, 10))
+    cells = (
+        (one.where, one.arm, one.seeds, one.lost, *(map(ratio, one.ratios) if one.ratios else ("", "")), one.ends)
+        for one in rows
+    )
+    yield from markdown(("family", "arm", "seeds", "failed or rises by 10×", *to, "ends"), cells)
+
+
+def beside_in_short(records: Mapping[str, Record], model: str, kind: str, others: Iterable[str]) -> Iterator[str]:
+    """How many rows are told, and these."""
+    rows = beside(records, model, kind, others)
+    if not rows:
+        yield "Not run yet."
+        return
+    told = [row for row in rows if row.ends in ("lower", "higher")]
+    lower, higher, alike = (sum(row.ends == word for row in rows) for word in ("lower", "higher", "alike"))
+    pairs = sum(row.ratios is not None for row in rows)
+    yield (
+        f"Of {pairs} pairs of arm and family {lower} end lower than {model} at ten times the horizon, {higher} higher, "
+        f"{alike} within 1% of it, and of the others the meta-seeds do not tell."
+    )
+    if told:
+        yield ""
+        yield from beside_table(told, model)
 
 
 # ----- the ingredients ------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.thesis import claims, raw
+from experiments.thesis import answer, claims, raw
 from experiments.thesis.answer import in_short, markdown
-from experiments.thesis.arms import PICKS, REMEDY, RESULTS, RIVAL, ROOT, STUDIES, THESIS
+from experiments.thesis.arms import PICKS, RESULTS, ROOT, STUDIES, THESIS
 from experiments.thesis.choices import ALIKE, DEFAULTS, FEW, FURTHER, MULTIPLE, chosen, table, weigh
 from experiments.thesis.claims import MARGIN, NETWORKS, Claim, judge, number, ratio, rivals, share
 from experiments.thesis.collect import PROTOCOL, collect
 from experiments.thesis.cost import AFTER
 from experiments.thesis.describe import described
-from experiments.thesis.judging import share_of
 from experiments.thesis.pictures import networks, one_task, step_lengths
 from metaopt.evaluation.intervals import crossed_mean
 
@@ -168,8 +166,10 @@ def _filled(records: Mapping[str, Record]) -> dict[str, str]:
         "step_lengths": _step_lengths(records["step_lengths"]) if "step_lengths" in records else (),
         "settings": (line for claim in judged if claim.judged for line in _settings(claim)),
         "picks": _picks(new),
-        "remedies": _remedies(new),
-        "rivals": _rivals(new),
+        "remedies": _beside(new, *answer.REMEDIES),
+        "rivals": _beside(new, *answer.RIVALS),
+        "remedies_in_short": answer.beside_in_short(new, *answer.REMEDIES),
+        "rivals_in_short": answer.beside_in_short(new, *answer.RIVALS),
         "gap": _gap(new),
         "ablations": (
             line
@@ -285,35 +285,9 @@ def _spread(steps: list[int | None]) -> str:
     return f"{int(np.median(found))} [{min(found)}, {max(found)}]{none}" if found else "none"
 
 
-def _remedies(studies: Mapping[str, Record]) -> Iterator[str]:
-    """The RL model, the two φ that validation picked, each remedy."""
-    yield from _beside(studies, "rl", REMEDY, ("rl", *(f"rl/pick={pick}" for pick in PICKS)))
-
-
-def _rivals(studies: Mapping[str, Record]) -> Iterator[str]:
-    """Both models, other optimizers."""
-    yield from _beside(studies, "bp", RIVAL, ("bp", "rl"))
-
-
-def _beside(studies: Mapping[str, Record], model: str, kind: str, first: Iterable[str]) -> Iterator[str]:
-    """Arms of one kind beside a model, in studies that have any: runs lost at ten times T, and ratios of losses."""
-    rows = []
-    for study, record in studies.items():
-        found = [name for name in record["arms"] if kind in name]
-        names = [*first, *found] if found else []
-        for task, name in itertools.product(claims.tasks_of(record) if found else (), names):
-            runs = record["raw"].runs.get(name, {}).get(task)
-            if runs is None:
-                continue
-            lost = claims.shares(share_of(runs["failed_10"] | runs["rises_10"]))
-            logs = [record["raw"].log_ratios(name, model, task, f"loss_{multiple}") for multiple in ("1", "10")]
-            ratios = ["", ""] if name == model else [ratio(crossed_mean(one)) for one in logs]
-            rows.append((study, task, name, record["arms"][name]["seeds"], lost, *ratios))
-    if rows:
-        to = (f"to {model} at {multiple}× [95%]" for multiple in (1, 10))
-        yield from markdown(("study", "on", "arm", "seeds", "failed or rises by 10×", *to), rows)
-    else:
-        yield "Not run yet."
+def _beside(studies: Mapping[str, Record], model: str, kind: str, others: Iterable[str]) -> Iterator[str]:
+    rows = answer.beside(studies, model, kind, others)
+    return answer.beside_table(rows, model) if rows else iter(("Not run yet.",))
 
 
 def _gap(studies: Mapping[str, Record]) -> Iterator[str]:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.thesis import arms, choices, claims, raw, steps, work, write
+from experiments.thesis import answer, arms, choices, claims, raw, steps, work, write
 from experiments.thesis.arms import EXACT, PICKS, REMEDY, RIVAL, STUDIES, Arm, Study, figure, picked
 from experiments.thesis.collect import collect
 from experiments.thesis.describe import described
@@ -45,19 +45,26 @@ def test_remedies_stand_beside_the_model_and_decide_no_choice() -> None:
     kept = Raw({"t": {"initial": start, "bound": 0 * start}}, held)
     arms = {name: {"seeds": 2, "pick": "last"} for name in held}
     record = {"study": "one", "arms": arms, "raw": kept, "tests": [{"task": "t"}]}
-    lines = list(write._remedies({"one": record}))
-    assert len(lines) == 4 and "| rl | 2 | 50% [" in lines[2] and "| rl/remedy=windows | 2 | 0 [0, " in lines[3]
+    lines = list(write._beside({"one": record}, *answer.REMEDIES))
+    assert len(lines) == 4 and "| t | rl | 2 | 50% [" in lines[2] and "| rl/remedy=windows | 2 | 0 [0, " in lines[3]
     assert "| 1.1 [" in lines[3]
     # The last seed failed and counts with ten times its start: a ratio of .01 to the mean of .01 and 10 in logarithms.
     assert f"| {(0.01 / 10) ** 0.5:.2g} [" in lines[3]
-    assert list(write._remedies({"one": {**record, "arms": {"rl": arms["rl"]}}})) == ["Not run yet."]
+    assert lines[3].endswith("| undecided |")
+    (said,) = answer.beside_in_short({"one": record}, *answer.REMEDIES)
+    assert said.startswith("Of 1 pairs of arm and family 0 end lower than rl at ten times the horizon, 0 higher")
+    for show in (write._beside, answer.beside_in_short):
+        assert list(show({"one": {**record, "arms": {"rl": arms["rl"]}}}, *answer.REMEDIES)) == ["Not run yet."]
     held |= {
         "bp": {"t": runs(0.2, [0.1, 0.1], [False, False])},
         "bp/rival=adam": {"t": runs(0.1, [0.02] * 2, [False] * 2)},
     }
-    lines = list(write._rivals({"one": {**record, "arms": {name: {"seeds": 2, "pick": "last"} for name in held}}}))
-    assert [line.split(" | ")[2] for line in lines[2:]] == ["bp", "rl", "bp/rival=adam"]
-    assert "| 0.5 [" in lines[4] and "| 0.2 [" in lines[4]
+    both = {"one": {**record, "arms": {name: {"seeds": 2, "pick": "last"} for name in held}}}
+    lines = list(write._beside(both, *answer.RIVALS))
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["bp", "rl", "bp/rival=adam"]
+    assert "| 0.5 [" in lines[4] and "| 0.2 [" in lines[4] and lines[4].endswith("| lower |")
+    said, _, *told = answer.beside_in_short(both, *answer.RIVALS)
+    assert said.startswith("Of 2 pairs of arm and family 1 end lower than bp") and told[2:] == lines[4:]
 
 
 def test_every_arm_is_a_sound_experiment_of_its_own() -> None:
