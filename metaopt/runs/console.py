@@ -9,8 +9,10 @@ from typing import Any
 
 from metaopt.errors import printable
 from metaopt.progress import Bar
-from metaopt.runs.metrics import Row, number
+from metaopt.runs.metrics import Row, number, validation_name
 from metaopt.streams import to_nowhere
+
+SHOWN = 3  # families in which runs failed
 
 
 def make_console(columns: int | None = None) -> Any:
@@ -100,11 +102,20 @@ def _train_text(rows: list[Row], each: float) -> str:
 
 
 def _validation_text(row: Row) -> str:
-    parts = []
+    """Of several families what they have in common, and those in which runs failed; the rest is in metrics.jsonl."""
+    parts, failing = [], []
     for name in row:
         where, _, what = name.rpartition("/")
-        if what == "median":
-            failed = row.get(f"{where}/failed")
-            text = f"{where.removeprefix('validation/')} {row[name]:.4g}"
-            parts.append(text + (f" ({failed:.0%} failed)" if failed else ""))
-    return "validation, median loss at " + ", ".join(parts) + (" (best so far)" if row.get("best") else "")
+        failed = row.get(f"{where}/failed")
+        if what != "median":
+            continue
+        if (of := validation_name(name)) is None:
+            _, multiple, family = where.split("/", 2)
+            failing.append(f"{family} at {multiple} ({failed:.0%} failed)" if failed else "")
+            continue
+        text = f"{of.multiple}x{', averaged' if of.averaged else ''} {row[name]:.4g}"
+        parts.append(text + (f" ({failed:.0%} failed)" if failed else ""))
+    shown = [text for text in dict.fromkeys(failing) if text]
+    more = f"; {', '.join(shown[:SHOWN])}{', ...' if len(shown) > SHOWN else ''}" if shown else ""
+    over = " relative to f(θ_0), mean over families," if failing else ""
+    return f"validation, median loss{over} at {', '.join(parts)}{more}" + (" (best so far)" if row.get("best") else "")
