@@ -96,12 +96,17 @@ def compact(result: dict[str, Any]) -> dict[str, Any]:
     for record in result["optimizers"].values():
         curve, keep = record["curve"], max(1, len(record["curve"]["steps"]) // 60)
         record["curve"] = {name: [*values[:-1:keep], values[-1]] for name, values in curve.items()}
-        record["per_task"] = {"final": [_short(value) for value in record["per_task"]["final"]]}
+        record["per_task"] = {"final": short(record["per_task"]["final"])}
         if (record.get("tuned") or {}).get("finalists"):
             record["tuned"] = {key: value for key, value in record["tuned"].items() if key != "finalists"}
     result.pop("landscape", None)
     return result
 
 
-def _short(value: Any) -> Any:
+def short(value: Any) -> Any:
+    """The same with every number to four digits."""
+    if isinstance(value, dict):
+        return {key: short(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [short(one) for one in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value

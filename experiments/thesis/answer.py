@@ -207,7 +207,8 @@ def _ingredients(records: Mapping[str, Record]) -> Iterator[str]:
     said = [LOWER[word] for word in words([below(mean, 0.0) for mean in means])]
     yield (
         "**Which ingredient does it?** All eight combinations were meta-trained; each row is what the RL model's level "
-        "of one ingredient does beside the BP model's, over the four combinations of the other two.\n"
+        "of one ingredient does beside the BP model's, over the four combinations of the other two. Of "
+        f"{len(said)} rows {said.count('lower')} end lower, {said.count('higher')} higher; the others are not told.\n"
     )
     rows = (
         (f"{factor}: {' / '.join(FACTORS[factor])}", where, *lost_by(record, factor, tasks), ratio(mean), word)
