@@ -64,8 +64,11 @@ def _arms(record: Mapping[str, Any]) -> Iterator[str]:
     if not record:
         yield "Not run yet."
         return
-    first, *_ = record.values()
-    horizons = list(first["scores"])
+    from experiments.recipe.arms import ARMS, WHOLE
+
+    record = {name: record[name] for name in ARMS if name in record}
+    first = record.get(WHOLE, {"scores": {}})
+    horizons = list(next(iter(record.values()))["scores"])
     columns = ("≤ best tuned", "≤ best not told", "to tuned Adam", "to the recipe [95%]", "failed")
     yield "| " + " | ".join(["arm", *(f"{name}, {at}" for at in horizons for name in columns)]) + " |"
     yield "| --- " * (1 + len(horizons) * len(columns)) + "|"
@@ -74,11 +77,11 @@ def _arms(record: Mapping[str, Any]) -> Iterator[str]:
         for at in horizons:
             entries = arm["scores"][at]
             figures = {key: np.array([one[key] for one in entries.values()]) for key in next(iter(entries.values()))}
-            both = [entry for entry in entries if entry in first["scores"][at]]
-            beside = mean_of(np.array([entries[one]["adam"] - first["scores"][at][one]["adam"] for one in both]))
+            whole = first["scores"].get(at, {})
+            beside = mean_of(np.array([entries[one]["adam"] - whole[one]["adam"] for one in entries if one in whole]))
             counts = (f"{(figures[key] <= TIE).sum()} of {len(entries)}" for key in ("best", "untold"))
-            low, high = np.exp(beside.interval())
-            ratio = "" if arm is first else f"{_number(np.exp(beside.mean))} [{_number(low)}, {_number(high)}]"
+            mean, low, high = (_number(np.exp(value)) for value in (beside.mean, *beside.interval()))
+            ratio = "" if name == WHOLE or not whole else f"{mean} [{low}, {high}]"
             cells += [*counts, _number(np.exp(figures["adam"].mean())), ratio, f"{figures['failed'].mean():.1%}"]
         yield "| " + " | ".join(cells) + " |"
 

@@ -1,4 +1,4 @@
-"""Which meta-gradient for the controller? `python -m experiments.recipe.write` (half a day of a core, resumable).
+"""Which meta-gradient for the controller? `python -m experiments.recipe.write` (an hour of one core, resumable).
 
 Meta-gradients of the same objective at the same φ, on the same tasks: their expectation beside that of noise-reuse
 evolution strategies, which is unbiased but for its smoothing, and their noise. Writes results.json part by part and
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.controller import EXPERIMENT
+from experiments.thesis.arms import FEATURES
 from metaopt.choices import choice, parse_choice
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import Curriculum, Experiment, build_families, optimizer_of
@@ -35,16 +36,15 @@ TASKS = (
     choice("classifier", hidden_layers=2, width=16, activation="sigmoid", rescale=1.0),
 )
 # What the controller was when these φ were meta-trained.
-FEATURES = "size,cosine,ratio,last_step,second,gradient,params,alpha,time,coordinates,loss,others"
 OPTIMIZER = choice("controller", bound=1.0, features=FEATURES)
 OBJECTIVE = "log_relative:floor=1e-6"
-# φ fresh, and meta-trained: by ES for 500 meta-steps and for all 16,000 of the recipe, and by back-propagation through
-# windows of 100 steps for 525.
+# φ fresh, and meta-trained: by ES for 500 meta-steps and for all 16,000 of the recipe's first form, and by
+# back-propagation through windows of 100 steps for 525.
 PHIS = {
     "fresh": None,
     "after ES": HERE / "after_es.safetensors",
     "after windows of 100": HERE / "after_100.safetensors",
-    "after the recipe": HERE / "nres_16000.safetensors",
+    "after the recipe's first form": HERE / "nres_16000.safetensors",
 }
 ES = "clip_difference=2.0,tasks_per_perturbation=1,sigma="
 

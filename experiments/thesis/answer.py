@@ -129,7 +129,10 @@ class Beside(NamedTuple):
 
 
 def beside(records: Mapping[str, Record], model: str, kind: str, others: Iterable[str]) -> list[Beside]:
-    """The model and arms beside it, of studies that have any; words are corrected over all rows (Holm)."""
+    """The model and arms beside it, of studies that have any; words are corrected over all rows (Holm).
+
+    The other model is shown and gets none: the two are compared elsewhere.
+    """
     rows = []
     for record in records.values():
         found = [name for name in record["arms"] if kind in name]
@@ -142,8 +145,11 @@ def beside(records: Mapping[str, Record], model: str, kind: str, others: Iterabl
             to = [mean_ratio(record["raw"], name, model, tasks, f"loss_{multiple}") for multiple in (1, 10)]
             ratios = None if name == model else (to[0], to[1])
             rows.append(Beside(where, name, record["arms"][name]["seeds"], lost, ratios))
-    said = iter(words([below(row.ratios[1], 0.0) for row in rows if row.ratios]))
-    return [row._replace(ends=_ends(row.ratios[1], next(said))) if row.ratios else row for row in rows]
+    judged = [row for row in rows if row.ratios and "/" in row.arm]
+    said = iter(words([below(row.ratios[1], 0.0) for row in judged if row.ratios]))
+    return [
+        row._replace(ends=_ends(row.ratios[1], next(said))) if row.ratios and row in judged else row for row in rows
+    ]
 
 
 def _ends(mean: Mean, word: Word) -> str:
@@ -168,10 +174,11 @@ def beside_in_short(records: Mapping[str, Record], model: str, kind: str, others
         return
     told = [row for row in rows if row.ends in ("lower", "higher")]
     lower, higher, alike = (sum(row.ends == word for row in rows) for word in ("lower", "higher", "alike"))
-    pairs = sum(row.ratios is not None for row in rows)
+    pairs, seeds = (sum(bool(row.ends) for row in rows), min(row.seeds for row in rows if row.ends))
     yield (
         f"Of {pairs} pairs of arm and family {lower} end lower than {model} at ten times the horizon, {higher} higher, "
-        f"{alike} within 1% of it, and of the others the meta-seeds do not tell."
+        f"{alike} within 1% of it, and of the others the meta-seeds do not tell: words are corrected for all pairs "
+        f"(Holm), and {seeds} meta-seeds, as few as some have, tell only what hardly varies."
     )
     if told:
         yield ""

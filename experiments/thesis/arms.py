@@ -25,6 +25,8 @@ EXACT = "exact"  # rl/exact and bp/exact: as the thesis has it, all at once
 MANY_SEEDS, SOME_SEEDS, FEW_SEEDS = 10, 5, 3
 REMEDY = "remedy="  # rl/remedy=...: what might keep its steps from running off
 RIVAL = "rival="  # bp/rival=...: another optimizer, meta-trained as the BP model is
+# What the controller read when it was meta-trained here.
+FEATURES = "size,cosine,ratio,last_step,second,gradient,params,alpha,time,coordinates,loss,others"
 PICKS = ("1x", "10x")  # multiples of the horizon that a φ is picked at by validation, beside the last one
 
 
@@ -163,8 +165,8 @@ def remedies(rl: Experiment, seeds: int) -> Iterator[Arm]:
 
 def rivals(bp: Experiment, seeds: int) -> Iterator[Arm]:
     """Other optimizers, meta-trained on the same tasks for as long, by the BP model's meta-gradient."""
-    for name in ("lstm_log_sign", "rnnprop", "controller"):
-        yield Arm(f"bp/{RIVAL}{name}", dataclasses.replace(bp, optimizer=choice(name)), seeds, name)
+    for picked in (choice("lstm_log_sign"), choice("rnnprop"), choice("controller", features=FEATURES)):
+        yield Arm(f"bp/{RIVAL}{picked.name}", dataclasses.replace(bp, optimizer=picked), seeds, picked.name)
     # Of few settings, in logarithms: as experiments/hypertuned has it, a larger rate.
     few = dataclasses.replace(bp.meta_optimizer, learning_rate=0.03)
     for name in ("adam", "momentum"):

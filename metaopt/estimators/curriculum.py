@@ -15,6 +15,7 @@ from metaopt.types import Families, Key, MetaGradient, MetaParams, Metrics
 # (key, level) -> the horizon of an inner run that begins now, in steps, [] int32
 Draw = Callable[[Key, jax.Array], jax.Array]
 
+STEEPEST = 4.0  # power of the law of horizons: beyond it all are the shortest but a few, and float32 underflows
 STREAM = 0x40121  # keeps the draws of horizons apart from those of tasks
 
 
@@ -27,13 +28,23 @@ class Curricular(NamedTuple):
 
 
 def check_curriculum(
-    kind: str, horizons: Sequence[int], shortest: int | None, *, longest: int, unroll_length: int
+    kind: str,
+    horizons: Sequence[int],
+    shortest: int | None,
+    *,
+    longest: int,
+    unroll_length: int,
+    power: float = 1.0,
 ) -> tuple[int, ...]:
     """The horizons that a `fixed` or `validation` curriculum goes through, `longest` last; () for the other kinds.
 
     Raises:
       ValueError: the settings do not fit together, or not with the windows.
     """
+    if power != 1 and kind != "log_uniform":
+        raise ValueError(f"`curriculum.power` ({power:g}) is for log_uniform; leave it out for kind={kind}.")
+    if not 0 <= power <= STEEPEST:
+        raise ValueError(f"`curriculum.power` ({power:g}) must lie between 0 and {STEEPEST:g}.")
     if kind == "none":
         if horizons or shortest is not None:
             raise ValueError("`curriculum` has horizons but no kind; set `curriculum.kind`, or leave them out.")
@@ -80,14 +91,13 @@ def log_uniform(shortest: int, longest: int, unroll_length: int, power: float = 
     With power 1 runs are log-uniform, and most windows belong to long ones; with 2 windows are.
     """
     least, most = shortest // unroll_length, longest // unroll_length
-    rest = 1 - power
+    rest, log_range = 1 - power, math.log((most + 1) / least)
 
     def draw(key: Key, level: jax.Array) -> jax.Array:
         u = jax.random.uniform(key, (), jnp.float32)
-        low, high = (math.log(end) if not rest else end**rest for end in (least, most + 1))
-        x = low + u * (high - low)
-        x = jnp.exp(x) if not rest else x ** (1 / rest)
-        return unroll_length * jnp.clip(jnp.floor(x).astype(jnp.int32), least, most)
+        # x = least (1 + u (range^rest - 1))^(1/rest), in logarithms, which hold where `rest` is nearly 0 too.
+        log_x = u * log_range if not rest else jnp.log1p(u * math.expm1(rest * log_range)) / rest
+        return unroll_length * jnp.clip(jnp.floor(least * jnp.exp(log_x)).astype(jnp.int32), least, most)
 
     return draw
 

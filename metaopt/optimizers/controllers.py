@@ -63,7 +63,7 @@ LARGEST_FEATURE = 4.0
 NETWORK_SIZE = 8, 2  # units a layer, layers
 SHARPNESS = 2.0  # of the softmax over directions
 TREND = (0.2, 0.03)  # shares of a new loss in the fast and the slow average
-FAST_LOSS, SLOW_LOSS, VARIANCE, LOSS, CHANGE, FORETOLD = range(6)  # what is kept of the loss
+FAST_LOSS, SLOW_LOSS, VARIANCE, LOSS, CHANGE, FORETOLD, SINCE = range(7)  # what is kept of the loss
 
 
 class TensorState(NamedTuple):
@@ -84,8 +84,8 @@ class ControllerState(NamedTuple):
     first: tuple[jax.Array, ...]  # [rows, width] each: the fast, the medium and the slow momentum
     second: jax.Array  # [rows, width]
     tensors: TensorState
-    # [6] fast and slow average of the loss, its variance about the slow one (below 0: none seen), the last one, and
-    # fast averages of its change and of what was foretold of it
+    # [7] fast and slow average of the loss, its variance about the slow one (below 0: none seen), the last one, fast
+    # averages of its change and of what was foretold of it, and what is foretold since the last one
     trend: jax.Array
     network: mlps.MLPState | tuple[()] = ()  # where the bank has one
 
@@ -122,8 +122,8 @@ def controller(
       bank: directions, with commas between them: adam_fast, adam_medium, adam_slow (m̂/√v̂), momentum_fast,
         momentum_medium, momentum_slow (m̂/√mean v̂), mlp (a network's a coordinate, as of `mlp`; ten more numbers a
         coordinate, and the last step is read without its part); the first is the one it begins with.
-      features: what the GRU reads, with commas between them: size, cosine, ratio, last_step, second, gradient, params,
-        alpha, time, coordinates, loss, others; or all.
+      features: what the GRU reads, with commas between them: size, cosine, ratio, last_step, slope, second, gradient,
+        params, alpha, time, start, coordinates, loss, change, others; or all.
       outputs: whether it sets the step length (`alpha`), the mixture (`weights`) or `both`.
       loss_trend: a fast less a slow average of the loss, over its `spread` about the latter, or those of its `log`,
         which a shift of the loss changes.
@@ -150,6 +150,8 @@ def controller(
     for name, value in (("weight_decay", weight_decay), ("gain", gain)):
         if value < 0:
             raise ValueError(f"`{name}` ({value}) must be at least 0.")
+    if gain and outputs == "weights":
+        raise ValueError("`gain` is for a step length that is set; take outputs=both or alpha, or leave it out.")
     rule = _Rule(
         bank=tuple(BANK.get(name) for name in _names("bank", bank, {**BANK, NETWORK: None})),
         features=tuple(FEATURES) if features == "all" else _names("features", features, FEATURES),
@@ -304,7 +306,7 @@ def _new_state(rule: _Rule, rows: list[jax.Array], dtype: Any) -> ControllerStat
             log_change=zeros(tensors),
             hidden=zeros(tensors, rule.hidden_size),
         ),
-        trend=jnp.asarray([0.0, 0.0, -1.0, 0.0, 0.0, 0.0], dtype),
+        trend=jnp.zeros(7, dtype).at[VARIANCE].set(-1.0),
         network=mlps.new_state(rows, dtype) if None in rule.bank else (),
     )
 
@@ -445,6 +447,10 @@ def _gru(weights: MetaParams, x: jax.Array, hidden: jax.Array) -> jax.Array:
 
 def _share(a: jax.Array, b: jax.Array) -> jax.Array:
     """a/(|a| + |b|), 0 where both are."""
+    # In units of the larger, which the quotient does not depend on: its gradient has the square of what it divides by.
+    unit = jax.lax.stop_gradient(jnp.maximum(jnp.abs(a), jnp.abs(b)))
+    unit = jnp.where(unit > 0, unit, 1.0)
+    a, b = a / unit, b / unit
     both = jnp.abs(a) + jnp.abs(b)
     return jnp.where(both > 0, a / jnp.where(both > 0, both, 1.0), 0.0)
 
@@ -455,11 +461,14 @@ def _follow(
     """What is kept of the loss with one more, whether it falls (below 0) or rises, and its changes [2]; 0s without.
 
     Args:
-      foretold: the change of the loss since the last one to first order.
+      foretold: the change of the loss by the last step to first order, of the part along the bank's own directions.
     """
+    foretold = trend[SINCE] + foretold
     if value is None:
-        return trend, jnp.zeros((), trend.dtype), jnp.zeros(2, trend.dtype)
-    raw = value = jnp.asarray(value, trend.dtype)
+        return trend.at[SINCE].set(foretold), jnp.zeros((), trend.dtype), jnp.zeros(2, trend.dtype)
+    value = jnp.asarray(value, trend.dtype)
+    seen = jnp.isfinite(value)
+    raw = value = jnp.where(seen, value, trend[LOSS])
     if kind == "log":
         value = jnp.log(jnp.maximum(jnp.abs(value), 1e-12))
     fast, slow, variance = trend[FAST_LOSS], trend[SLOW_LOSS], trend[VARIANCE]
@@ -472,12 +481,13 @@ def _follow(
             raw,
             trend[CHANGE] + TREND[0] * (change - trend[CHANGE]),
             trend[FORETOLD] + TREND[0] * (foretold - trend[FORETOLD]),
+            jnp.zeros_like(value),
         ]
     )
     zero = jnp.zeros_like(value)
-    new = jnp.where(variance < 0, jnp.stack([value, value, zero, raw, zero, zero]), new)
-    new = jnp.where(jnp.isfinite(raw), new, trend)
+    new = jnp.where(variance < 0, jnp.stack([value, value, zero, raw, zero, zero, zero]), new)
+    new = jnp.where(seen, new, trend.at[SINCE].set(foretold))
     difference = jnp.where(new[VARIANCE] < 0, 0.0, new[FAST_LOSS] - new[SLOW_LOSS])
     falling = difference if kind == "log" else difference * inverse_root(new[VARIANCE])
-    at_once = jnp.where((variance < 0) | ~jnp.isfinite(raw), 0.0, _share(change, foretold))
+    at_once = jnp.where((variance < 0) | ~seen, 0.0, _share(change, foretold))
     return new, falling, jnp.stack([at_once, _share(new[CHANGE], new[FORETOLD])])

@@ -103,19 +103,19 @@ def _train_text(rows: list[Row], each: float) -> str:
 
 def _validation_text(row: Row) -> str:
     """Of several families what they have in common, and those in which runs failed; the rest is in metrics.jsonl."""
-    parts, failing = [], []
+    parts, failing = [], {}
     for name in row:
         where, _, what = name.rpartition("/")
-        failed = row.get(f"{where}/failed")
         if what != "median":
             continue
-        if (of := validation_name(name)) is None:
-            _, multiple, family = where.split("/", 2)
-            failing.append(f"{family} at {multiple} ({failed:.0%} failed)" if failed else "")
+        failed = row.get(f"{where}/failed")
+        of, family = validation_name(name), where.split("/", 2)[2:]
+        if family:  # later ones are of longer horizons
+            failing[family[0]] = failed
             continue
-        text = f"{of.multiple}x{', averaged' if of.averaged else ''} {row[name]:.4g}"
-        parts.append(text + (f" ({failed:.0%} failed)" if failed else ""))
-    shown = [text for text in dict.fromkeys(failing) if text]
-    more = f"; {', '.join(shown[:SHOWN])}{', ...' if len(shown) > SHOWN else ''}" if shown else ""
+        called = where.partition("/")[2] if of is None else f"{of.multiple}x{', averaged' if of.averaged else ''}"
+        parts.append(f"{called} {row[name]:.4g}" + (f" ({failed:.0%} failed)" if failed else ""))
+    lost = [f"{family} ({failed:.0%} failed)" for family, failed in failing.items() if failed]
+    more = f"; {', '.join(lost[:SHOWN])}{', ...' if len(lost) > SHOWN else ''}" if lost else ""
     over = " relative to f(θ_0), mean over families," if failing else ""
     return f"validation, median loss{over} at {', '.join(parts)}{more}" + (" (best so far)" if row.get("best") else "")

@@ -21,7 +21,7 @@ def check_density(density: float) -> None:
 
 
 def inputs(key: Key, num_examples: int, dim: int, density: float) -> jax.Array:
-    """[num_examples, dim]; where entries are left out, the others keep the length of a row."""
+    """[num_examples, dim]; where entries are left out, the others keep a row's mean square."""
     X = INPUT_STD * jax.random.normal(key, (num_examples, dim))
     if density == 1:
         return X
@@ -42,7 +42,8 @@ def linear_regression(num_examples: int = 200, dim: int = 10, batch_size: int = 
     Parameters are one array [dim]; minibatches are drawn with replacement.
 
     Args:
-      density: share of the entries of x that are not 0, below 1; they are the larger for it, and gradients are sparse.
+      density: share of the entries of x that are not 0; below 1 gradients are sparse, and entries larger, so that a row
+        has the same mean square.
 
     Raises:
       ValueError: a setting is not a positive whole number, `density` not in (0, 1], or `batch_size` exceeds

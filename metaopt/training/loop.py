@@ -274,9 +274,8 @@ def _levels(experiment: Experiment) -> tuple[int, ...]:
     curriculum, longest = experiment.curriculum, experiment.horizon
     window = experiment.unroll_length or longest
     try:
-        levels = check_curriculum(
-            curriculum.kind, curriculum.horizons, curriculum.shortest, longest=longest, unroll_length=window
-        )
+        lengths = {"longest": longest, "unroll_length": window, "power": curriculum.power}
+        levels = check_curriculum(curriculum.kind, curriculum.horizons, curriculum.shortest, **lengths)
     except ValueError as error:
         raise UserError(str(error)) from error
     if curriculum.kind == "validation" and not experiment.validation.every:

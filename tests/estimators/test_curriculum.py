@@ -62,12 +62,12 @@ def test_stages_end_runs_at_the_levels_horizon_without_another_compilation():
     assert horizons == [1, 1, 1, 1, 2, 2, 2, 2, 4, 4, 4, 4, 4, 4]
 
 
-@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("power", [0.0, 1.0, 1.000001, 1.5, 2.0])
 def test_law_of_log_uniform_horizons(power):
     draw, n = log_uniform(2 * K, 9 * K, K, power), 20_000
     horizons = np.asarray(jax.vmap(draw, in_axes=(0, None))(jax.random.split(jax.random.key(0), n), jnp.int32(0)))
     windows = np.arange(2.0, 10.0)
-    law = np.log if power == 1 else lambda x: -(x ** (1 - power))
+    law = np.log if abs(power - 1) < 1e-3 else lambda x: x ** (1 - power) / (1 - power)
     expected = n * (law(windows + 1) - law(windows)) / (law(10) - law(2))
     counts = np.asarray([(horizons == K * w).sum() for w in windows])
     assert counts.sum() == n
@@ -113,6 +113,14 @@ def test_curricula_that_do_not_fit_are_refused(settings, message):
     kind, horizons, shortest, longest, window = settings
     with pytest.raises(ValueError, match=message):
         check_curriculum(kind, horizons, shortest, longest=longest, unroll_length=window)
+
+
+@pytest.mark.parametrize(
+    ("kind", "power"), [("fixed", 2.0), ("none", 2.0), ("log_uniform", 60.0), ("log_uniform", -1.0)]
+)
+def test_a_power_that_serves_nothing_is_refused(kind, power):
+    with pytest.raises(ValueError, match=r"`curriculum.power` \("):
+        check_curriculum(kind, (), None, longest=100, unroll_length=10, power=power)
 
 
 def test_the_longest_horizon_is_the_last_level_named_or_not():

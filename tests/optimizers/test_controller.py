@@ -222,11 +222,11 @@ def test_types_may_be_mixed_and_no_loss_given():
         steps, state = jax.jit(tx.update)(gradient, tx.init(mixed), mixed)
     assert [step.dtype for step in steps] == [jnp.bfloat16, jnp.float32]
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("int32"), jnp.dtype("float32")}
-    # A loss that is no number leaves the average as it was.
+    # A loss that is no number leaves the averages as they were.
     update = jax.jit(tx.update)
     one = update(gradients[0], tx.init(params), params, value=jnp.float32(2.0))[1]
     two = update(gradients[1], one, params, value=jnp.float32(jnp.nan))[1]
-    np.testing.assert_array_equal(one.trend, two.trend)
+    np.testing.assert_array_equal(one.trend[:-1], two.trend[:-1])
     with pytest.raises(ValueError, match="reads the parameters"):
         tx.update(gradients[0], tx.init(params))
 
@@ -289,6 +289,7 @@ REFUSED = [
     (dict(bound=0.0), "`bound`"),
     (dict(weight_decay=-1.0), "`weight_decay`"),
     (dict(gain=-1.0), "`gain`"),
+    (dict(gain=1.0, outputs="weights"), "`gain` is for a step length"),
     (dict(log_alpha=99.0), "`log_alpha`"),
 ]
 
@@ -384,6 +385,45 @@ def test_second_order_gradients_are_finite_where_coordinates_have_none(text):
         return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(moved))
 
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.jit(jax.grad(end))(phi)))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-10])
+def test_gradients_are_finite_where_losses_are_nearly_zero(scale):
+    """A quotient's derivative has the square of what it divides by, which underflows long before that does."""
+    optimizer = controller()
+    phi, start = away(optimizer, scale=0.1), scale * jnp.array([1.0, -2.0, 0.5])
+
+    def end(phi, second_order):
+        tx, moved = optimizer.bind(phi), start
+        state, total = tx.init(moved), 0.0
+        for _ in range(3):
+            gradient = moved if second_order else jax.lax.stop_gradient(moved)
+            steps, state = tx.update(gradient, state, moved, value=jnp.sum(gradient**2) / 2)
+            moved = optax.apply_updates(moved, steps)
+            total += jnp.sum(moved / scale) ** 2
+        return total
+
+    for second_order in (False, True):
+        found = jax.jit(jax.grad(end), static_argnums=1)(phi, second_order)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+
+
+def test_losses_that_are_not_told_or_not_finite_change_nothing_that_is_kept():
+    """What is foretold adds up until the next loss that is."""
+    optimizer = controller(loss_trend="log")
+    tx, (params, gradients, losses) = optimizer.bind(away(optimizer)), trees(steps=4)
+    state, slopes = tx.init(params), 0.0
+    for index, gradient in enumerate(gradients):
+        loss = {0: {"value": losses[0]}, 1: {"value": jnp.inf}, 2: {}, 3: {"value": losses[3]}}[index]
+        before, foretold = state.trend, jnp.sum(state.tensors.slope)
+        steps, state = tx.update(gradient, state, params, **loss)
+        slopes += foretold
+        if index in (1, 2):
+            np.testing.assert_array_equal(state.trend[:-1], before[:-1])
+            np.testing.assert_allclose(state.trend[-1], slopes, rtol=1e-6)
+    change, told = state.trend[4], state.trend[5]
+    np.testing.assert_allclose([change, told], [0.2 * (losses[3] - losses[0]), 0.2 * slopes], rtol=1e-5)
+    assert state.trend[-1] == 0
 
 
 def test_a_tensor_without_a_gradient_stays_where_it_is():

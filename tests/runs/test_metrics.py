@@ -87,13 +87,14 @@ def test_plain_lines_where_it_is_no_terminal() -> None:
     )
     several = {"validation/3x/a/median": 0.1, "validation/3x/a/failed": 0.0, "validation/3x/b:data=x/median": 4.0}
     several |= {"validation/3x/b:data=x/failed": 0.5, "validation/3x/median": 0.25, "validation_ema/3x/median": 0.125}
+    several["validation/next/median"] = 0.7  # of a curriculum that goes by validation
     progress.log([{"kind": "validation", "meta_step": 3, **several}])
     progress.close()
     assert out.getvalue().splitlines() == [
         "meta-step 2/10  loss 0.5  2 steps/s  non-finite 2  0:04 left",
         "meta-step 2: validation, median loss at 1x 0.5 (25% failed) (best so far)",
-        "meta-step 3: validation, median loss relative to f(θ_0), mean over families, at 3x 0.25, 3x, averaged 0.125; "
-        "b:data=x at 3x (50% failed)",
+        "meta-step 3: validation, median loss relative to f(θ_0), mean over families, at 3x 0.25, 3x, averaged 0.125, "
+        "next 0.7; b:data=x (50% failed)",
     ]
 
 
