@@ -17,7 +17,7 @@ import numpy as np
 
 from experiments.controller import EXPERIMENT
 from experiments.recipe.write import ARMS as RECORD
-from experiments.recipe.write import FEATURES, write_page
+from experiments.recipe.write import FEATURES, HERE, write_page
 from metaopt.benchmark import running, scores
 from metaopt.choices import Choice, choice
 from metaopt.evaluation.statistics import jsonable
@@ -71,10 +71,19 @@ ARMS = {
     "log-uniform horizons": _varied(RECIPE, curriculum=Curriculum("log_uniform")),
     "differences up to 2": _varied(RECIPE, estimator=BEFORE),
 }
+# φ of whole runs, one meta-seed each.
+RUNS = {
+    "first form, 16,000 meta-steps": HERE / "nres_16000.safetensors",
+    "recipe, picked by validation: 6,000": HERE / "nineteen_6000.safetensors",
+    "recipe, its end: 12,000": HERE / "nineteen_12000.safetensors",
+}
 
 
-def _trained(name: str) -> Path:
-    place = WORK / name.replace(" ", "_").replace(",", "")
+def _folder(name: str) -> str:
+    return name.translate({ord(" "): "_", ord(","): None, ord(":"): None})
+
+
+def _trained(name: str, place: Path) -> Path:
     if not (place / CONFIG).exists():
         train(ARMS[name], place)
     elif not (place / OPTIMIZER).exists() or read_json(place / STATE)["state"] != "finished":
@@ -82,15 +91,18 @@ def _trained(name: str) -> Path:
     return place
 
 
-def _scored(place: Path) -> dict[str, Any]:
-    """{horizon: {entry: logs of ratios, and the share that failed}}, for entries with tuned baselines."""
-    trained, held = read_optimizer(place / OPTIMIZER), running.held_baselines(SUITE)
+def _scored(phi: Path, path: Path) -> dict[str, Any]:
+    """{horizon: {entry: logs of ratios, and the share that failed}}, for entries with tuned baselines.
+
+    Args:
+      path: where the losses are kept.
+    """
+    trained, held = read_optimizer(phi), running.held_baselines(SUITE)
     found = {"learned": (trained.optimizer, trained.meta_params)}
 
     def work(entry: Any, horizon: int) -> dict[str, Any]:
         return running.measure(entry, horizon, found) if str(horizon) in held.get(entry.name, {}) else {}
 
-    path = place / running.RECORDS
     for _ in running.run(SUITE, HORIZONS, path, work, {"suite": SUITE}):
         pass
     own = {
@@ -102,19 +114,23 @@ def _scored(place: Path) -> dict[str, Any]:
     }
 
 
-def _figures(record: Mapping[str, Any]) -> dict[str, float]:
+def _figures(record: Mapping[str, Any], name: str = "learned") -> dict[str, float]:
     to = {"adam": scores.ADAM, "best": scores.best_in(record), "untold": scores.best_in(record, told=False)}
-    ratios = {name: scores.ratio_to(record, "learned", other) for name, other in to.items()}
-    return {**ratios, "failed": float(np.mean(record["optimizers"]["learned"]["failed"]))}
+    ratios = {what: scores.ratio_to(record, name, other) for what, other in to.items()}
+    return {**ratios, "failed": float(np.mean(record["optimizers"][name]["failed"]))}
 
 
 def main() -> None:
-    unknown = [name for name in sys.argv[1:] if name not in ARMS]
+    known = [*ARMS, *RUNS]
+    unknown = [name for name in sys.argv[1:] if name not in known]
     if unknown:
-        raise SystemExit(f"{unknown[0]!r} is no arm; there are: {'; '.join(ARMS)}.")
-    for name in sys.argv[1:] or ARMS:
+        raise SystemExit(f"{unknown[0]!r} is no arm; there are: {'; '.join(known)}.")
+    for name in sys.argv[1:] or known:
         if name not in _record():
-            found = {"scores": jsonable(_scored(_trained(name))), "environment": provenance()}
+            place = WORK / _folder(name)
+            phi = RUNS[name] if name in RUNS else _trained(name, place) / OPTIMIZER
+            place.mkdir(parents=True, exist_ok=True)
+            found = {"scores": jsonable(_scored(phi, place / running.RECORDS)), "environment": provenance()}
             write_json(RECORD, {**_record(), name: found})  # read anew: another process may have added its own
             write_page()
 

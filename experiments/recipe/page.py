@@ -64,9 +64,9 @@ def _arms(record: Mapping[str, Any]) -> Iterator[str]:
     if not record:
         yield "Not run yet."
         return
-    from experiments.recipe.arms import ARMS, WHOLE
+    from experiments.recipe.arms import ARMS, RUNS, WHOLE
 
-    record = {name: record[name] for name in ARMS if name in record}
+    record = {name: record[name] for name in (*RUNS, *ARMS) if name in record}
     first = record.get(WHOLE, {"scores": {}})
     horizons = list(next(iter(record.values()))["scores"])
     columns = ("≤ best tuned", "≤ best not told", "to tuned Adam", "to the recipe [95%]", "failed")
