@@ -2,10 +2,10 @@
 
 Noise-reuse evolution strategies in windows of 50 steps, one perturbation a task; horizons are drawn as runs begin, so
 that short and long ones are in every meta-step, and a sixth of the windows are a run's first. The floor of the
-objective keeps tasks whose loss goes to zero from deciding alone; the bound on differences makes families weigh alike,
-and a run that dies counts as much as it allows. σ is what `experiments/recipe` found: a third of it has half the signal
-to noise. What is validated and saved is an average of φ over about the last five hundred meta-steps, the best of them
-by validation at three times the longest horizon. Just over an hour of one core.
+objective keeps tasks whose loss goes to zero from deciding alone; the bound on differences makes families weigh more
+alike, and a run that dies counts as much as it allows. σ is what `experiments/recipe` found: a third of it has half the
+signal to noise. What is validated and saved is an average of φ over about the last five hundred meta-steps, the best of
+them by validation at three times the longest horizon. Just over an hour of one core.
 """
 
 from metaopt import Experiment, choice

@@ -31,6 +31,7 @@ from metaopt.runs.train import resume, train
 WORK = Path("runs/recipe")
 SUITE, HORIZONS = "development", (50, 500)
 META_STEPS, EMA = 3000, 0.99
+LEARNED = "learned"  # in the records
 
 
 def _varied(base: Experiment, options: Mapping[str, Any] | None = None, **fields: Any) -> Experiment:
@@ -98,7 +99,7 @@ def _scored(phi: Path, path: Path) -> dict[str, Any]:
       path: where the losses are kept.
     """
     trained, held = read_optimizer(phi), running.held_baselines(SUITE)
-    found = {"learned": (trained.optimizer, trained.meta_params)}
+    found = {LEARNED: (trained.optimizer, trained.meta_params)}
 
     def work(entry: Any, horizon: int) -> dict[str, Any]:
         return running.measure(entry, horizon, found) if str(horizon) in held.get(entry.name, {}) else {}
@@ -114,10 +115,10 @@ def _scored(phi: Path, path: Path) -> dict[str, Any]:
     }
 
 
-def _figures(record: Mapping[str, Any], name: str = "learned") -> dict[str, float]:
+def _figures(record: Mapping[str, Any]) -> dict[str, float]:
     to = {"adam": scores.ADAM, "best": scores.best_in(record), "untold": scores.best_in(record, told=False)}
-    ratios = {what: scores.ratio_to(record, name, other) for what, other in to.items()}
-    return {**ratios, "failed": float(np.mean(record["optimizers"][name]["failed"]))}
+    ratios = {what: scores.ratio_to(record, LEARNED, other) for what, other in to.items()}
+    return {**ratios, "failed": float(np.mean(record["optimizers"][LEARNED]["failed"]))}
 
 
 def main() -> None:

@@ -109,11 +109,8 @@ def _beside_tuned(record: Record, arm: str, tasks: Sequence[str]) -> Mean:
 
 # ----- arms of one kind beside a model --------------------------------------------------------------------------------
 
-REMEDIES = (
-    "rl",
-    REMEDY,
-    tuple(f"rl/pick={pick}" for pick in PICKS),
-)  # a model, the kind of arm, others that belong to it
+# A model, the kind of arm, and others that belong to it.
+REMEDIES = "rl", REMEDY, tuple(f"rl/pick={pick}" for pick in PICKS)
 RIVALS = "bp", RIVAL, ("rl",)
 
 
@@ -136,20 +133,17 @@ def beside(records: Mapping[str, Record], model: str, kind: str, others: Iterabl
     rows = []
     for record in records.values():
         found = [name for name in record["arms"] if kind in name]
-        for (where, tasks), name in itertools.product(
-            groups(record).items(), [model, *others, *found] if found else ()
-        ):
+        names = [model, *others, *found] if found else []
+        for (where, tasks), name in itertools.product(groups(record).items(), names):
             if name not in record["arms"] or not all(task in record["raw"].runs.get(name, {}) for task in tasks):
                 continue
             lost = shares(share_of_words(record, name, tasks, "failed", "rises"))
             to = [mean_ratio(record["raw"], name, model, tasks, f"loss_{multiple}") for multiple in (1, 10)]
             ratios = None if name == model else (to[0], to[1])
             rows.append(Beside(where, name, record["arms"][name]["seeds"], lost, ratios))
-    judged = [row for row in rows if row.ratios and "/" in row.arm]
-    said = iter(words([below(row.ratios[1], 0.0) for row in judged if row.ratios]))
-    return [
-        row._replace(ends=_ends(row.ratios[1], next(said))) if row.ratios and row in judged else row for row in rows
-    ]
+    judged = {at: row.ratios[1] for at, row in enumerate(rows) if row.ratios and "/" in row.arm}
+    said = dict(zip(judged, words([below(mean, 0.0) for mean in judged.values()]), strict=True))
+    return [row._replace(ends=_ends(judged[at], said[at])) if at in judged else row for at, row in enumerate(rows)]
 
 
 def _ends(mean: Mean, word: Word) -> str:

@@ -88,7 +88,8 @@ def stages(horizons: Sequence[int]) -> Draw:
 def log_uniform(shortest: int, longest: int, unroll_length: int, power: float = 1.0) -> Draw:
     """A number of windows n, x rounded down, where x has a density in proportion to x^-power.
 
-    With power 1 runs are log-uniform, and most windows belong to long ones; with 2 windows are.
+    With power 1 horizons are log-uniform, and most windows belong to long runs; with 2 each doubling of a run's age has
+    about as many windows.
     """
     least, most = shortest // unroll_length, longest // unroll_length
     rest, log_range = 1 - power, math.log((most + 1) / least)

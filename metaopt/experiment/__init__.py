@@ -46,9 +46,7 @@ class Curriculum:
     every: int = 500  # fixed: meta-steps at each horizon
     patience: int = 2  # validation: goes on when so many validations at the next horizon in a row were no better
     shortest: int | None = None  # log_uniform: from here to `horizon`, for each chunk of tasks; None: one window
-    power: float = (
-        1.0  # log_uniform: a horizon's density falls as this power of it; 2: windows are log-uniform, not runs
-    )
+    power: float = 1.0  # log_uniform: by which power of a horizon its density falls; 1: that of log-uniform ones
 
 
 @dataclass(frozen=True)

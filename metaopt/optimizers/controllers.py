@@ -382,7 +382,7 @@ def _update(
         most = jnp.minimum(most, math.log(rule.bound) + jnp.maximum(log_theta, log_alpha_0))
     log_alpha = jnp.clip(log_alpha, LOG_ALPHA_RANGE[0], most)
     used = log_alpha
-    if rule.gain and rule.outputs != "weights":
+    if rule.gain:
         used = jnp.clip(log_alpha + rule.gain * jnp.tanh(outputs[:, -1:]), LOG_ALPHA_RANGE[0], most)
     bias = meta_params["output"]["bias"] if rule.outputs == "alpha" else outputs
     weights = jax.nn.softmax(SHARPNESS * jnp.broadcast_to(bias, outputs.shape)[:, 1 : 1 + len(rule.bank)], axis=1)
