@@ -117,5 +117,5 @@ def _validation_text(row: Row) -> str:
         parts.append(f"{called} {row[name]:.4g}" + (f" ({failed:.0%} failed)" if failed else ""))
     lost = [f"{family} ({failed:.0%} failed)" for family, failed in failing.items() if failed]
     more = f"; {', '.join(lost[:SHOWN])}{', ...' if len(lost) > SHOWN else ''}" if lost else ""
-    over = " relative to f(θ_0), mean over families," if failing else ""
+    over = " relative to f(θ_0), geometric mean over families," if failing else ""
     return f"validation, median loss{over} at {', '.join(parts)}{more}" + (" (best so far)" if row.get("best") else "")

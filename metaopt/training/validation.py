@@ -13,6 +13,7 @@ from metaopt.experiment import build_families
 from metaopt.training.loop import Trainer
 from metaopt.types import MetaParams, TaskFamily
 
+FLOOR = 1e-6  # of a family's share of its loss at θ_0: what is below it is as good as nothing
 STREAM = 0x7A11  # keeps validation's tasks apart from those of training and evaluation
 
 
@@ -55,8 +56,8 @@ class Validator:
         """(multiple -> score, values by name); lower is better, infinite where half of a family's tasks or more failed.
 
         The score is `validation/Mx/median` at the multiple M: the median final loss with a failed task counted as
-        infinite. With several families, values are relative to a family's mean f(θ_0) and averaged over families, and
-        each family's own stand beside them under its name. All names begin with `prefix`.
+        infinite. With several families it is the geometric mean over them of values relative to a family's f(θ_0), both
+        above the bound, and each family's own stand beside it under its name. All names begin with `prefix`.
         """
         settings = self._trainer.experiment.validation
         tasks = self._trainer.experiment.tasks
@@ -122,8 +123,10 @@ class Validator:
 def _over_families(values: list[dict[str, float]], name: str) -> float:
     if len(values) == 1:
         return values[0][name]
-    # Families count alike: each by its loss above its bound, in units of the same at θ_0.
-    return float(np.mean([(value[name] - value["bound"]) / (value["initial"] - value["bound"]) for value in values]))
+    # Families count alike: each by its loss above its bound, in units of the same at θ_0, and by factors, since an
+    # arithmetic mean hears only the hardest.
+    shares = np.array([(value[name] - value["bound"]) / (value["initial"] - value["bound"]) for value in values])
+    return float(np.exp(np.mean(np.log(np.maximum(shares, 0.0) + FLOOR))))
 
 
 def _values(curves: Curves, step: int) -> dict[str, float]:

@@ -93,8 +93,8 @@ def test_plain_lines_where_it_is_no_terminal() -> None:
     assert out.getvalue().splitlines() == [
         "meta-step 2/10  loss 0.5  2 steps/s  non-finite 2  0:04 left",
         "meta-step 2: validation, median loss at 1x 0.5 (25% failed) (best so far)",
-        "meta-step 3: validation, median loss relative to f(θ_0), mean over families, at 3x 0.25, 3x, averaged 0.125, "
-        "next 0.7; b:data=x (50% failed)",
+        "meta-step 3: validation, median loss relative to f(θ_0), geometric mean over families, at 3x 0.25, 3x, "
+        "averaged 0.125, next 0.7; b:data=x (50% failed)",
     ]
 
 

@@ -10,10 +10,11 @@ import jax
 import pytest
 
 from metaopt.choices import choice
-from metaopt.experiment import Experiment
+from metaopt.evaluation import evaluate
+from metaopt.experiment import Experiment, Validation
 from metaopt.registry import TASKS
 from metaopt.training.loop import Trainer
-from metaopt.training.validation import Stage, Validator, after_validation
+from metaopt.training.validation import STREAM, Stage, Validator, after_validation
 from tests.evaluation.test_protocol import OFFSETS, told_apart
 
 
@@ -57,3 +58,23 @@ def test_validation_is_the_same_with_augmentations_that_belong_to_training(tiny:
     assert [*same] == [name.replace("validation/", "validation_ema/") for name in row]
     assert [*same.values()] == [*row.values()]
     assert Validator(plain).score_at(tiny.horizon * 2, meta_params) == row["validation/2x/median"]
+
+
+def test_of_several_families_the_score_is_the_geometric_mean_of_their_shares(tiny: Experiment) -> None:
+    families = (choice("quadratic", dim=2), choice("rosenbrock", pairs=1))
+    trainer = Trainer(dataclasses.replace(tiny, tasks=families, num_tasks=2, validation=Validation(1, 3, (1, 2))))
+    phi = trainer.optimizer.init(jax.random.key(0))
+    scores, row = Validator(trainer)(phi)
+    for multiple in (1, 2):
+        shares = []
+        for index, task in enumerate(families):  # both losses have the bound 0
+            key = jax.random.split(jax.random.fold_in(jax.random.key(trainer.experiment.seed), STREAM), 2)[index]
+            curves = evaluate(
+                {"learned": (trainer.optimizer, phi)},
+                trainer.families[index],
+                key,
+                horizon=multiple * tiny.horizon,
+                num_tasks=3,
+            )
+            shares.append(row[f"validation/{multiple}x/{task}/median"] / curves.loss["learned"][:, 0].mean())
+        assert scores[multiple] == pytest.approx(math.sqrt((shares[0] + 1e-6) * (shares[1] + 1e-6)), rel=1e-5)
