@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from metaopt.estimators.windows import How, Method, Run, Schedule, Sums, start_run, whole_chunk, windowed
 from metaopt.inner.devices import pick_segment_lengths
@@ -27,6 +30,7 @@ def truncated_backprop(
     second_order: bool = False,
     objective_batch: ObjectiveBatch = "fresh",
     staggered: bool = False,
+    clip_task_norm: float | None = None,
 ) -> MetaGradient:
     """dL/dφ by reverse mode over windows of `unroll_length` steps; `unroll_length == horizon` is the full gradient.
 
@@ -39,10 +43,16 @@ def truncated_backprop(
       state_gradient: `stopped` drops the path by which a step changes later states, as in `reparameterised`.
       objective_batch: see `metaopt.inner.unroll.unroll`.
       staggered: chunks of tasks begin at different ages.
+      clip_task_norm: the most that the norm of one task's gradient is, before the mean over tasks; one that is not
+        finite counts as 0. Where one task in a hundred explodes it is the whole mean otherwise. A bias, towards what
+        most tasks ask for.
+
+    Raises:
+      ValueError: `clip_task_norm` is not above 0.
     """
     how = How(explore=False, objective_batch=objective_batch, differentiates=True)
     schedule = dataclasses.replace(schedule, staggered=staggered)
-    return _reverse_mode(optimizer, objective, schedule, how, state_gradient, second_order)
+    return _reverse_mode(optimizer, objective, schedule, how, state_gradient, second_order, clip_task_norm)
 
 
 @ESTIMATORS.register(differentiates=True, noise="needed")
@@ -55,6 +65,7 @@ def reparameterised(
     second_order: bool = False,
     objective_batch: ObjectiveBatch = "fresh",
     staggered: bool = False,
+    clip_task_norm: float | None = None,
 ) -> MetaGradient:
     """∇_φ L = E_ξ Σ_t ∇_φ f(θ_t(φ, ξ)): noise first, then the gradient through step length and direction.
 
@@ -64,7 +75,7 @@ def reparameterised(
     `second_order` and a full window. Cost: one unroll forward and about three back.
 
     Raises:
-      ValueError: the optimizer has no step noise.
+      ValueError: the optimizer has no step noise, or `clip_task_norm` is not above 0.
     """
     if not optimizer.explores:
         raise ValueError(
@@ -73,7 +84,7 @@ def reparameterised(
         )
     how = How(explore=True, objective_batch=objective_batch, differentiates=True)
     schedule = dataclasses.replace(schedule, staggered=staggered)
-    return _reverse_mode(optimizer, objective, schedule, how, state_gradient, second_order)
+    return _reverse_mode(optimizer, objective, schedule, how, state_gradient, second_order, clip_task_norm)
 
 
 def _reverse_mode(
@@ -83,10 +94,13 @@ def _reverse_mode(
     how: How,
     state_gradient: StateGradient,
     second_order: bool,
+    clip_task_norm: float | None,
 ) -> MetaGradient:
     """The objective's gradient; the carry is cut between windows and goes on with the values it has."""
+    if clip_task_norm is not None and not clip_task_norm > 0:
+        raise ValueError(f"`clip_task_norm` ({clip_task_norm}) must be above 0; try 1.")
 
-    def gradient(meta_params: MetaParams, family: TaskFamily, memory: PyTree, keys: Key, run: Run) -> tuple[Sums, Run]:
+    def of_tasks(meta_params: MetaParams, family: TaskFamily, run: Run, segments: tuple[int, ...]) -> tuple[Sums, Run]:
         def total(meta_params: MetaParams) -> tuple[jax.Array, tuple[Sums, Run]]:
             final, trace = unroll(
                 bind_tasks(optimizer, meta_params),
@@ -98,7 +112,7 @@ def _reverse_mode(
                 state_gradient=state_gradient,
                 second_order=second_order,
                 objective_batch=how.objective_batch,
-                segment_lengths=segment_lengths(schedule, run.state),
+                segment_lengths=segments,
             )
             sums = alive_sums(final.alive, objective(trace), trace)
             return sums.loss, (sums, Run(run.task, final))
@@ -106,7 +120,38 @@ def _reverse_mode(
         gradient, (sums, run_on) = jax.grad(total, has_aux=True)(meta_params)
         return sums._replace(gradient=gradient), run_on
 
-    return windowed(Method(partial(start_run, optimizer), gradient, how, unrolls=whole_chunk), schedule)
+    def of_chunk(meta_params: MetaParams, family: TaskFamily, memory: PyTree, keys: Key, run: Run) -> tuple[Sums, Run]:
+        return of_tasks(meta_params, family, run, segment_lengths(schedule, run.state))
+
+    if clip_task_norm is None:
+        return windowed(Method(partial(start_run, optimizer), of_chunk, how, unrolls=whole_chunk), schedule)
+
+    # Chunks of groups, each a task alone, which has a gradient of its own.
+    def start(meta_params: MetaParams, family: TaskFamily, keys: Key) -> Run:
+        return jax.vmap(lambda keys: start_run(optimizer, meta_params, family, keys))(keys)
+
+    def of_groups(meta_params: MetaParams, family: TaskFamily, memory: PyTree, keys: Key, run: Run) -> tuple[Sums, Run]:
+        segments = segment_lengths(schedule, run.state)
+        each, run_on = jax.vmap(lambda run: of_tasks(meta_params, family, run, segments))(run)
+        clipped = jax.vmap(lambda gradient: _clipped(gradient, clip_task_norm))(each.gradient)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), each._replace(gradient=clipped)), run_on
+
+    def unrolls(meta_params: MetaParams, keys: Key, run: Run | None) -> Iterator[tuple[MetaParams, Key, Any]]:
+        for group, own in enumerate(keys):
+            yield (
+                meta_params,
+                own,
+                None if run is None else tuple(jax.tree.map(lambda leaf, group=group: leaf[group], run)),
+            )
+
+    return windowed(Method(start, of_groups, how, group_size=lambda dim, tasks: 1, unrolls=unrolls), schedule)
+
+
+def _clipped(gradient: MetaParams, most: float) -> MetaParams:
+    """With a norm of at most `most`; 0 where it is not finite."""
+    norm = optax.global_norm(gradient)
+    share = jnp.where(jnp.isfinite(norm), most / jnp.maximum(norm, most), 0.0)
+    return jax.tree.map(lambda leaf: jnp.where(share > 0, share * leaf, 0.0), gradient)
 
 
 def segment_lengths(schedule: Schedule, state: UnrollState) -> tuple[int, ...]:

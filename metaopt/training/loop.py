@@ -379,13 +379,17 @@ def _check_alive(recent: Iterable[tuple[bool, bool]], meta_step: int) -> None:
     dead, skipped = np.mean(list(recent), axis=0)
     if skipped < 0.5:
         return
-    what, why = (
-        (f"no task was alive in {dead:.0%}", "every inner run ended in a non-finite loss")
+    what, why, clip = (
+        (f"no task was alive in {dead:.0%}", "every inner run ended in a non-finite loss", "")
         if dead >= 0.5
-        else (f"the meta-gradient was not finite in {skipped - dead:.0%}", "nothing was learned from them")
+        else (
+            f"the meta-gradient was not finite in {skipped - dead:.0%}",
+            "nothing was learned from them",
+            "each task's gradient clipped by itself (--estimator :clip_task_norm=1 under back-propagation), ",
+        )
     )
     raise Diverged(
-        f"{what} of the last {len(list(recent))} meta-steps, up to meta-step {meta_step}: {why}. Try a lower "
+        f"{what} of the last {len(list(recent))} meta-steps, up to meta-step {meta_step}: {why}. Try {clip}a lower "
         "--meta-optimizer.learning-rate, a shorter --horizon, shorter first steps (such as --optimizer :alpha_bias=-4 "
         "of an lstm), or features=scale_free; `metaopt replay` shows runs kept in the run's folder `capsules`."
     )

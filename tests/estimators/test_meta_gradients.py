@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from metaopt.estimators import reparameterised, truncated_backprop
+from metaopt.estimators import Schedule, reparameterised, truncated_backprop
 from metaopt.inner.devices import pick_chunk_size, task_mesh
 from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
@@ -105,6 +105,57 @@ def check_against_finite_differences(options, objective):
         direction = random_like(meta_params, seed)
         expected = finite_difference(truth, meta_params, direction)
         np.testing.assert_allclose(directional(gradient, direction), expected, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+@pytest.mark.parametrize("options", ["gradient alone", "direct with noise"])
+def test_each_task_is_clipped_by_itself(x64, options, chunk_size):
+    _, optimizer, meta_params, _ = setting(options)
+    family, key = noisy_bowl(), jax.random.key(4)
+    make = reparameterised if optimizer.explores else truncated_backprop
+    arguments = dict(horizon=T, num_devices=1)
+    keys = jax.random.split(jax.random.fold_in(key, 0), 4)
+    tx = partial(bind_tasks, optimizer)
+
+    def alone(meta_params, key):
+        task, state = reset(tx(meta_params), family, key[None])
+        _, trace = unroll(tx(meta_params), family, task, state, length=T, explore=optimizer.explores)
+        return jnp.mean(OBJECTIVES["mean"]()(trace))
+
+    each = [ravel_pytree(jax.jit(jax.grad(alone))(meta_params, key))[0] for key in keys]
+    norms = np.array([np.linalg.norm(one) for one in each])
+    most = float(np.median(norms))  # two are clipped
+    estimator = made(make, optimizer, "mean", num_tasks=4, chunk_size=chunk_size, clip_task_norm=most, **arguments)
+    gradient, _, _ = jax.jit(estimator.estimate)(key, meta_params, (), (family,))
+    expected = sum(min(1.0, most / norm) * one for one, norm in zip(each, norms, strict=True)) / 4
+    np.testing.assert_allclose(ravel_pytree(gradient)[0], expected, rtol=1e-8, atol=1e-12)
+
+
+def test_a_task_with_a_gradient_that_is_not_finite_counts_as_none():
+    family = dataclasses.replace(
+        bowl(),
+        sample=lambda key, data: jnp.where(jax.random.bernoulli(key), 0.1, 1.0),
+        init=lambda key, task: jnp.full(1, task),
+        loss=lambda params, task, batch: jnp.sum(params**2),
+    )
+    floor, rate, key = 0.05, 0.1, jax.random.key(4)
+
+    def objective(trace):  # where it is 0 its slope is infinity times 0
+        return jnp.sqrt(jnp.maximum(trace.loss[-1] - floor, 0.0))
+
+    optimizer, schedule = sgd(learning_rate=rate), Schedule(8, T, T, num_devices=1)
+    meta_params, found = optimizer.init(jax.random.key(0)), {}
+    for clip in (None, 100.0):
+        estimator = truncated_backprop(optimizer, objective, schedule, second_order=True, clip_task_norm=clip)
+        gradient, _, metrics = jax.jit(estimator.estimate)(key, meta_params, (), (family,))
+        assert metrics["alive"] == 1
+        found[clip] = gradient["learning_rate"]
+    keys = jax.random.split(jax.random.fold_in(key, 0), 8)
+    low = np.array([family.sample(jax.random.split(one, 4)[0], ()) < 1 for one in keys])
+    assert 0 < low.sum() < 8 and np.isnan(found[None])
+    last = (1 - 2 * rate) ** (2 * T)  # of x ← (1 - 2η) x from 1
+    slope = 2 * T * (1 - 2 * rate) ** (2 * T - 1) * -2 * rate / (2 * np.sqrt(last - floor))  # in log η
+    np.testing.assert_allclose(found[100.0], slope * (1 - low.mean()), rtol=1e-5)
 
 
 @cache

@@ -311,6 +311,8 @@ REFUSED = [
     ("reparameterised", NOISY, dict(objective_batch="none"), "objective_batch=none` is gone"),
     ("truncated_backprop", NOISY, dict(unroll_length=3), "multiple of `unroll_length`"),
     ("truncated_backprop", NOISY, dict(staggered=True), "several windows"),
+    ("truncated_backprop", NOISY, dict(clip_task_norm=0.0), "`clip_task_norm`"),
+    ("reparameterised", NOISY, dict(clip_task_norm=-1.0), "`clip_task_norm`"),
     ("truncated_backprop", NOISY, dict(staggered=True, horizon=2 * T, num_tasks=1), "at least 2 tasks"),
     ("evolution_strategies", NOISY, dict(unroll_length=2), "persistent_evolution_strategies"),
     ("evolution_strategies", NOISY, dict(sigma=0.0), "`sigma`"),
