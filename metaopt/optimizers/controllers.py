@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.errors import suggest
-from metaopt.optimizers import mlps
+from metaopt.optimizers import mlps, trends
 from metaopt.optimizers.coordinatewise import from_rows, rows_of
 from metaopt.optimizers.noise import NoiseInUse, gamma_noise
 from metaopt.optimizers.placement import explicit_mesh, laid_out_by_xla, last_axis_over, shardings, spread, vary_with
@@ -56,14 +56,11 @@ FEATURES = {
     "others": 0,
 }
 Outputs = Literal["both", "alpha", "weights"]
-LossTrend = Literal["spread", "log"]
 Noise = Literal["none", "per_step", "per_tensor"]
 
 LARGEST_FEATURE = 4.0
 NETWORK_SIZE = 8, 2  # units a layer, layers
 SHARPNESS = 2.0  # of the softmax over directions
-TREND = (0.2, 0.03)  # shares of a new loss in the fast and the slow average
-FAST_LOSS, SLOW_LOSS, VARIANCE, LOSS, CHANGE, FORETOLD, SINCE = range(7)  # what is kept of the loss
 
 
 class TensorState(NamedTuple):
@@ -84,9 +81,7 @@ class ControllerState(NamedTuple):
     first: tuple[jax.Array, ...]  # [rows, width] each: the fast, the medium and the slow momentum
     second: jax.Array  # [rows, width]
     tensors: TensorState
-    # [7] fast and slow average of the loss, its variance about the slow one (below 0: none seen), the last one, fast
-    # averages of its change and of what was foretold of it, and what is foretold since the last one
-    trend: jax.Array
+    trend: jax.Array  # [7] of the loss, see `trends.unseen`
     network: mlps.MLPState | tuple[()] = ()  # where the bank has one
 
 
@@ -97,7 +92,7 @@ def controller(
     bank: str = "adam_medium,adam_fast,adam_slow,momentum_medium,momentum_slow",
     features: str = "all",
     outputs: Outputs = "both",
-    loss_trend: LossTrend = "spread",
+    loss_trend: trends.Kind = "spread",
     log_alpha: float = -4.6,
     max_change: float = 0.3,
     gain: float = 0.0,
@@ -189,7 +184,7 @@ class _Rule(NamedTuple):
     features: tuple[str, ...]
     hidden_size: int
     outputs: Outputs
-    loss_trend: LossTrend
+    loss_trend: trends.Kind
     max_change: float
     gain: float
     bound: float | None
@@ -306,7 +301,7 @@ def _new_state(rule: _Rule, rows: list[jax.Array], dtype: Any) -> ControllerStat
             log_change=zeros(tensors),
             hidden=zeros(tensors, rule.hidden_size),
         ),
-        trend=jnp.zeros(7, dtype).at[VARIANCE].set(-1.0),
+        trend=trends.unseen(dtype),
         network=mlps.new_state(rows, dtype) if None in rule.bank else (),
     )
 
@@ -353,13 +348,13 @@ def _update(
     log_alpha_0 = meta_params["log_alpha"].astype(dtype)
     log_alpha = (log_alpha_0 + before.log_change)[:, None]
     log_theta = 0.5 * jnp.log(jnp.maximum(square_theta, 1e-12))
-    trend, falling, changed = _follow(state.trend, value, jnp.sum(before.slope), rule.loss_trend)
+    trend, falling, changed = trends.follow(state.trend, value, jnp.sum(before.slope), rule.loss_trend)
     read = {
         "size": _log_ratio(squares * debias1**2, slow),
         "cosine": along * inverse_root(square) * inverse_root(before.first),
         "ratio": adams * debias1 / jnp.sqrt(debias2[1]),
         "last_step": along_last * inverse_root(square) * inverse_root(square_last),
-        "slope": _share(along_last * size, before.slope[:, None]),
+        "slope": trends.share(along_last * size, before.slope[:, None]),
         "second": _log_ratio(fast, slow),
         "gradient": _log_ratio(square, slow),
         "params": jnp.tanh((log_theta - log_alpha) / 8),
@@ -443,51 +438,3 @@ def _gru(weights: MetaParams, x: jax.Array, hidden: jax.Array) -> jax.Array:
     keep, reset = jnp.split(jax.nn.sigmoid(read[:, : 2 * size] + kept[:, : 2 * size]), 2, axis=1)
     new = jnp.tanh(read[:, 2 * size :] + reset * kept[:, 2 * size :])
     return (1 - keep) * new + keep * hidden
-
-
-def _share(a: jax.Array, b: jax.Array) -> jax.Array:
-    """a/(|a| + |b|), 0 where both are."""
-    # In units of the larger, which the quotient does not depend on: its gradient has the square of what it divides by.
-    unit = jax.lax.stop_gradient(jnp.maximum(jnp.abs(a), jnp.abs(b)))
-    unit = jnp.where(unit > 0, unit, 1.0)
-    a, b = a / unit, b / unit
-    both = jnp.abs(a) + jnp.abs(b)
-    return jnp.where(both > 0, a / jnp.where(both > 0, both, 1.0), 0.0)
-
-
-def _follow(
-    trend: jax.Array, value: jax.Array | None, foretold: jax.Array, kind: LossTrend
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """What is kept of the loss with one more, whether it falls (below 0) or rises, and its changes [2]; 0s without.
-
-    Args:
-      foretold: the change of the loss by the last step to first order, of the part along the bank's own directions.
-    """
-    foretold = trend[SINCE] + foretold
-    if value is None:
-        return trend.at[SINCE].set(foretold), jnp.zeros((), trend.dtype), jnp.zeros(2, trend.dtype)
-    value = jnp.asarray(value, trend.dtype)
-    seen = jnp.isfinite(value)
-    raw = value = jnp.where(seen, value, trend[LOSS])
-    if kind == "log":
-        value = jnp.log(jnp.maximum(jnp.abs(value), 1e-12))
-    fast, slow, variance = trend[FAST_LOSS], trend[SLOW_LOSS], trend[VARIANCE]
-    change = raw - trend[LOSS]
-    new = jnp.stack(
-        [
-            fast + TREND[0] * (value - fast),
-            slow + TREND[1] * (value - slow),
-            variance + TREND[1] * (jnp.square(value - slow) - variance),
-            raw,
-            trend[CHANGE] + TREND[0] * (change - trend[CHANGE]),
-            trend[FORETOLD] + TREND[0] * (foretold - trend[FORETOLD]),
-            jnp.zeros_like(value),
-        ]
-    )
-    zero = jnp.zeros_like(value)
-    new = jnp.where(variance < 0, jnp.stack([value, value, zero, raw, zero, zero, zero]), new)
-    new = jnp.where(seen, new, trend.at[SINCE].set(foretold))
-    difference = jnp.where(new[VARIANCE] < 0, 0.0, new[FAST_LOSS] - new[SLOW_LOSS])
-    falling = difference if kind == "log" else difference * inverse_root(new[VARIANCE])
-    at_once = jnp.where((variance < 0) | ~seen, 0.0, _share(change, foretold))
-    return new, falling, jnp.stack([at_once, _share(new[CHANGE], new[FORETOLD])])
