@@ -94,6 +94,7 @@ class Experiment:
     estimator: Choice  # how the gradient in φ is found
     oracle: Choice = field(default_factory=lambda: Choice("minibatch"))  # where the tasks' gradients come from
     objective: str = "mean"  # an entry of OBJECTIVES, with its options if it has any
+    start: str | None = None  # a run, .safetensors file or pretrained name, whose φ it begins with; None: a fresh one
     seed: int = 0  # decides φ at the start, tasks and noise
     num_meta_steps: int = 2000  # steps of φ
     num_tasks: int = 16  # per meta-step, in equal parts from every family

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,15 +16,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.flax import save_file
 
 import metaopt
-from metaopt.errors import UserError
+from metaopt import files
+from metaopt.errors import UserError, suggest
 from metaopt.experiment import Experiment, whole_optimizer
 from metaopt.experiment.plain import from_json, to_json
-from metaopt.files import replacing
+from metaopt.optimizers.guard import guarded
 from metaopt.registry import UnknownEntry
 from metaopt.runs import own_entries
+from metaopt.runs.folder import CONFIG, OPTIMIZER, resume_command
 from metaopt.types import MetaParams, Optimizer, PyTree
 
 VERSION = 1  # of the metadata
+SHIPPED = Path(metaopt.__file__).resolve().parent / "shipped"
 OLD_NAMES = {"log_learning_rate": "learning_rate"}  # what leaves of φ were called before
 
 
@@ -40,7 +44,7 @@ def save_optimizer(path: Path, meta_params: MetaParams, experiment: Experiment, 
     """Writes φ, one tensor a leaf under its path, and in the metadata the experiment and a card."""
     tensors = {name: jnp.asarray(leaf) for name, leaf in _named(meta_params).items()}
     about = {"version": VERSION, "experiment": to_json(experiment), "card": dict(card)}
-    with replacing(path) as part:
+    with files.replacing(path) as part:
         # One entry, for safetensors writes several in no fixed order and equal files should be equal bytes.
         save_file(tensors, part, {"metaopt": json.dumps(about, sort_keys=True)})
 
@@ -84,6 +88,64 @@ def read_optimizer(path: Path) -> Trained:
     meta_params = jax.tree.unflatten(jax.tree.structure(shapes), [tensors[name] for name in wanted])
     refuse_nonfinite(meta_params, str(path))
     return Trained(optimizer, meta_params, experiment, card)
+
+
+def pretrained() -> list[str]:
+    """The names that `load` knows: the optimizers that come with the package."""
+    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
+
+
+def without_guard(text: str) -> tuple[str, bool]:
+    """What `NAME:guard=true` names, and whether it says so."""
+    bare = text.removesuffix("guard=true")
+    return (bare[:-1], True) if bare != text and bare[-1:] in tuple(":,") and bare[:-1] else (text, False)
+
+
+def find_optimizer(name_or_path: str | Path) -> Trained:
+    """A shipped optimizer by name, a run folder's best, or a .safetensors file; with `:guard=true` under `guard`.
+
+    Raises:
+      UserError: there is none.
+    """
+    bare, watched = without_guard(str(name_or_path))
+    if watched:
+        trained = find_optimizer(bare)
+        return trained._replace(optimizer=guarded(trained.optimizer))
+    path = files.place(name_or_path)
+    if str(name_or_path) in pretrained():
+        return read_optimizer(SHIPPED / f"{name_or_path}.safetensors")
+    if os.path.isdir(path):
+        if (path / OPTIMIZER).is_file():
+            return read_optimizer(path / OPTIMIZER)
+        if (path / CONFIG).is_file():
+            raise UserError(f"{path} has no {OPTIMIZER} yet; let `{resume_command(path)}` reach a checkpoint.")
+        runs = sorted(path.glob(f"*/{OPTIMIZER}"))
+        hint = f"; did you mean {runs[-1].parent}?" if runs else "."
+        raise UserError(f"{path} is not a run folder, for it has no {CONFIG}{hint}")
+    if os.path.isfile(path):
+        return read_optimizer(path)
+    raise UserError(
+        f"there is no run folder or .safetensors file {name_or_path}; as a pretrained optimizer "
+        f"{suggest(str(name_or_path), pretrained())}"
+    )
+
+
+def with_start(optimizer: Optimizer, start: str | Path) -> Optimizer:
+    """The optimizer with another's φ as what it begins with.
+
+    Raises:
+      UserError: there is none, or its φ is that of another architecture.
+    """
+    trained = find_optimizer(start)
+    held, due = (_named(jax.eval_shape(one.init, jax.random.key(0))) for one in (trained.optimizer, optimizer))
+    for name in sorted({*held, *due}):
+        there, here = (_shape(tree.get(name)) for tree in (held, due))
+        if there != here:
+            raise UserError(
+                f"`start`: φ of {start} does not fit, {name} is {there} there and {here} here; take its optimizer, "
+                f"{trained.experiment.optimizer}, or another start."
+            )
+    return optimizer._replace(init=lambda key: trained.meta_params)
 
 
 def refuse_nonfinite(meta_params: MetaParams, where: str, remedy: str = "take an older file, or train it anew") -> None:

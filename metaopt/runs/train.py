@@ -25,6 +25,7 @@ from metaopt.runs.environment import check_config, check_data, note_resumption, 
 from metaopt.runs.evaluations import check, check_writable, evaluate_all, plan_of, print_results, stopping_of
 from metaopt.runs.faults import NotWritten, in_one_line
 from metaopt.runs.interrupts import Interrupted, SignalGuard
+from metaopt.runs.optimizer_file import with_start
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.state import told, write_state
 from metaopt.training.loop import Diverged, Trainer, TrainState, meta_train
@@ -69,7 +70,7 @@ def train(
       NotWritten: the disk is full or gone; what was saved before stays.
       LostProcess: another process that trained along is gone.
     """
-    trainer = prepare(experiment)
+    trainer = _started(prepare(experiment))
     if not processes.is_first():
         _take_part(trainer, resumed=False)
         return out or Path()
@@ -155,6 +156,13 @@ def prepare(experiment: Experiment) -> Trainer:
     return trainer
 
 
+def _started(trainer: Trainer) -> Trainer:
+    """With the φ that the experiment's `start` names, where it has one; a checkpoint needs it no more."""
+    if trainer.experiment.start is not None:
+        trainer.optimizer = with_start(trainer.optimizer, trainer.experiment.start)
+    return trainer
+
+
 def _warn_of_long_steps(trainer: Trainer) -> None:
     optimizer, key = trainer.optimizer, jax.random.key(trainer.experiment.seed)
     for family in trainer.alone().families:
@@ -210,7 +218,7 @@ def _meta_train(
         recorder.start(None if state is None else _readable(state), [progress])
         trainer.level = recorder.stage.level
         processes.where_the_first_writes(path)
-        state = trainer.init() if state is None else state
+        state = _started(trainer).init() if state is None else state
         more = [] if callbacks.chunk is None else [callbacks.chunk(path, trainer, state, progress.say)]
         return meta_train(
             trainer,
@@ -233,6 +241,8 @@ def _take_part(trainer: Trainer, *, resumed: bool) -> None:
         with in_one_line(None):
             # The first makes a state before it restores one, and programs must start in one order everywhere.
             state = _from_first(trainer.init(), held=False) if resumed else None
+            if state is None:
+                _started(trainer)
             path = processes.where_the_first_writes(Path())
         with in_one_line(path):
             meta_train(trainer, state=state, callbacks=[lambda *_: processes.meet("chunk")], progress=False)

@@ -6,67 +6,25 @@ import math
 import operator
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import optax
 
-import metaopt
 from metaopt import files
 from metaopt.choices import parse_choice
-from metaopt.errors import UserError, suggest
+from metaopt.errors import UserError
 from metaopt.experiment import build_optimizer, explores
 from metaopt.numbers import MOST_INT
 from metaopt.optimizers.guard import guarded
 from metaopt.optimizers.noise import with_noise
 from metaopt.registry import OPTIMIZERS
-from metaopt.runs.folder import CONFIG, OPTIMIZER, resume_command
-from metaopt.runs.optimizer_file import Trained, read_optimizer
+from metaopt.runs.optimizer_file import SHIPPED as SHIPPED
+from metaopt.runs.optimizer_file import Trained as Trained
+from metaopt.runs.optimizer_file import find_optimizer, pretrained, without_guard
+from metaopt.runs.optimizer_file import read_optimizer as read_optimizer
 from metaopt.runs.optimizer_file import save_optimizer as save_optimizer
 from metaopt.types import MetaParams, Optimizer, PyTree
-
-SHIPPED = Path(metaopt.__file__).resolve().parent / "shipped"
-
-
-def pretrained() -> list[str]:
-    """The names that `load` knows: the optimizers that come with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.safetensors"))
-
-
-def without_guard(text: str) -> tuple[str, bool]:
-    """What `NAME:guard=true` names, and whether it says so."""
-    bare = text.removesuffix("guard=true")
-    return (bare[:-1], True) if bare != text and bare[-1:] in tuple(":,") and bare[:-1] else (text, False)
-
-
-def find_optimizer(name_or_path: str | Path) -> Trained:
-    """A shipped optimizer by name, a run folder's best, or a .safetensors file; with `:guard=true` under `guard`.
-
-    Raises:
-      UserError: there is none.
-    """
-    bare, watched = without_guard(str(name_or_path))
-    if watched:
-        trained = find_optimizer(bare)
-        return trained._replace(optimizer=guarded(trained.optimizer))
-    path = files.place(name_or_path)
-    if str(name_or_path) in pretrained():
-        return read_optimizer(SHIPPED / f"{name_or_path}.safetensors")
-    if os.path.isdir(path):
-        if (path / OPTIMIZER).is_file():
-            return read_optimizer(path / OPTIMIZER)
-        if (path / CONFIG).is_file():
-            raise UserError(f"{path} has no {OPTIMIZER} yet; let `{resume_command(path)}` reach a checkpoint.")
-        runs = sorted(path.glob(f"*/{OPTIMIZER}"))
-        hint = f"; did you mean {runs[-1].parent}?" if runs else "."
-        raise UserError(f"{path} is not a run folder, for it has no {CONFIG}{hint}")
-    if os.path.isfile(path):
-        return read_optimizer(path)
-    raise UserError(
-        f"there is no run folder or .safetensors file {name_or_path}; as a pretrained optimizer "
-        f"{suggest(str(name_or_path), pretrained())}"
-    )
 
 
 def load(

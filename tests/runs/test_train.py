@@ -292,6 +292,36 @@ def test_a_run_without_a_checkpoint_begins_anew(finished: Path, rows: Rows, tmp_
     assert rows(path) == rows(finished) and equal_phi(path, finished)
 
 
+def test_a_run_begins_with_the_phi_of_another_and_so_it_does_without_a_checkpoint(
+    tiny: Experiment, finished: Path, tmp_path: Path
+) -> None:
+    still = dataclasses.replace(tiny, start=str(finished), seed=5, meta_optimizer=MetaOptimizer(learning_rate=1e-12))
+    first = train(still, tmp_path / "first")
+    assert equal_phi(first, finished) and not equal_phi(
+        finished, train(dataclasses.replace(still, start=None), tmp_path / "fresh")
+    )
+    shutil.rmtree(first / "checkpoints")
+    for file in first.glob("*.safetensors"):
+        file.unlink()
+    assert equal_phi(resume(first), finished)
+    elsewhere = copied(first, tmp_path)
+    begun_with(elsewhere, {**json.loads((elsewhere / "config.json").read_text()), "start": "gone"})
+    assert equal_phi(resume(elsewhere), finished)  # from its checkpoint, which needs no start
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ("nowhere", "there is no run folder or .safetensors file nowhere"),
+        ("networks_rl", "φ of networks_rl does not fit.*take its optimizer, lstm:.*, or another start"),
+    ],
+)
+def test_a_start_that_does_not_fit_leaves_no_folder(start: str, message: str, tiny: Experiment, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        train(dataclasses.replace(tiny, start=start), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_can_be_lengthened_but_not_shortened(
     finished: Path, tiny: Experiment, rows: Rows, tmp_path: Path
 ) -> None:

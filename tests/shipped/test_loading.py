@@ -15,6 +15,7 @@ from metaopt.choices import choice
 from metaopt.cli.inspecting import find
 from metaopt.errors import UserError
 from metaopt.experiment import Experiment, build_optimizer
+from metaopt.runs import optimizer_file
 from metaopt.shipped import loading as pretrained
 from metaopt.shipped.loading import find_optimizer, save_optimizer
 
@@ -112,7 +113,7 @@ def test_phi_of_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_shipped_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pretrained, "SHIPPED", tmp_path)
+    monkeypatch.setattr(optimizer_file, "SHIPPED", tmp_path)
     assert metaopt.pretrained() == []
     saved(tmp_path / "digits.safetensors", experiment())
     assert metaopt.pretrained() == ["digits"]
