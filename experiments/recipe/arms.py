@@ -1,7 +1,8 @@
 """What of the controller's recipe helps? `python -m experiments.recipe.arms [ARM ...]` (20 minutes of a core an arm).
 
-Each arm is the recipe for `META_STEPS` meta-steps with one thing as it was before, scored on the development suite.
-What is done is kept in arms.json and not done again; what was begun goes on from the folder of runs.
+Each arm is the recipe's first part, back-propagation, with one thing otherwise, scored on the development suite; the
+whole recipe is run with several meta-seeds (an hour of a core each). What is done is kept in arms.json and not done
+again; what was begun goes on from the folder of runs.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 
 from experiments.controller import EXPERIMENT
 from experiments.recipe.write import ARMS as RECORD
-from experiments.recipe.write import FEATURES, HERE, write_page
+from experiments.recipe.write import HERE, write_page
+from experiments.thesis.arms import FEATURES
 from metaopt.benchmark import running, scores
 from metaopt.choices import Choice, choice
 from metaopt.evaluation.statistics import jsonable
@@ -30,7 +32,6 @@ from metaopt.runs.train import resume, train
 
 WORK = Path("runs/recipe")
 SUITE, HORIZONS = "development", (50, 500)
-META_STEPS, EMA = 3000, 0.99
 LEARNED = "learned"  # in the records
 
 
@@ -39,16 +40,21 @@ def _varied(base: Experiment, options: Mapping[str, Any] | None = None, **fields
     return dataclasses.replace(base, optimizer=optimizer, **fields)
 
 
-# Short, and nothing evaluated but by the suite.
+# Nothing evaluated but by the suite.
 RECIPE = dataclasses.replace(
     EXPERIMENT,
-    num_meta_steps=META_STEPS,
-    meta_optimizer=dataclasses.replace(EXPERIMENT.meta_optimizer, ema=EMA),
-    validation=Validation(every=META_STEPS, num_tasks=6, multiples=(1,)),
     evaluation=Evaluation(
         tasks=(choice("quadratic", dim=3),), horizons=(50,), num_tasks=2, baselines=("sgd",), tuning="9x1"
     ),
     num_devices=1,
+)
+START = dataclasses.replace(
+    RECIPE,
+    num_meta_steps=1500,
+    num_tasks=38,
+    estimator=choice("truncated_backprop", clip_task_norm=0.5),
+    meta_optimizer=dataclasses.replace(EXPERIMENT.meta_optimizer, learning_rate=1e-3, ema=0.99),
+    validation=Validation(every=1500, num_tasks=6, multiples=(1,)),
 )
 TEN = (
     choice("quadratic", dim=20, rescale=1.0),
@@ -62,21 +68,26 @@ TEN = (
     choice("classifier", hidden_layers=2, width=12, activation="tanh", batch_size=512, rescale=1.0),
     choice("autoencoder", hidden_layers=1, width=16),
 )
-BEFORE = Choice(EXPERIMENT.estimator.name, {**EXPERIMENT.estimator.options, "clip_difference": 2.0})
-WHOLE = "the recipe"
+FIRST = "the first part"
 ARMS = {
-    WHOLE: RECIPE,
-    "without a gain": _varied(RECIPE, {"gain": 0.0}),
-    "without slope, change and start": _varied(RECIPE, {"features": FEATURES}),
-    "ten families": _varied(RECIPE, tasks=TEN, num_tasks=80),  # eight tasks each, as then, for five
-    "log-uniform horizons": _varied(RECIPE, curriculum=Curriculum("log_uniform")),
-    "differences up to 2": _varied(RECIPE, estimator=BEFORE),
+    FIRST: START,
+    "windows of 100": dataclasses.replace(START, unroll_length=100),
+    "second order": dataclasses.replace(
+        START, estimator=choice("truncated_backprop", clip_task_norm=0.5, second_order=True)
+    ),
+    "evolution strategies": dataclasses.replace(START, estimator=EXPERIMENT.estimator),
+    "without a gain": _varied(START, {"gain": 0.0}),
+    "without slope, change and start": _varied(START, {"features": FEATURES}),
+    "ten families": _varied(START, tasks=TEN, num_tasks=40),
+    "log-uniform horizons": _varied(START, curriculum=Curriculum("log_uniform")),
 }
+SEEDS = {f"the recipe, meta-seed {seed}": seed for seed in range(3)}
 # φ of whole runs, one meta-seed each.
 RUNS = {
     "first form, 16,000 meta-steps": HERE / "nres_16000.safetensors",
-    "recipe, picked by validation: 6,000": HERE / "nineteen_6000.safetensors",
-    "recipe, its end: 12,000": HERE / "nineteen_12000.safetensors",
+    "evolution strategies alone, picked by validation: 6,000": HERE / "nineteen_6000.safetensors",
+    "evolution strategies alone, its end: 12,000": HERE / "nineteen_12000.safetensors",
+    "back-propagation alone, windows of 100, 4,000": HERE / "windows_4000.safetensors",
 }
 
 
@@ -84,12 +95,24 @@ def _folder(name: str) -> str:
     return name.translate({ord(" "): "_", ord(","): None, ord(":"): None})
 
 
-def _trained(name: str, place: Path) -> Path:
+def _trained(experiment: Experiment, place: Path) -> Path:
     if not (place / CONFIG).exists():
-        train(ARMS[name], place)
+        train(experiment, place)
     elif not (place / OPTIMIZER).exists() or read_json(place / STATE)["state"] != "finished":
         resume(place)
     return place
+
+
+def _whole(seed: int, place: Path) -> Path:
+    """The recipe's two parts."""
+    start = _trained(dataclasses.replace(START, seed=seed), WORK / f"start_{seed}")
+    return _trained(dataclasses.replace(RECIPE, seed=seed, start=str(start)), place)
+
+
+def _phi(name: str, place: Path) -> Path:
+    if name in RUNS:
+        return RUNS[name]
+    return (_whole(SEEDS[name], place) if name in SEEDS else _trained(ARMS[name], place)) / OPTIMIZER
 
 
 def _scored(phi: Path, path: Path) -> dict[str, Any]:
@@ -122,14 +145,14 @@ def _figures(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    known = [*ARMS, *RUNS]
+    known = [*SEEDS, *ARMS, *RUNS]
     unknown = [name for name in sys.argv[1:] if name not in known]
     if unknown:
         raise SystemExit(f"{unknown[0]!r} is no arm; there are: {'; '.join(known)}.")
     for name in sys.argv[1:] or known:
         if name not in _record():
             place = WORK / _folder(name)
-            phi = RUNS[name] if name in RUNS else _trained(name, place) / OPTIMIZER
+            phi = _phi(name, place)
             place.mkdir(parents=True, exist_ok=True)
             found = {"scores": jsonable(_scored(phi, place / running.RECORDS)), "environment": provenance()}
             write_json(RECORD, {**_record(), name: found})  # read anew: another process may have added its own

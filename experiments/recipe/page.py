@@ -64,12 +64,12 @@ def _arms(record: Mapping[str, Any]) -> Iterator[str]:
     if not record:
         yield "Not run yet."
         return
-    from experiments.recipe.arms import ARMS, RUNS, WHOLE
+    from experiments.recipe.arms import ARMS, FIRST, RUNS, SEEDS
 
-    record = {name: record[name] for name in (*RUNS, *ARMS) if name in record}
-    first = record.get(WHOLE, {"scores": {}})
+    record = {name: record[name] for name in (*SEEDS, *RUNS, *ARMS) if name in record}
+    first = record.get(FIRST, {"scores": {}})
     horizons = list(next(iter(record.values()))["scores"])
-    columns = ("≤ best tuned", "≤ best not told", "to tuned Adam", "to the recipe [95%]", "failed")
+    columns = ("≤ best tuned", "≤ best not told", "to tuned Adam", "to the first part [95%]", "failed")
     yield "| " + " | ".join(["arm", *(f"{name}, {at}" for at in horizons for name in columns)]) + " |"
     yield "| --- " * (1 + len(horizons) * len(columns)) + "|"
     for name, arm in record.items():
@@ -81,7 +81,7 @@ def _arms(record: Mapping[str, Any]) -> Iterator[str]:
             beside = mean_of(np.array([entries[one]["adam"] - whole[one]["adam"] for one in entries if one in whole]))
             counts = (f"{(figures[key] <= TIE).sum()} of {len(entries)}" for key in ("best", "untold"))
             mean, low, high = (_number(np.exp(value)) for value in (beside.mean, *beside.interval()))
-            ratio = "" if name == WHOLE or not whole else f"{mean} [{low}, {high}]"
+            ratio = "" if name == FIRST or not whole else f"{mean} [{low}, {high}]"
             cells += [*counts, _number(np.exp(figures["adam"].mean())), ratio, f"{figures['failed'].mean():.1%}"]
         yield "| " + " | ".join(cells) + " |"
 

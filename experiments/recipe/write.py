@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.controller import EXPERIMENT
-from experiments.thesis.arms import FEATURES
 from metaopt.choices import choice, parse_choice
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import Curriculum, Experiment, build_families, optimizer_of
@@ -35,17 +34,11 @@ TASKS = (
     choice("classifier", hidden_layers=3, width=16, batch_norm=True, activation="tanh"),
     choice("classifier", hidden_layers=2, width=16, activation="sigmoid", rescale=1.0),
 )
-# What the controller was when these φ were meta-trained.
-OPTIMIZER = choice("controller", bound=1.0, features=FEATURES)
 OBJECTIVE = "log_relative:floor=1e-6"
-# φ fresh, and meta-trained: by ES for 500 meta-steps and for all 16,000 of the recipe's first form, and by
-# back-propagation through windows of 100 steps for 525.
-PHIS = {
-    "fresh": None,
-    "after ES": HERE / "after_es.safetensors",
-    "after windows of 100": HERE / "after_100.safetensors",
-    "after the recipe's first form": HERE / "nres_16000.safetensors",
-}
+# φ fresh, and meta-trained by back-propagation through windows of 100 steps for 4,000 meta-steps.
+PHIS = {"fresh": None, "after back-propagation": HERE / "windows_4000.safetensors"}
+WINDOWS = (50, 100, 250)
+CLIP = "clip_task_norm=0.5"
 ES = "clip_difference=2.0,tasks_per_perturbation=1,sigma="
 
 
@@ -64,11 +57,12 @@ SETTINGS = {
     "NRES, σ = .01": Setting(f"noise_reuse_evolution_strategies:{ES}0.01", 50, 80, 12),
     "NRES, σ = .1": Setting(f"noise_reuse_evolution_strategies:{ES}0.1", 50, 80, 12),
     "PES, σ = .03": Setting(f"persistent_evolution_strategies:{ES}0.03", 50, 80, 12),
-    **{f"first order, windows of {window}": Setting("truncated_backprop", window) for window in (50, 100, 250, 500)},
+    **{f"first order, windows of {window}": Setting(f"truncated_backprop:{CLIP}", window) for window in WINDOWS},
     **{
-        f"second order, windows of {window}": Setting("truncated_backprop:second_order=true", window)
-        for window in (50, 250)
+        f"second order, windows of {window}": Setting(f"truncated_backprop:{CLIP},second_order=true", window)
+        for window in WINDOWS
     },
+    "first order, windows of 100, not clipped": Setting("truncated_backprop", 100),
 }
 
 
@@ -76,7 +70,6 @@ def experiment(setting: Setting) -> Experiment:
     return dataclasses.replace(
         EXPERIMENT,
         tasks=TASKS,
-        optimizer=OPTIMIZER,
         num_tasks=setting.num_tasks,
         horizon=HORIZON,
         unroll_length=setting.window if setting.window < HORIZON else None,
