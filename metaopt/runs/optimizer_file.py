@@ -130,8 +130,8 @@ def find_optimizer(name_or_path: str | Path) -> Trained:
     )
 
 
-def with_start(optimizer: Optimizer, start: str | Path) -> Optimizer:
-    """The optimizer with another's φ as what it begins with.
+def start_of(optimizer: Optimizer, start: str | Path) -> MetaParams:
+    """Another's φ, for the optimizer to begin with.
 
     Raises:
       UserError: there is none, or its φ is that of another architecture.
@@ -145,7 +145,7 @@ def with_start(optimizer: Optimizer, start: str | Path) -> Optimizer:
                 f"`start`: φ of {start} does not fit, {name} is {there} there and {here} here; take its optimizer, "
                 f"{trained.experiment.optimizer}, or another start."
             )
-    return optimizer._replace(init=lambda key: trained.meta_params)
+    return trained.meta_params
 
 
 def refuse_nonfinite(meta_params: MetaParams, where: str, remedy: str = "take an older file, or train it anew") -> None:

@@ -25,7 +25,7 @@ from metaopt.runs.environment import check_config, check_data, note_resumption, 
 from metaopt.runs.evaluations import check, check_writable, evaluate_all, plan_of, print_results, stopping_of
 from metaopt.runs.faults import NotWritten, in_one_line
 from metaopt.runs.interrupts import Interrupted, SignalGuard
-from metaopt.runs.optimizer_file import with_start
+from metaopt.runs.optimizer_file import start_of
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.state import told, write_state
 from metaopt.training.loop import Diverged, Trainer, TrainState, meta_train
@@ -70,11 +70,12 @@ def train(
       NotWritten: the disk is full or gone; what was saved before stays.
       LostProcess: another process that trained along is gone.
     """
-    trainer = _started(prepare(experiment))
+    trainer = prepare(experiment)
+    start = _start(trainer)
     if not processes.is_first():
         _take_part(trainer, resumed=False)
         return out or Path()
-    _warn_of_long_steps(trainer)
+    _warn_of_long_steps(trainer, start)
     environment = of_experiment(trainer.experiment, folder.safe_name(name))
     with folder.create_run(out, name, trainer.experiment, environment) as made:
         try:
@@ -156,17 +157,17 @@ def prepare(experiment: Experiment) -> Trainer:
     return trainer
 
 
-def _started(trainer: Trainer) -> Trainer:
-    """With the φ that the experiment's `start` names, where it has one; a checkpoint needs it no more."""
-    if trainer.experiment.start is not None:
-        trainer.optimizer = with_start(trainer.optimizer, trainer.experiment.start)
-    return trainer
+def _start(trainer: Trainer) -> MetaParams | None:
+    """The φ that the experiment's `start` names; a checkpoint needs it no more."""
+    start = trainer.experiment.start
+    return None if start is None else start_of(trainer.optimizer, start)
 
 
-def _warn_of_long_steps(trainer: Trainer) -> None:
+def _warn_of_long_steps(trainer: Trainer, start: MetaParams | None) -> None:
     optimizer, key = trainer.optimizer, jax.random.key(trainer.experiment.seed)
+    meta_params = optimizer.init(key) if start is None else start
     for family in trainer.alone().families:
-        warn_of_long_steps(str(trainer.experiment.optimizer), optimizer, optimizer.init(key), family, key)
+        warn_of_long_steps(str(trainer.experiment.optimizer), optimizer, meta_params, family, key)
 
 
 def _run(path: Path, trainer: Trainer, console: Any, callbacks: Callbacks, *, resumed: bool) -> Path:
@@ -218,7 +219,7 @@ def _meta_train(
         recorder.start(None if state is None else _readable(state), [progress])
         trainer.level = recorder.stage.level
         processes.where_the_first_writes(path)
-        state = _started(trainer).init() if state is None else state
+        state = trainer.init(_start(trainer)) if state is None else state
         more = [] if callbacks.chunk is None else [callbacks.chunk(path, trainer, state, progress.say)]
         return meta_train(
             trainer,
@@ -241,10 +242,9 @@ def _take_part(trainer: Trainer, *, resumed: bool) -> None:
         with in_one_line(None):
             # The first makes a state before it restores one, and programs must start in one order everywhere.
             state = _from_first(trainer.init(), held=False) if resumed else None
-            if state is None:
-                _started(trainer)
             path = processes.where_the_first_writes(Path())
         with in_one_line(path):
+            state = trainer.init(_start(trainer)) if state is None else state
             meta_train(trainer, state=state, callbacks=[lambda *_: processes.meet("chunk")], progress=False)
             processes.leave()
 

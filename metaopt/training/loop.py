@@ -106,12 +106,16 @@ class Trainer:
         )
 
     @usual_rules()
-    def init(self) -> TrainState:
-        """The state before the first meta-step, decided by the experiment's seed."""
+    def init(self, start: MetaParams | None = None) -> TrainState:
+        """The state before the first meta-step, decided by the experiment's seed.
 
-        def make(key_data: jax.Array, families: Families) -> TrainState:
+        Args:
+          start: φ to begin with; None: the optimizer's own.
+        """
+
+        def make(key_data: jax.Array, start: MetaParams | None, families: Families) -> TrainState:
             init_key, estimator_key, run_key = jax.random.split(jax.random.wrap_key_data(key_data), 3)
-            meta_params = self.optimizer.init(init_key)
+            meta_params = self.optimizer.init(init_key) if start is None else start
             return TrainState(
                 meta_params=meta_params,
                 opt_state=self.meta_optimizer.init(ravel_pytree(meta_params)[0]),
@@ -123,7 +127,8 @@ class Trainer:
 
         key_data = _replicate(jax.random.key_data(jax.random.key(self.experiment.seed)), self._replicated)
         once = compiler_options(runs_once=True)
-        return jax.jit(make, out_shardings=self._replicated, compiler_options=once)(key_data, self.families)
+        start = _replicate(start, self._replicated)
+        return jax.jit(make, out_shardings=self._replicated, compiler_options=once)(key_data, start, self.families)
 
     def alone(self) -> Trainer:
         """The same with the families on this process's own devices, for what it does without the others."""
@@ -330,6 +335,11 @@ def meta_train(
     if not isinstance(experiment, Experiment | Trainer):
         raise UserError(f"`experiment` is a {type(experiment).__name__}; give an `Experiment` (metaopt.Experiment).")
     trainer = experiment if isinstance(experiment, Trainer) else Trainer(validate(experiment))
+    if state is None and trainer.experiment.start is not None:
+        raise UserError(
+            "`start` is a file for `metaopt train`; here give its φ, "
+            "`state=Trainer(experiment).init(metaopt.shipped.loading.find_optimizer(NAME).meta_params)`."
+        )
     state = trainer.init() if state is None else state
     num_meta_steps, every = trainer.experiment.num_meta_steps, trainer.experiment.log.every
     recent: deque[tuple[bool, bool]] = deque(history, maxlen=max(LOOK_BACK, every))

@@ -32,18 +32,22 @@ def test_the_page_names_the_estimator_whose_single_meta_step_is_nearest() -> Non
 
     exploded = {**measured(0.0, 0.0), "cosine": None, "one_step_cosine": None}
     held = {"NRES, σ = .03": measured(1.0, 0.1), "first order, windows of 50": measured(0.6, 0.5)}
-    text = page({"fresh": {**held, "second order, windows of 250": exploded}}, {})
+    text = page({"fresh": {**held, "second order, windows of 100": exploded}}, {})
     assert "first order, windows of 50 (cosine 0.50; NRES itself 0.10)" in " ".join(text.split())
     assert "| first order, windows of 50 | 0.6 ± 0.1 | 0.5 | – | 2 ± 0.5 | 25% | 61 |" in text
-    assert "| second order, windows of 250 | – | – | – | 2 ± 0.5 | 25% | 61 |" in text
+    assert "| second order, windows of 100 | – | – | – | 2 ± 0.5 | 25% | 61 |" in text
 
 
-def test_every_arm_differs_in_one_thing_and_the_page_sets_them_beside_the_recipe() -> None:
+def test_every_arm_differs_in_one_thing_and_the_page_sets_them_beside_the_first_part() -> None:
+    first = validate(arms.START)
     for name, arm in arms.ARMS.items():
         asked = validate(arm)
-        fields = [field.name for field in dataclasses.fields(asked)]
-        differing = {field for field in fields if getattr(asked, field) != getattr(validate(arms.RECIPE), field)}
-        assert len(differing - {"num_tasks"}) == (name != arms.WHOLE), name
+        differing = {
+            field.name
+            for field in dataclasses.fields(asked)
+            if getattr(asked, field.name) != getattr(first, field.name)
+        }
+        assert len(differing - {"num_tasks"}) == (name != arms.FIRST), name
         assert "num_tasks" not in differing or name == "ten families"
 
     def scored(adam: float, best: float) -> dict[str, Any]:
@@ -51,8 +55,8 @@ def test_every_arm_differs_in_one_thing_and_the_page_sets_them_beside_the_recipe
 
     held = {"50": {"a": scored(-1.0, 0.0), "b": scored(0.0, 0.5)}}
     worse = {"50": {"a": scored(0.0, 1.0), "b": scored(1.0, 1.5)}}
-    text = page({}, {"without a gain": {"scores": worse}, "the recipe": {"scores": held}})
-    assert "| the recipe | 1 of 2 | 2 of 2 | 0.61 |  | 12.5% |" in text
+    text = page({}, {"without a gain": {"scores": worse}, arms.FIRST: {"scores": held}})
+    assert "| the first part | 1 of 2 | 2 of 2 | 0.61 |  | 12.5% |" in text
     assert "| without a gain | 0 of 2 | 1 of 2 | 1.6 | 2.7 [2.7, 2.7] | 12.5% |" in text
-    assert text.index("| the recipe |") < text.index("| without a gain |")
+    assert text.index("| the first part |") < text.index("| without a gain |")
     assert "| without a gain | 0 of 2 | 1 of 2 | 1.6 |  | 12.5% |" in page({}, {"without a gain": {"scores": worse}})

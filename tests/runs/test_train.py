@@ -30,7 +30,7 @@ from metaopt.runs.metrics import Digest
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.train import resume, train
 from metaopt.shipped.loading import read_optimizer
-from metaopt.training.loop import Trainer
+from metaopt.training.loop import Trainer, meta_train
 from metaopt.training.validation import Validator
 from tests.toys import begun_with
 
@@ -307,6 +307,16 @@ def test_a_run_begins_with_the_phi_of_another_and_so_it_does_without_a_checkpoin
     elsewhere = copied(first, tmp_path)
     begun_with(elsewhere, {**json.loads((elsewhere / "config.json").read_text()), "start": "gone"})
     assert equal_phi(resume(elsewhere), finished)  # from its checkpoint, which needs no start
+
+
+def test_in_python_a_start_is_refused_unless_its_phi_is_given(tiny: Experiment, finished: Path) -> None:
+    experiment = dataclasses.replace(tiny, start=str(finished), num_meta_steps=1)
+    with pytest.raises(UserError, match=r"`start` is a file for `metaopt train`; here give its φ"):
+        meta_train(experiment)
+    trainer, phi = Trainer(experiment), read_optimizer(finished / "optimizer.safetensors").meta_params
+    state = trainer.init(phi)
+    assert jax.tree.all(jax.tree.map(np.array_equal, state.meta_params, phi))
+    assert int(meta_train(trainer, state=state).meta_step) == 1
 
 
 @pytest.mark.parametrize(
