@@ -24,9 +24,7 @@ def page(record: Mapping[str, Any], arms: Mapping[str, Any]) -> str:
     done, of = sum(map(len, record.values())), len(PHIS) * len(SETTINGS)
     lines = [*_answer(record, list(SETTINGS))]
     if done < of:
-        lines.append(
-            f"- {done} of {of} rows are measured so far. Nearest to it at a fresh φ says nothing of where it leads."
-        )
+        lines.append(f"- {done} of {of} rows are measured so far.")
     answer = "\n".join(textwrap.fill(line, 120, subsequent_indent="  ") for line in lines)
     counts = {"horizon": HORIZON, "tasks": tasks, "more": REFERENCE.num_tasks}
     return words.format(**counts, answer=answer, tables=tables, arms="\n".join(_arms(arms)))
