@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,7 +114,12 @@ def _whole(seed: int, place: Path) -> Path:
 def _phi(name: str, place: Path) -> Path:
     if name in RUNS:
         return RUNS[name]
-    return (_whole(SEEDS[name], place) if name in SEEDS else _trained(ARMS[name], place)) / OPTIMIZER
+    if name in ARMS:
+        return _trained(ARMS[name], place) / OPTIMIZER
+    kept = HERE / f"recipe_{SEEDS[name]}.safetensors"  # beside the scores, for runs/ is not committed
+    if not kept.exists():
+        shutil.copyfile(_whole(SEEDS[name], place) / OPTIMIZER, kept)
+    return kept
 
 
 def _scored(phi: Path, path: Path) -> dict[str, Any]:
