@@ -1,6 +1,6 @@
 """Controller meta-trained on nineteen families for up to 2,000 steps: how far to step, and along what, a tensor each.
 
-In two parts (`experiments/recipe` has what was measured). First five minutes of back-propagation through windows of 50
+In two parts (`experiments/recipe` has what was measured). First 1,500 meta-steps of back-propagation in windows of 50
 steps, each task's gradient clipped by itself: next to no noise, and biased, for it sees no further than a window. From
 its φ then this: noise-reuse evolution strategies, one perturbation a task, which have no such bias and much noise.
 
@@ -11,7 +11,7 @@ its φ then this: noise-reuse evolution strategies, one perturbation a task, whi
 Horizons are drawn as runs begin, so that short and long ones are in every meta-step. The floor of the objective keeps
 tasks whose loss goes to zero from deciding alone; the bound on differences makes families weigh alike, and a run that
 dies counts as much as it allows. What is validated and saved is an average of φ over about the last five hundred
-meta-steps, the best of them by validation at three times the longest horizon. Three quarters of an hour of one core.
+meta-steps, the best of them by validation at three times the longest horizon. About fifty minutes of one core, compilation included.
 """
 
 from metaopt import Experiment, choice
