@@ -11,7 +11,8 @@ its φ then this: noise-reuse evolution strategies, one perturbation a task, whi
 Horizons are drawn as runs begin, so that short and long ones are in every meta-step. The floor of the objective keeps
 tasks whose loss goes to zero from deciding alone; the bound on differences makes families weigh alike, and a run that
 dies counts as much as it allows. What is validated and saved is an average of φ over about the last five hundred
-meta-steps, the best of them by validation at three times the longest horizon. About fifty minutes of one core, compilation included.
+meta-steps, the best of them by validation at three times the longest horizon. About fifty minutes of one core with
+compilation.
 """
 
 from metaopt import Experiment, choice
