@@ -52,7 +52,7 @@ RECIPE = dataclasses.replace(
 START = dataclasses.replace(
     RECIPE,
     num_meta_steps=1500,
-    num_tasks=38,
+    num_tasks=40,
     estimator=choice("truncated_backprop", clip_task_norm=0.5),
     meta_optimizer=dataclasses.replace(EXPERIMENT.meta_optimizer, learning_rate=1e-3, ema=0.99),
     validation=Validation(every=1500, num_tasks=6, multiples=(1,)),
