@@ -28,9 +28,7 @@ FAMILIES = (
     choice("linear_regression", dim=100, num_examples=400, density=0.05, rescale=1.0),
     choice("logistic_regression", rescale=1.0),
     choice("logistic_regression", dim=100, num_examples=400, num_classes=8, density=0.03, batch_size=16, rescale=1.0),
-    choice(
-        "logistic_regression", dim=100, num_examples=400, num_classes=20, density=0.03, batch_size=32, rank=4, rescale=0.5
-    ),
+    choice("logistic_regression", dim=100, num_examples=400, num_classes=20, density=0.03, rank=4, rescale=0.5),
     choice("mixture_of_experts", rescale=0.5),
     choice("classifier", hidden_layers=1, rescale=0.5),
     choice("classifier", hidden_layers=3, width=16, batch_norm=True, activation="tanh"),

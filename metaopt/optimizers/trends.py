@@ -1,4 +1,4 @@
-"""What a controller keeps of the loss that it is told: whether it falls, as its slopes foretold, and what is lost again."""
+"""What a controller keeps of the loss that it is told: whether it falls, as foretold, and what is lost again."""
 
 from __future__ import annotations
 
