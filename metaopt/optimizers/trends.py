@@ -42,9 +42,9 @@ def follow(
     Args:
       foretold: the change of the loss by the last step to first order, of the part along the bank's own directions.
     """
-    foretold = trend[SINCE] + foretold
+    foretold, zero = trend[SINCE] + foretold, jnp.zeros((), trend.dtype)
     if value is None:
-        return trend.at[SINCE].set(foretold), *(jnp.zeros(n, trend.dtype) for n in ((), (2,), ()))
+        return trend.at[SINCE].set(foretold), zero, jnp.zeros(2, trend.dtype), zero
     value = jnp.asarray(value, trend.dtype)
     seen = jnp.isfinite(value)
     raw = value = jnp.where(seen, value, trend[LAST])
@@ -62,10 +62,9 @@ def follow(
             trend[FORETOLD] + SHARES[0] * (foretold - trend[FORETOLD]),
             trend[FIRST],
             jnp.minimum(trend[LEAST], fast),
-            jnp.zeros_like(value),
+            zero,
         ]
     )
-    zero = jnp.zeros_like(value)
     new = jnp.where(variance < 0, jnp.stack([value, value, zero, raw, zero, zero, value, value, zero]), new)
     new = jnp.where(seen, new, trend.at[SINCE].set(foretold))
     difference = jnp.where(new[VARIANCE] < 0, 0.0, new[FAST] - new[SLOW])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 from collections.abc import Mapping
@@ -17,11 +18,12 @@ from safetensors.flax import save_file
 
 import metaopt
 from metaopt import files
-from metaopt.errors import UserError, suggest
+from metaopt.choices import Choice
+from metaopt.errors import UserError, suggest, warn
 from metaopt.experiment import Experiment, whole_optimizer
 from metaopt.experiment.plain import from_json, to_json
 from metaopt.optimizers.guard import guarded
-from metaopt.registry import UnknownEntry
+from metaopt.registry import OPTIMIZERS, UnknownEntry
 from metaopt.runs import own_entries
 from metaopt.runs.folder import CONFIG, OPTIMIZER, resume_command
 from metaopt.types import MetaParams, Optimizer, PyTree
@@ -130,8 +132,8 @@ def find_optimizer(name_or_path: str | Path) -> Trained:
     )
 
 
-def start_of(optimizer: Optimizer, start: str | Path) -> MetaParams:
-    """Another's φ, for the optimizer to begin with.
+def start_of(optimizer: Optimizer, picked: Choice, start: str | Path) -> MetaParams:
+    """Another's φ, for the optimizer that `picked` names to begin with; says where the other was of other settings.
 
     Raises:
       UserError: there is none, or its φ is that of another architecture.
@@ -145,7 +147,16 @@ def start_of(optimizer: Optimizer, start: str | Path) -> MetaParams:
                 f"`start`: φ of {start} does not fit, {name} is {there} there and {here} here; take its optimizer, "
                 f"{trained.experiment.optimizer}, or another start."
             )
+    other = trained.experiment.optimizer
+    if _settings(other) != _settings(picked):
+        warn(f"`start`: φ of {start} was meta-trained as {other} and is the start of {picked}; see that you mean it.")
     return trained.meta_params
+
+
+def _settings(picked: Choice) -> dict[str, Any]:
+    """All that an optimizer is made by, defaults too."""
+    defaults = inspect.signature(OPTIMIZERS[picked.name]).parameters
+    return {"name": picked.name, **{name: one.default for name, one in defaults.items()}, **picked.options}
 
 
 def refuse_nonfinite(meta_params: MetaParams, where: str, remedy: str = "take an older file, or train it anew") -> None:

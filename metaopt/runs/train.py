@@ -160,7 +160,7 @@ def prepare(experiment: Experiment) -> Trainer:
 def _start(trainer: Trainer) -> MetaParams | None:
     """The φ that the experiment's `start` names; a checkpoint needs it no more."""
     start = trainer.experiment.start
-    return None if start is None else start_of(trainer.optimizer, start)
+    return None if start is None else start_of(trainer.optimizer, trainer.experiment.optimizer, start)
 
 
 def _warn_of_long_steps(trainer: Trainer, start: MetaParams | None) -> None:

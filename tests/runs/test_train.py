@@ -309,6 +309,20 @@ def test_a_run_begins_with_the_phi_of_another_and_so_it_does_without_a_checkpoin
     assert equal_phi(resume(elsewhere), finished)  # from its checkpoint, which needs no start
 
 
+@pytest.mark.parametrize(("option", "said"), [({}, False), ({"form": "thesis"}, False), ({"form": "torch"}, True)])
+def test_a_start_of_other_settings_is_said(
+    option: dict[str, bool],
+    said: bool,
+    tiny: Experiment,
+    finished: Path,
+    tmp_path: Path,
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    optimizer = dataclasses.replace(tiny.optimizer, options={**tiny.optimizer.options, **option})
+    train(dataclasses.replace(tiny, start=str(finished), optimizer=optimizer, num_meta_steps=1), tmp_path / "run")
+    assert said == any("was meta-trained as" in str(one.message) for one in recwarn)
+
+
 def test_in_python_a_start_is_refused_unless_its_phi_is_given(tiny: Experiment, finished: Path) -> None:
     experiment = dataclasses.replace(tiny, start=str(finished), num_meta_steps=1)
     with pytest.raises(UserError, match=r"`start` is a file for `metaopt train`; here give its φ"):
