@@ -52,7 +52,7 @@ RECIPE = dataclasses.replace(
 START = dataclasses.replace(
     RECIPE,
     num_meta_steps=1500,
-    num_tasks=40,
+    num_tasks=38,
     estimator=choice("truncated_backprop", clip_task_norm=0.5),
     meta_optimizer=dataclasses.replace(EXPERIMENT.meta_optimizer, learning_rate=1e-3, ema=0.99),
     validation=Validation(every=1500, num_tasks=6, multiples=(1,)),
@@ -86,9 +86,7 @@ SEEDS = {f"the recipe, meta-seed {seed}": seed for seed in range(3)}
 # φ of whole runs, one meta-seed each.
 RUNS = {
     "first form, 16,000 meta-steps": HERE / "nres_16000.safetensors",
-    "nineteen families, without what is lost": HERE / "nineteen_recipe.safetensors",
-    "its first part": HERE / "nineteen_first_part.safetensors",
-    "its forerunner, picked by validation: 4,000": HERE / "forerunner_4000.safetensors",
+    "forerunner of the recipe, picked by validation: 4,000": HERE / "forerunner_4000.safetensors",
     "evolution strategies alone, picked by validation: 6,000": HERE / "nineteen_6000.safetensors",
     "evolution strategies alone, its end: 12,000": HERE / "nineteen_12000.safetensors",
     "back-propagation alone, windows of 100, 4,000": HERE / "windows_4000.safetensors",

@@ -53,7 +53,6 @@ FEATURES = {
     "coordinates": 1,
     "loss": 1,  # its trend; 0 where `update` is given no `value`
     "change": 2,  # of the loss over it and what the slopes at the last step foretold, at once and on average; or 0
-    "lost": 1,  # what the loss has risen since its least, of that and all it had fallen, see `trends.follow`; or 0
     "others": 0,
 }
 Outputs = Literal["both", "alpha", "weights"]
@@ -82,7 +81,7 @@ class ControllerState(NamedTuple):
     first: tuple[jax.Array, ...]  # [rows, width] each: the fast, the medium and the slow momentum
     second: jax.Array  # [rows, width]
     tensors: TensorState
-    trend: jax.Array  # [9] of the loss, see `trends.unseen`
+    trend: jax.Array  # [7] of the loss, see `trends.unseen`
     network: mlps.MLPState | tuple[()] = ()  # where the bank has one
 
 
@@ -119,8 +118,7 @@ def controller(
         momentum_medium, momentum_slow (m̂/√mean v̂), mlp (a network's a coordinate, as of `mlp`; ten more numbers a
         coordinate, and the last step is read without its part); the first is the one it begins with.
       features: what the GRU reads, with commas between them: size, cosine, ratio, last_step, slope, second, gradient,
-        params, alpha, time, start, coordinates, loss, change, lost, others; or
-        all.
+        params, alpha, time, start, coordinates, loss, change, others; or all.
       outputs: whether it sets the step length (`alpha`), the mixture (`weights`) or `both`.
       loss_trend: a fast less a slow average of the loss, over its `spread` about the latter, or those of its `log`,
         which a shift of the loss changes.
@@ -350,7 +348,7 @@ def _update(
     log_alpha_0 = meta_params["log_alpha"].astype(dtype)
     log_alpha = (log_alpha_0 + before.log_change)[:, None]
     log_theta = 0.5 * jnp.log(jnp.maximum(square_theta, 1e-12))
-    trend, falling, changed, lost = trends.follow(state.trend, value, jnp.sum(before.slope), rule.loss_trend)
+    trend, falling, changed = trends.follow(state.trend, value, jnp.sum(before.slope), rule.loss_trend)
     read = {
         "size": _log_ratio(squares * debias1**2, slow),
         "cosine": along * inverse_root(square) * inverse_root(before.first),
@@ -366,7 +364,6 @@ def _update(
         "coordinates": jnp.log(size) / 10,
         "loss": jnp.full_like(square, falling),
         "change": jnp.broadcast_to(changed, (square.shape[0], 2)),
-        "lost": jnp.full_like(square, lost),
     }
     inputs = [read[name] for name in rule.features if name in read]
     x = jnp.clip(jnp.concatenate(inputs, axis=1), -LARGEST_FEATURE, LARGEST_FEATURE) if inputs else square[:, :0]

@@ -1,4 +1,4 @@
-"""What a controller keeps of the loss that it is told: whether it falls, as foretold, and what is lost again."""
+"""What a controller keeps of the loss that it is told: whether it falls, and whether as its slopes foretold."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from metaopt.optimizers.tensors import inverse_root
 
 Kind = Literal["spread", "log"]
 SHARES = (0.2, 0.03)  # of a new loss in the fast and the slow average
-FAST, SLOW, VARIANCE, LAST, CHANGE, FORETOLD, FIRST, LEAST, SINCE = range(9)
+FAST, SLOW, VARIANCE, LAST, CHANGE, FORETOLD, SINCE = range(7)
 
 
 def unseen(dtype: Any) -> jax.Array:
-    """[9] fast and slow average of the loss, its variance about the slow one (below 0: none seen), the last one, fast
-    averages of its change and of what was foretold of it, the fast average at first and at its least, and what is
-    foretold since the last loss."""
-    return jnp.zeros(9, dtype).at[VARIANCE].set(-1.0)
+    """[7] fast and slow average of the loss, its variance about the slow one (below 0: none seen), the last one, fast
+    averages of its change and of what was foretold of it, and what is foretold since the last one."""
+    return jnp.zeros(7, dtype).at[VARIANCE].set(-1.0)
 
 
 def share(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -33,42 +32,37 @@ def share(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def follow(
     trend: jax.Array, value: jax.Array | None, foretold: jax.Array, kind: Kind
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """What is kept of the loss with one more, whether it falls (below 0) or rises, its changes [2], and what is lost.
-
-    Without a loss these are 0. Lost is what the fast average has risen since its least, of that and all it had fallen:
-    ½ is back at the start, 1 far above it.
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What is kept of the loss with one more, whether it falls (below 0) or rises, and its changes [2]; 0s without.
 
     Args:
       foretold: the change of the loss by the last step to first order, of the part along the bank's own directions.
     """
-    foretold, zero = trend[SINCE] + foretold, jnp.zeros((), trend.dtype)
+    foretold = trend[SINCE] + foretold
     if value is None:
-        return trend.at[SINCE].set(foretold), zero, jnp.zeros(2, trend.dtype), zero
+        return trend.at[SINCE].set(foretold), jnp.zeros((), trend.dtype), jnp.zeros(2, trend.dtype)
     value = jnp.asarray(value, trend.dtype)
     seen = jnp.isfinite(value)
     raw = value = jnp.where(seen, value, trend[LAST])
     if kind == "log":
         value = jnp.log(jnp.maximum(jnp.abs(value), 1e-12))
     fast, slow, variance = trend[FAST], trend[SLOW], trend[VARIANCE]
-    change, fast = raw - trend[LAST], fast + SHARES[0] * (value - fast)
+    change = raw - trend[LAST]
     new = jnp.stack(
         [
-            fast,
+            fast + SHARES[0] * (value - fast),
             slow + SHARES[1] * (value - slow),
             variance + SHARES[1] * (jnp.square(value - slow) - variance),
             raw,
             trend[CHANGE] + SHARES[0] * (change - trend[CHANGE]),
             trend[FORETOLD] + SHARES[0] * (foretold - trend[FORETOLD]),
-            trend[FIRST],
-            jnp.minimum(trend[LEAST], fast),
-            zero,
+            jnp.zeros_like(value),
         ]
     )
-    new = jnp.where(variance < 0, jnp.stack([value, value, zero, raw, zero, zero, value, value, zero]), new)
+    zero = jnp.zeros_like(value)
+    new = jnp.where(variance < 0, jnp.stack([value, value, zero, raw, zero, zero, zero]), new)
     new = jnp.where(seen, new, trend.at[SINCE].set(foretold))
     difference = jnp.where(new[VARIANCE] < 0, 0.0, new[FAST] - new[SLOW])
     falling = difference if kind == "log" else difference * inverse_root(new[VARIANCE])
     at_once = jnp.where((variance < 0) | ~seen, 0.0, share(change, foretold))
-    lost = share(new[FAST] - new[LEAST], new[FIRST] - new[LEAST])
-    return new, falling, jnp.stack([at_once, share(new[CHANGE], new[FORETOLD])]), lost
+    return new, falling, jnp.stack([at_once, share(new[CHANGE], new[FORETOLD])])

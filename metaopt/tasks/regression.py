@@ -93,12 +93,7 @@ class LabelledExamples(NamedTuple):
 
 @TASKS.register
 def logistic_regression(
-    num_examples: int = 200,
-    dim: int = 10,
-    num_classes: int = 2,
-    batch_size: int = 20,
-    density: float = 1.0,
-    rank: int | None = None,
+    num_examples: int = 200, dim: int = 10, num_classes: int = 2, batch_size: int = 20, density: float = 1.0
 ) -> TaskFamily:
     """Mean cross-entropy of softmax(Wᵀx), with labels argmax(Ŵᵀx + ε).
 
@@ -107,8 +102,6 @@ def logistic_regression(
 
     Args:
       density: as in `linear_regression`.
-      rank: W = U V of this rank (Yee and Hastie 2003), no longer convex; the parameters are U [dim, rank] and V
-        [rank, num_classes], both ~ N(0, 1/√rank) at the start, so that W_0 has variance 1. None: W itself.
 
     Raises:
       ValueError: a setting is not a positive whole number, `num_classes` is 1, `density` not in (0, 1], or `batch_size`
@@ -118,8 +111,6 @@ def logistic_regression(
     check_count("num_examples", num_examples)
     check_count("dim", dim)
     check_count("num_classes", num_classes, least=2)
-    if rank is not None:
-        check_count("rank", rank)
     check_batch_size(batch_size, num_examples)
 
     def sample(key: Key, data: Data) -> LabelledExamples:
@@ -130,21 +121,14 @@ def logistic_regression(
         return LabelledExamples(X=X, labels=jnp.argmax(scores, axis=-1).astype(jnp.int32))
 
     def init(key: Key, task: LabelledExamples) -> Params:
-        if rank is None:
-            return jax.random.normal(key, (dim, num_classes))
-        u_key, v_key = jax.random.split(key)
-        U, V = jax.random.normal(u_key, (dim, rank)), jax.random.normal(v_key, (rank, num_classes))
-        return {"U": U / rank**0.25, "V": V / rank**0.25}
-
-    def logits(params: Params, X: jax.Array) -> jax.Array:
-        return X @ params if rank is None else X @ params["U"] @ params["V"]
+        return jax.random.normal(key, (dim, num_classes))
 
     def batch(key: Key, task: LabelledExamples, data: Data) -> LabelledExamples:
         rows = jax.random.randint(key, (batch_size,), 0, num_examples)
         return jax.tree.map(lambda x: x.at[rows].get(mode="promise_in_bounds"), task)
 
     def loss(params: Params, task: LabelledExamples, batch: LabelledExamples) -> Scalar:
-        log_probs = jax.nn.log_softmax(logits(params, batch.X))
+        log_probs = jax.nn.log_softmax(batch.X @ params)
         # A product with the one-hot labels: the gradient of an indexed pick is a scatter, slow in a batch of tasks.
         return -jnp.mean(jnp.sum(log_probs * jax.nn.one_hot(batch.labels, num_classes), axis=-1))
 
@@ -152,7 +136,7 @@ def logistic_regression(
         return task
 
     def metrics(params: Params, task: LabelledExamples, batch: LabelledExamples) -> dict[str, Scalar]:
-        return {"accuracy": jnp.mean(jnp.argmax(logits(params, batch.X), axis=-1) == batch.labels)}
+        return {"accuracy": jnp.mean(jnp.argmax(batch.X @ params, axis=-1) == batch.labels)}
 
     return TaskFamily(
         data=(),

@@ -77,7 +77,6 @@ def by_hand(phi, params, gradients, losses, options):
     log_alpha, hidden = [float(phi["log_alpha"])] * len(params), [np.zeros(hidden_size) for _ in params]
     averages, variance, out = None, 0.0, []
     slopes, raw, change, foretold = [0.0] * len(params), None, 0.0, 0.0
-    fast = []
 
     def share(a, b):
         return a / (abs(a) + abs(b)) if a or b else 0.0
@@ -98,7 +97,6 @@ def by_hand(phi, params, gradients, losses, options):
         else:
             variance += 0.03 * ((loss - averages[1]) ** 2 - variance)
             averages = [averages[0] + 0.2 * (loss - averages[0]), averages[1] + 0.03 * (loss - averages[1])]
-        fast.append(averages[0])
         trend = averages[0] - averages[1]
         if options.get("loss_trend") != "log":
             trend = trend / np.sqrt(variance) if variance else 0.0
@@ -128,7 +126,6 @@ def by_hand(phi, params, gradients, losses, options):
                 "coordinates": [np.log(g.size) / 10],
                 "loss": [trend],
                 "change": changes,
-                "lost": [share(fast[-1] - min(fast), fast[0] - min(fast))],
             }
             names = list(read) if chosen == "all" else [name for name in chosen.split(",") if name != "others"]
             x = np.clip(np.concatenate([read[name] for name in names]), -4, 4)

@@ -133,17 +133,6 @@ def test_logistic_regression_against_numpy(num_classes, x64):
     np.testing.assert_allclose(family.metrics(W, task, batch)["accuracy"], accuracy, rtol=1e-6)
 
 
-def test_factors_of_a_logistic_regression_are_one_of_their_product(x64: None) -> None:
-    family, whole = logistic_regression(num_classes=5, rank=3), logistic_regression(num_classes=5)
-    tasks, params = draw(family, 200)
-    products = jnp.einsum("tir,trj->tij", params["U"], params["V"])
-    assert np.linalg.matrix_rank(products[0]) == 3
-    assert float(jnp.mean(jnp.square(products))) == pytest.approx(1.0, abs=0.1)
-    task, batch = (jax.tree.map(lambda x: x[0], tasks),) * 2
-    factors = {name: factor[0] for name, factor in params.items()}
-    np.testing.assert_allclose(family.loss(factors, task, batch), whole.loss(products[0], task, batch), rtol=1e-9)
-
-
 def test_logistic_regression_optimum_against_sklearn(x64):
     family = logistic_regression(num_classes=3)
     task = jax.jit(family.sample)(jax.random.key(0), ())
