@@ -62,16 +62,16 @@ def _arms(record: Mapping[str, Any]) -> Iterator[str]:
     if not record:
         yield "Not run yet."
         return
-    from experiments.recipe.arms import ARMS, FIRST, RUNS, SEEDS
+    from experiments.recipe.arms import ARMS, FIRST, GONE, RUNS, SEEDS
 
-    record = {name: record[name] for name in (*SEEDS, *RUNS, *ARMS) if name in record}
+    record = {name: record[name] for name in (*SEEDS, *RUNS, *GONE, *ARMS) if name in record}
     first = record.get(FIRST, {"scores": {}})
     horizons = list(next(iter(record.values()))["scores"])
     columns = ("≤ best tuned", "≤ best not told", "to tuned Adam", "to the first part [95%]", "failed")
     yield "| " + " | ".join(["arm", *(f"{name}, {at}" for at in horizons for name in columns)]) + " |"
     yield "| --- " * (1 + len(horizons) * len(columns)) + "|"
     for name, arm in record.items():
-        cells = [name]
+        cells = [f"{name} (commit {GONE[name]})" if name in GONE else name]
         for at in horizons:
             entries = arm["scores"][at]
             figures = {key: np.array([one[key] for one in entries.values()]) for key in next(iter(entries.values()))}
