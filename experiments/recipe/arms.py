@@ -91,7 +91,7 @@ RUNS = {
     "evolution strategies alone, its end: 12,000": HERE / "nineteen_12000.safetensors",
     "back-propagation alone, windows of 100, 4,000": HERE / "windows_4000.safetensors",
 }
-# Both parts with 3,000 meta-steps in the second, of code that did not help and is no longer here: at which commit it was.
+# Whole runs, 3,000 meta-steps in the second part, of code that did not help and is gone: the commit that has it.
 GONE = {
     "a feature for what of the loss's fall is lost, a family in factors": "3e1b834",
     "the same, differences bound by .02": "3e1b834",
