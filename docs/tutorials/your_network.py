@@ -115,8 +115,8 @@ for name, (network, _) in found.items():
 
 # %% [markdown]
 # The controller was meta-trained on nineteen kinds of tasks for up to 2,000 steps:
-# [its card](../../metaopt/shipped/controller.md) has its scores on tasks of other kinds. The two LSTMs were, for runs of
-# 50 steps on small networks of this kind; [networks_rl](../../metaopt/shipped/networks_rl.md) and
+# [its card](../../metaopt/shipped/controller.md) has its scores on tasks of other kinds. The two LSTMs were, for runs
+# of 50 steps on small networks of this kind; [networks_rl](../../metaopt/shipped/networks_rl.md) and
 # [networks_bp](../../metaopt/shipped/networks_bp.md) say how they did at 1, 10 and 100 times that on networks and on
 # other tasks, beside tuned baselines, which are mostly ahead.
 #
