@@ -55,7 +55,7 @@ START = dataclasses.replace(
     num_tasks=38,
     estimator=choice("truncated_backprop", clip_task_norm=0.5),
     meta_optimizer=dataclasses.replace(EXPERIMENT.meta_optimizer, learning_rate=1e-3, ema=0.99),
-    validation=Validation(every=1500, num_tasks=6, multiples=(1,)),
+    validation=Validation(every=0),
 )
 TEN = (
     choice("quadratic", dim=20, rescale=1.0),

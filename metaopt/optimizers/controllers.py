@@ -95,6 +95,7 @@ def controller(
     loss_trend: trends.Kind = "spread",
     log_alpha: float = -4.6,
     max_change: float = 0.3,
+    early_change: float = 0.0,
     gain: float = 0.0,
     bound: float | None = None,
     weight_decay: float = 0.0,
@@ -123,7 +124,8 @@ def controller(
       loss_trend: a fast less a slow average of the loss, over its `spread` about the latter, or those of its `log`,
         which a shift of the loss changes.
       log_alpha: log α_0, a part of φ.
-      max_change: c, the most that log α changes in a step.
+      max_change: c, the most that log α changes in a step, late in a run.
+      early_change: k, the most is c (1 + k/√t) at step t, for the right α may be a hundred times α_0.
       gain: g, a step's α is e^{g tanh o'} times the one that is kept, o' one more output; 0: there is none.
       bound: α is kept below this multiple of RMS(θ), of α_0 where that is larger; none: it is not.
       weight_decay: λ of decoupled decay, -α_t λ θ.
@@ -142,7 +144,7 @@ def controller(
     for name, value in (("hidden_size", hidden_size), ("max_change", max_change), ("bound", bound)):
         if value is not None and value <= 0:
             raise ValueError(f"`{name}` ({value}) must be above 0.")
-    for name, value in (("weight_decay", weight_decay), ("gain", gain)):
+    for name, value in (("weight_decay", weight_decay), ("gain", gain), ("early_change", early_change)):
         if value < 0:
             raise ValueError(f"`{name}` ({value}) must be at least 0.")
     if gain and outputs == "weights":
@@ -154,6 +156,7 @@ def controller(
         outputs=outputs,
         loss_trend=loss_trend,
         max_change=max_change,
+        early_change=early_change,
         gain=gain,
         bound=bound,
         weight_decay=weight_decay,
@@ -186,6 +189,7 @@ class _Rule(NamedTuple):
     outputs: Outputs
     loss_trend: trends.Kind
     max_change: float
+    early_change: float
     gain: float
     bound: float | None
     weight_decay: float
@@ -371,7 +375,8 @@ def _update(
     outputs = hidden @ meta_params["output"]["kernel"] + meta_params["output"]["bias"]
 
     if rule.outputs != "weights":
-        log_alpha = log_alpha + rule.max_change * jnp.tanh(outputs[:, :1])
+        change = rule.max_change * (1 + rule.early_change / jnp.sqrt(t)) if rule.early_change else rule.max_change
+        log_alpha = log_alpha + change * jnp.tanh(outputs[:, :1])
     most = jnp.full_like(log_theta, LOG_ALPHA_RANGE[1])
     if rule.bound is not None:
         most = jnp.minimum(most, math.log(rule.bound) + jnp.maximum(log_theta, log_alpha_0))

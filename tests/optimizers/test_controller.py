@@ -24,7 +24,7 @@ OPTIONS = {
     ),
     "step length alone": dict(outputs="alpha", features="size,others", bound=0.1, weight_decay=0.2),
     "mixture alone": dict(outputs="weights", features="all", weight_decay=0.2),
-    "with a gain": dict(gain=2.0, max_change=0.5),
+    "with a gain": dict(gain=2.0, max_change=0.5, early_change=3.0),
     "with a gain, bound": dict(gain=2.0, features="size,params,start", bound=0.02),
 }
 
@@ -137,7 +137,8 @@ def by_hand(phi, params, gradients, losses, options):
             hidden[i] = (1 - keep) * np.tanh(into[2 * n :] + reset * own[2 * n :]) + keep * before[i]
             output = hidden[i] @ kernel + bias
             if options.get("outputs") != "weights":
-                log_alpha[i] += options.get("max_change", 0.3) * np.tanh(output[0])
+                most = options.get("max_change", 0.3) * (1 + options.get("early_change", 0) / np.sqrt(t))
+                log_alpha[i] += most * np.tanh(output[0])
             most = np.inf
             if "bound" in options:
                 theta = np.log(np.mean(params[i] ** 2)) / 2
