@@ -28,7 +28,7 @@ from metaopt.experiment import Curriculum, Evaluation, Experiment, Validation
 from metaopt.files import read_json, write_json
 from metaopt.runs.environment import provenance
 from metaopt.runs.folder import CONFIG, OPTIMIZER, STATE
-from metaopt.runs.optimizer_file import read_optimizer
+from metaopt.runs.optimizer_file import SHIPPED, read_optimizer
 from metaopt.runs.train import resume, train
 
 WORK = Path("runs/recipe")
@@ -87,6 +87,8 @@ SEEDS = {f"the recipe, meta-seed {seed}": seed for seed in range(3)}
 RUNS = {
     "first form, 16,000 meta-steps": HERE / "nres_16000.safetensors",
     "forerunner of the recipe, picked by validation: 4,000": HERE / "forerunner_4000.safetensors",
+    "the forerunner, used with early_change=2: what is shipped": SHIPPED / "controller.safetensors",
+    "the recipe with early_change=4, 3,000 meta-steps in the second part": HERE / "early_0.safetensors",
     "evolution strategies alone, picked by validation: 6,000": HERE / "nineteen_6000.safetensors",
     "evolution strategies alone, its end: 12,000": HERE / "nineteen_12000.safetensors",
     "back-propagation alone, windows of 100, 4,000": HERE / "windows_4000.safetensors",
