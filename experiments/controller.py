@@ -5,7 +5,8 @@ steps, each task's gradient clipped by itself: next to no noise, and biased, for
 its φ then this: noise-reuse evolution strategies, one perturbation a task, which have no such bias and much noise.
 
     metaopt train controller --out runs/controller/start --estimator truncated_backprop:clip_task_norm=0.5 \\
-        --num-meta-steps 1500 --num-tasks 38 --meta-optimizer.learning-rate 1e-3 --meta-optimizer.ema 0.99
+        --num-meta-steps 1500 --num-tasks 38 --meta-optimizer.learning-rate 1e-3 --meta-optimizer.ema 0.99 \\
+        --validation.every 0
     metaopt train controller --start runs/controller/start
 
 Horizons are drawn as runs begin, so that short and long ones are in every meta-step. The floor of the objective keeps

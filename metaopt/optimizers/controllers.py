@@ -375,7 +375,7 @@ def _update(
     outputs = hidden @ meta_params["output"]["kernel"] + meta_params["output"]["bias"]
 
     if rule.outputs != "weights":
-        change = rule.max_change * (1 + rule.early_change / jnp.sqrt(t)) if rule.early_change else rule.max_change
+        change = rule.max_change * (1 + rule.early_change / jnp.sqrt(t))
         log_alpha = log_alpha + change * jnp.tanh(outputs[:, :1])
     most = jnp.full_like(log_theta, LOG_ALPHA_RANGE[1])
     if rule.bound is not None:
