@@ -128,7 +128,7 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
         trips = own & ~calm
         length = jnp.where(state.since >= GOOD * state.length, FIRST, 2 * state.length)
         length = jnp.where(trips, jnp.maximum(length, FIRST), state.length)
-        change = (jnp.log(jnp.maximum(rms, 1e-30)) - state.log_scale) / jnp.minimum(state.since + 2, MEMORY)
+        change = (jnp.log(jnp.maximum(rms, 1e-30)) - state.log_scale) / jnp.minimum(state.since + 1, MEMORY)
         return steps, GuardState(
             inner=inner,
             fallback=moments,
