@@ -54,7 +54,9 @@ FEATURES = {
     "loss": 1,  # its trend; 0 where `update` is given no `value`
     "change": 2,  # of the loss over it and what the slopes at the last step foretold, at once and on average; or 0
     "others": 0,
+    "polyak": 1,  # log of |f| over Σ n RMS(∇), the step to where a line along the signs is 0, less log α; or 0
 }
+ALL = tuple(name for name in FEATURES if name != "polyak")  # which a shift of the loss changes
 Outputs = Literal["both", "alpha", "weights"]
 Noise = Literal["none", "per_step", "per_tensor"]
 
@@ -119,7 +121,8 @@ def controller(
         momentum_medium, momentum_slow (m̂/√mean v̂), mlp (a network's a coordinate, as of `mlp`; ten more numbers a
         coordinate, and the last step is read without its part); the first is the one it begins with.
       features: what the GRU reads, with commas between them: size, cosine, ratio, last_step, slope, second, gradient,
-        params, alpha, time, start, coordinates, loss, change, others; or all.
+        params, alpha, time, start, coordinates, loss, change, others; `all` of these; and polyak (Polyak 1987), which
+        says how far to go at the first step already where losses end near 0, and is misled by a shift of the loss.
       outputs: whether it sets the step length (`alpha`), the mixture (`weights`) or `both`.
       loss_trend: a fast less a slow average of the loss, over its `spread` about the latter, or those of its `log`,
         which a shift of the loss changes.
@@ -151,7 +154,7 @@ def controller(
         raise ValueError("`gain` is for a step length that is set; take outputs=both or alpha, or leave it out.")
     rule = _Rule(
         bank=tuple(BANK.get(name) for name in _names("bank", bank, {**BANK, NETWORK: None})),
-        features=tuple(FEATURES) if features == "all" else _names("features", features, FEATURES),
+        features=_names("features", features.replace("all", ",".join(ALL)), FEATURES),
         hidden_size=hidden_size,
         outputs=outputs,
         loss_trend=loss_trend,
@@ -369,6 +372,9 @@ def _update(
         "loss": jnp.full_like(square, falling),
         "change": jnp.broadcast_to(changed, (square.shape[0], 2)),
     }
+    if "polyak" in rule.features:
+        signs = jnp.sum(size * jnp.sqrt(jnp.maximum(fast, TINY)))
+        read["polyak"] = trends.polyak(trend, signs, log_alpha) / 4
     inputs = [read[name] for name in rule.features if name in read]
     x = jnp.clip(jnp.concatenate(inputs, axis=1), -LARGEST_FEATURE, LARGEST_FEATURE) if inputs else square[:, :0]
     hidden = _gru(meta_params["gru"], x, before.hidden)

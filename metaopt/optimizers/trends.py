@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from metaopt.optimizers.tensors import inverse_root
+from metaopt.optimizers.tensors import TINY, inverse_root
 
 Kind = Literal["spread", "log"]
 SHARES = (0.2, 0.03)  # of a new loss in the fast and the slow average
@@ -28,6 +28,13 @@ def share(a: jax.Array, b: jax.Array) -> jax.Array:
     a, b = a / unit, b / unit
     both = jnp.abs(a) + jnp.abs(b)
     return jnp.where(both > 0, a / jnp.where(both > 0, both, 1.0), 0.0)
+
+
+def polyak(trend: jax.Array, slope: jax.Array, log_alpha: jax.Array) -> jax.Array:
+    """Log of how far to go along a slope until the last loss were 0, less log α; 0 before there was a loss."""
+    # Not the log of the quotient, for the sake of its gradient.
+    length = jnp.log(jnp.maximum(jnp.abs(trend[LAST]), TINY)) - jnp.log(slope)
+    return jnp.where(trend[VARIANCE] < 0, 0.0, length - log_alpha)
 
 
 def follow(
