@@ -39,6 +39,7 @@ def test_scores_are_printed_kept_and_gone_on_with(
     assert main([*words, "--minutes", "0.0001"]) == 0
     out = capsys.readouterr().out
     assert "1/2 beale, 50 steps" in out and "1 of 2 are left for another time" in out
+    assert "2 of 2 entries and horizons have no baselines" in " ".join(out.split())
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "development suite, 50 steps, 2 tasks" in out and "1/1 zakharov, 50 steps" in out
@@ -73,7 +74,7 @@ def test_baselines_that_come_with_the_package_are_not_measured_again(
     monkeypatch.setattr(running, "measure_baselines", None)
     assert main(["benchmark", "adam:learning_rate=0.1", "--horizons", "50", "--out", "here"]) == 0
     out = capsys.readouterr().out
-    assert "development suite, 50 steps, 2 tasks" in out and "dowg" in out
+    assert "development suite, 50 steps, 2 tasks" in out and "dowg" in out and "have no baselines" not in out
 
 
 @pytest.mark.parametrize(
