@@ -49,7 +49,7 @@ def benchmark(arguments: BenchmarkArguments, console: Any = None) -> Path:
     if lacking:
         say(
             console,
-            f"{lacking} of {len(asked)} entries and horizons have no baselines in the package: they are tuned here too, "
+            f"{lacking} of {len(asked)} entries and horizons have no baselines in the package: they are tuned too, "
             "which takes far longer than the optimizers asked for (hours in all at 5,000 steps); `--minutes 60` stops "
             "after an hour, and the same command goes on.",
         )

@@ -70,7 +70,10 @@ def test_scores_on_the_suite_are_told_with_every_task_where_tuned_adam_is_ahead(
         learned = {"mine": optimizer(own, own), "mine:guard=true": optimizer(0.2, 0.2)}
         return {"initial": [1.0, 1.0], "bound": [0.0, 0.0], "optimizers": {**tuned, **others, **learned}}
 
-    text = ship._scores("mine", {50: {"equilibrium": entry(0.08), "ordinal": entry(0.3)}})
+    bare = entry(0.1)
+    bare["optimizers"] = {"mine": {**optimizer(1.0, 1.0), "failed": [True, False]}, "mine:guard=true": optimizer(0, 0)}
+    text = ship._scores("mine", {50: {"equilibrium": entry(0.08), "ordinal": entry(0.3)}, 5000: {"ordinal": bare}})
+    assert "At 5,000 steps, for which no baselines were tuned, 50.0% of runs failed, with the guard 0.0%" in text
     assert "of 2 kinds" in text and "At 50 steps tuned Adam is ahead on 1 of 2: ordinal (3)." in text
     assert "| 50 | mine | 0% [0%, 66%] | 50% [9%, 91%] | 1.5 [" in text
     assert "| 50 | with the guard | 0% [0%, 66%] | 0% [0%, 66%] | 2 [" in text
