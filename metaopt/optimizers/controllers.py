@@ -54,15 +54,15 @@ FEATURES = {
     "loss": 1,  # its trend; 0 where `update` is given no `value`
     "change": 2,  # of the loss over it and what the slopes at the last step foretold, at once and on average; or 0
     "others": 0,
-    "polyak": 1,  # log of |f| over Σ n RMS(∇), the step to where a line along the signs is 0, less log α; or 0
 }
-ALL = tuple(name for name in FEATURES if name != "polyak")  # which a shift of the loss changes
 Outputs = Literal["both", "alpha", "weights"]
 Noise = Literal["none", "per_step", "per_tensor"]
+Start = Literal["fixed", "polyak"]
 
 LARGEST_FEATURE = 4.0
 NETWORK_SIZE = 8, 2  # units a layer, layers
 SHARPNESS = 2.0  # of the softmax over directions
+SHARE = 0.5  # of the way to Polyak's step at which α begins, before meta-training
 
 
 class TensorState(NamedTuple):
@@ -96,6 +96,7 @@ def controller(
     outputs: Outputs = "both",
     loss_trend: trends.Kind = "spread",
     log_alpha: float = -4.6,
+    start: Start = "fixed",
     max_change: float = 0.3,
     early_change: float = 0.0,
     gain: float = 0.0,
@@ -121,12 +122,14 @@ def controller(
         momentum_medium, momentum_slow (m̂/√mean v̂), mlp (a network's a coordinate, as of `mlp`; ten more numbers a
         coordinate, and the last step is read without its part); the first is the one it begins with.
       features: what the GRU reads, with commas between them: size, cosine, ratio, last_step, slope, second, gradient,
-        params, alpha, time, start, coordinates, loss, change, others; `all` of these; and polyak (Polyak 1987), which
-        says how far to go at the first step already where losses end near 0, and is misled by a shift of the loss.
+        params, alpha, time, start, coordinates, loss, change, others; or all.
       outputs: whether it sets the step length (`alpha`), the mixture (`weights`) or `both`.
       loss_trend: a fast less a slow average of the loss, over its `spread` about the latter, or those of its `log`,
         which a shift of the loss changes.
       log_alpha: log α_0, a part of φ.
+      start: `polyak`: log α begins a share of the way from log α_0 to that of Polyak's step (1987) along the normalised
+        gradient, after which the loss would be 0 if it went on falling as at θ_0; the share is a part of φ. A shift of
+        the loss changes it. Where the first loss is not told, α begins at α_0.
       max_change: c, the most that log α changes in a step, late in a run.
       early_change: k, the most is c (1 + k/√t) at step t, for the right α may be a hundred times α_0.
       gain: g, a step's α is e^{g tanh o'} times the one that is kept, o' one more output; 0: there is none.
@@ -154,10 +157,11 @@ def controller(
         raise ValueError("`gain` is for a step length that is set; take outputs=both or alpha, or leave it out.")
     rule = _Rule(
         bank=tuple(BANK.get(name) for name in _names("bank", bank, {**BANK, NETWORK: None})),
-        features=_names("features", features.replace("all", ",".join(ALL)), FEATURES),
+        features=tuple(FEATURES) if features == "all" else _names("features", features, FEATURES),
         hidden_size=hidden_size,
         outputs=outputs,
         loss_trend=loss_trend,
+        start=start,
         max_change=max_change,
         early_change=early_change,
         gain=gain,
@@ -191,6 +195,7 @@ class _Rule(NamedTuple):
     hidden_size: int
     outputs: Outputs
     loss_trend: trends.Kind
+    start: Start
     max_change: float
     early_change: float
     gain: float
@@ -223,6 +228,8 @@ def _init_params(rule: _Rule, log_alpha: float, key: Key) -> MetaParams:
         "output": {"kernel": kernel, "bias": bias},
         "log_alpha": jnp.asarray(log_alpha, jnp.float32),
     }
+    if rule.start == "polyak":
+        found["polyak"] = jnp.asarray(SHARE, jnp.float32)
     if None in rule.bank:
         found[NETWORK] = mlps.init_params(jax.random.fold_in(key, 1), *NETWORK_SIZE)
     return found
@@ -353,9 +360,14 @@ def _update(
     debias1, debias2 = -1 / jnp.expm1(t * jnp.log(b1)), -1 / jnp.expm1(t * jnp.log(b2))
     fast, slow = jnp.split(seconds * debias2, 2, axis=1)
     log_alpha_0 = meta_params["log_alpha"].astype(dtype)
-    log_alpha = (log_alpha_0 + before.log_change)[:, None]
-    log_theta = 0.5 * jnp.log(jnp.maximum(square_theta, 1e-12))
+    log_change = before.log_change[:, None]
     trend, falling, changed = trends.follow(state.trend, value, jnp.sum(before.slope), rule.loss_trend)
+    if rule.start == "polyak":
+        slope = jnp.sum(size * jnp.sqrt(jnp.maximum(fast, TINY)))
+        length = jnp.clip(trends.polyak(trend, slope, log_alpha_0), -LARGEST_FEATURE, LARGEST_FEATURE)
+        log_change = log_change + jnp.where(count == 1, meta_params["polyak"].astype(dtype) * length, 0.0)
+    log_alpha = log_alpha_0 + log_change
+    log_theta = 0.5 * jnp.log(jnp.maximum(square_theta, 1e-12))
     read = {
         "size": _log_ratio(squares * debias1**2, slow),
         "cosine": along * inverse_root(square) * inverse_root(before.first),
@@ -372,9 +384,6 @@ def _update(
         "loss": jnp.full_like(square, falling),
         "change": jnp.broadcast_to(changed, (square.shape[0], 2)),
     }
-    if "polyak" in rule.features:
-        signs = jnp.sum(size * jnp.sqrt(jnp.maximum(fast, TINY)))
-        read["polyak"] = trends.polyak(trend, signs, log_alpha) / 4
     inputs = [read[name] for name in rule.features if name in read]
     x = jnp.clip(jnp.concatenate(inputs, axis=1), -LARGEST_FEATURE, LARGEST_FEATURE) if inputs else square[:, :0]
     hidden = _gru(meta_params["gru"], x, before.hidden)

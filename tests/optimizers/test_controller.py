@@ -25,7 +25,7 @@ OPTIONS = {
     "step length alone": dict(outputs="alpha", features="size,others", bound=0.1, weight_decay=0.2),
     "mixture alone": dict(outputs="weights", features="all", weight_decay=0.2),
     "with a gain": dict(gain=2.0, max_change=0.5, early_change=3.0),
-    "all, and how far to zero": dict(features="all,polyak", gain=1.0),
+    "begins at a share of Polyak's step": dict(start="polyak", early_change=1.0),
     "with a gain, bound": dict(gain=2.0, features="size,params,start", bound=0.02),
 }
 
@@ -68,8 +68,7 @@ def by_hand(phi, params, gradients, losses, options):
     phi = jax.tree.map(lambda x: np.asarray(x, np.float64), phi)
     gru, kernel, bias = phi["gru"], phi["output"]["kernel"], phi["output"]["bias"]
     bank = options.get("bank", "adam_medium,adam_fast,adam_slow,momentum_medium,momentum_slow").split(",")
-    every = "size,cosine,ratio,last_step,slope,second,gradient,params,alpha,time,start,coordinates,loss,change"
-    chosen = options.get("features", "all").replace("all", every).split(",")
+    chosen = options.get("features", "all")
     hidden_size, beta2 = options.get("hidden_size", 16), options.get("beta2", 0.999)
     params = [np.asarray(x, np.float64) for x in params]
     tensors = range(len(params))
@@ -103,8 +102,10 @@ def by_hand(phi, params, gradients, losses, options):
         if options.get("loss_trend") != "log":
             trend = trend / np.sqrt(variance) if variance else 0.0
         before, steps = [h.copy() for h in hidden], []
-        v_fast = [0.9 * v[i]["fast"] + 0.1 * np.asarray(gradient[i], np.float64) ** 2 for i in tensors]
-        signs = sum(x.size * np.sqrt(np.mean(x) / (1 - 0.9**t)) for x in v_fast)  # slope along the gradients' signs
+        if t == 1 and options.get("start") == "polyak":
+            slope = sum(x.size * np.sqrt(np.mean(np.asarray(x, np.float64) ** 2)) for x in gradient)
+            length = np.log(abs(raw) / slope) - log_alpha[0]
+            log_alpha = [log_alpha[0] + float(phi["polyak"]) * np.clip(length, -4, 4)] * len(params)
         for i in tensors:
             g = np.asarray(gradient[i], np.float64)
             old = {name: x.copy() for name, x in m[i].items()}
@@ -130,9 +131,9 @@ def by_hand(phi, params, gradients, losses, options):
                 "coordinates": [np.log(g.size) / 10],
                 "loss": [trend],
                 "change": changes,
-                "polyak": [(np.log(abs(raw) / signs) - log_alpha[i]) / 4],
             }
-            x = np.clip(np.concatenate([read[name] for name in chosen if name != "others"]), -4, 4)
+            names = list(read) if chosen == "all" else [name for name in chosen.split(",") if name != "others"]
+            x = np.clip(np.concatenate([read[name] for name in names]), -4, 4)
             into = x @ gru["input"] + gru["bias"]
             if "others" in gru:
                 into += sum(before[j] for j in tensors if j != i) / (len(params) - 1) @ gru["others"]
@@ -194,9 +195,9 @@ def test_it_begins_as_adam_and_a_little_of_the_rest():
 
 
 @pytest.mark.parametrize("factor", [2.0**-30, 2.0**30])
-@pytest.mark.parametrize(("features", "shift"), [("all", 8.0), ("all,polyak", 0.0)])
-def test_no_step_hangs_on_the_scale_of_the_loss_or_on_a_shift(factor, features, shift):
-    optimizer = controller(features=features)
+@pytest.mark.parametrize(("start", "shift"), [("fixed", 8.0), ("polyak", 0.0)])
+def test_no_step_hangs_on_the_scale_of_the_loss_or_on_a_shift(factor, start, shift):
+    optimizer = controller(start=start)
     phi, (params, gradients, losses) = away(optimizer), trees()
     scaled = jax.tree.map(lambda x: factor * x, (gradients, [x + shift for x in losses]))
     plain = looped(optimizer, phi, params, gradients, losses)
@@ -220,7 +221,7 @@ def test_tensors_may_change_places_and_their_coordinates_too():
 
 
 def test_types_may_be_mixed_and_no_loss_given():
-    optimizer = controller(features="all,polyak")
+    optimizer = controller(start="polyak")
     tx, (params, gradients, _) = optimizer.bind(away(optimizer)), trees()
     mixed = [params[0].astype(jnp.bfloat16), params[1]]
     with jax.numpy_dtype_promotion("strict"):
@@ -396,7 +397,7 @@ def test_second_order_gradients_are_finite_where_coordinates_have_none(text):
 @pytest.mark.parametrize("scale", [1.0, 1e-10])
 def test_gradients_are_finite_where_losses_are_nearly_zero(scale):
     """A quotient's derivative has the square of what it divides by, which underflows long before that does."""
-    optimizer = controller(features="all,polyak")
+    optimizer = controller(start="polyak")
     phi, start = away(optimizer, scale=0.1), scale * jnp.array([1.0, -2.0, 0.5])
 
     def end(phi, second_order):
