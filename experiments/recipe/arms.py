@@ -80,18 +80,22 @@ ARMS = {
     "without a gain": _varied(START, {"gain": 0.0}),
     "without slope, change and start": _varied(START, {"features": FEATURES}),
     "ten families": _varied(START, tasks=TEN, num_tasks=40),
+    "α begins at α_0": _varied(START, {"start": "fixed"}),
     "log-uniform horizons": _varied(START, curriculum=Curriculum("log_uniform")),
 }
 SEEDS = {f"the recipe, meta-seed {seed}": seed for seed in range(3)}
 # φ of whole runs, one meta-seed each.
+FIXED = "the recipe's second form, α begins at α_0, power=1.25"
 RUNS = {
     "first form, 16,000 meta-steps": HERE / "nres_16000.safetensors",
-    "forerunner of the recipe, picked by validation: 4,000": HERE / "forerunner_4000.safetensors",
+    "forerunner of that second form, picked by validation: 4,000": HERE / "forerunner_4000.safetensors",
     "the forerunner, used with early_change=2: what is shipped": SHIPPED / "controller.safetensors",
-    "the recipe with early_change=4, 3,000 meta-steps in the second part": HERE / "early_0.safetensors",
+    f"{FIXED}, 6,000 meta-steps in the second part": HERE / "fixed_start_0.safetensors",
+    f"{FIXED}, early_change=4": HERE / "early_0.safetensors",
     "evolution strategies alone, picked by validation: 6,000": HERE / "nineteen_6000.safetensors",
     "evolution strategies alone, its end: 12,000": HERE / "nineteen_12000.safetensors",
     "back-propagation alone, windows of 100, 4,000": HERE / "windows_4000.safetensors",
+    f"{FIXED}, its first part": HERE / "fixed_start_first_part.safetensors",
 }
 # Whole runs, 3,000 meta-steps in the second part, of code that did not help and is gone: the commit that has it.
 GONE = {

@@ -36,7 +36,8 @@ TASKS = (
 )
 OBJECTIVE = "log_relative:floor=1e-6"
 # φ fresh, and where the recipe's first part, back-propagation, ends.
-PHIS = {"fresh": None, "after the first part": HERE / "first_part.safetensors"}
+OPTIMIZER = choice("controller", bound=1.0, gain=2.0)  # the recipe's when this was measured
+PHIS = {"fresh": None, "after the first part": HERE / "fixed_start_first_part.safetensors"}
 CLIP = "clip_task_norm=0.5"
 ES = "clip_difference=2.0,tasks_per_perturbation=1,sigma="
 
@@ -67,6 +68,7 @@ def experiment(setting: Setting) -> Experiment:
     return dataclasses.replace(
         EXPERIMENT,
         tasks=TASKS,
+        optimizer=OPTIMIZER,
         num_tasks=setting.num_tasks,
         horizon=HORIZON,
         unroll_length=setting.window if setting.window < HORIZON else None,
