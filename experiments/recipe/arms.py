@@ -70,6 +70,7 @@ TEN = (
     choice("autoencoder", hidden_layers=1, width=16),
 )
 FIRST = "the first part"
+POLICY = "the policy form: Gamma noise on α a tensor, reparameterised"
 ARMS = {
     FIRST: START,
     "windows of 100": dataclasses.replace(START, unroll_length=100),
@@ -82,6 +83,7 @@ ARMS = {
     "ten families": _varied(START, tasks=TEN, num_tasks=40),
     "α begins at α_0": _varied(START, {"start": "fixed"}),
     "log-uniform horizons": _varied(START, curriculum=Curriculum("log_uniform")),
+    POLICY: _varied(START, {"noise": "per_tensor"}, estimator=choice("reparameterised", clip_task_norm=0.5)),
 }
 SEEDS = {f"the recipe, meta-seed {seed}": seed for seed in range(3)}
 # φ of whole runs, one meta-seed each.
