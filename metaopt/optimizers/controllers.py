@@ -83,7 +83,8 @@ class ControllerState(NamedTuple):
     first: tuple[jax.Array, ...]  # [rows, width] each: the fast, the medium and the slow momentum
     second: jax.Array  # [rows, width]
     tensors: TensorState
-    trend: jax.Array  # [7] of the loss, see `trends.unseen`
+    trend: jax.Array  # [10] of the loss, see `trends.unseen`
+    began: jax.Array  # [] log α less log α_0 as the first step came
     network: mlps.MLPState | tuple[()] = ()  # where the bank has one
 
 
@@ -101,6 +102,7 @@ def controller(
     early_change: float = 0.0,
     gain: float = 0.0,
     bound: float | None = None,
+    brake: float | None = None,
     weight_decay: float = 0.0,
     noise: Noise = "none",
     noise_in_use: NoiseInUse = "one",
@@ -134,6 +136,8 @@ def controller(
       early_change: k, the most is c (1 + k/√t) at step t, for the right α may be a hundred times α_0.
       gain: g, a step's α is e^{g tanh o'} times the one that is kept, o' one more output; 0: there is none.
       bound: α is kept below this multiple of RMS(θ), of α_0 where that is larger; none: it is not.
+      brake: while the loss, on average, lies above the lowest that it was by more than so many of its mean changes from
+        step to step, α falls as fast as it may until it is where it began; none: the network alone decides.
       weight_decay: λ of decoupled decay, -α_t λ θ.
       noise: ξ_t ~ Gamma(2, 1) on α_t, `per_step` or `per_tensor`; drawn as that of `lstm`.
       noise_in_use: what stands for ξ_t in use: `one` (its mode), `two` (its mean), or it stays `on`.
@@ -147,14 +151,15 @@ def controller(
     least, most = LOG_ALPHA_RANGE
     if not least <= log_alpha <= most:
         raise ValueError(f"`log_alpha` ({log_alpha:g}) must lie between {least:g} and {most:g}, where it is kept.")
-    for name, value in (("hidden_size", hidden_size), ("max_change", max_change), ("bound", bound)):
+    for name, value in (("hidden_size", hidden_size), ("max_change", max_change), ("bound", bound), ("brake", brake)):
         if value is not None and value <= 0:
             raise ValueError(f"`{name}` ({value}) must be above 0.")
     for name, value in (("weight_decay", weight_decay), ("gain", gain), ("early_change", early_change)):
         if value < 0:
             raise ValueError(f"`{name}` ({value}) must be at least 0.")
-    if gain and outputs == "weights":
-        raise ValueError("`gain` is for a step length that is set; take outputs=both or alpha, or leave it out.")
+    for name, value in (("gain", gain), ("brake", brake)):
+        if value and outputs == "weights":
+            raise ValueError(f"`{name}` is for a step length that is set; take outputs=both or alpha, or leave it out.")
     rule = _Rule(
         bank=tuple(BANK.get(name) for name in _names("bank", bank, {**BANK, NETWORK: None})),
         features=tuple(FEATURES) if features == "all" else _names("features", features, FEATURES),
@@ -166,6 +171,7 @@ def controller(
         early_change=early_change,
         gain=gain,
         bound=bound,
+        brake=brake,
         weight_decay=weight_decay,
         noise=noise,
         noise_in_use=noise_in_use,
@@ -200,6 +206,7 @@ class _Rule(NamedTuple):
     early_change: float
     gain: float
     bound: float | None
+    brake: float | None
     weight_decay: float
     noise: Noise
     noise_in_use: NoiseInUse
@@ -316,6 +323,7 @@ def _new_state(rule: _Rule, rows: list[jax.Array], dtype: Any) -> ControllerStat
             hidden=zeros(tensors, rule.hidden_size),
         ),
         trend=trends.unseen(dtype),
+        began=zeros(),
         network=mlps.new_state(rows, dtype) if None in rule.bank else (),
     )
 
@@ -360,13 +368,13 @@ def _update(
     debias1, debias2 = -1 / jnp.expm1(t * jnp.log(b1)), -1 / jnp.expm1(t * jnp.log(b2))
     fast, slow = jnp.split(seconds * debias2, 2, axis=1)
     log_alpha_0 = meta_params["log_alpha"].astype(dtype)
-    log_change = before.log_change[:, None]
-    trend, falling, changed = trends.follow(state.trend, value, jnp.sum(before.slope), rule.loss_trend)
+    began = state.began
+    trend, falling, changed = trends.follow(state.trend, value, jnp.sum(before.slope), rule.loss_trend, rule.brake)
     if rule.start == "polyak":
         slope = jnp.sum(size * jnp.sqrt(jnp.maximum(fast, TINY)))
         length = jnp.clip(trends.polyak(trend, slope, log_alpha_0), -LARGEST_FEATURE, LARGEST_FEATURE)
-        log_change = log_change + jnp.where(count == 1, meta_params["polyak"].astype(dtype) * length, 0.0)
-    log_alpha = log_alpha_0 + log_change
+        began = jnp.where(count == 1, meta_params["polyak"].astype(dtype) * length, began)
+    log_alpha = log_alpha_0 + jnp.where(count == 1, began, before.log_change[:, None])
     log_theta = 0.5 * jnp.log(jnp.maximum(square_theta, 1e-12))
     read = {
         "size": _log_ratio(squares * debias1**2, slow),
@@ -389,16 +397,21 @@ def _update(
     hidden = _gru(meta_params["gru"], x, before.hidden)
     outputs = hidden @ meta_params["output"]["kernel"] + meta_params["output"]["bias"]
 
+    gain = rule.gain * jnp.tanh(outputs[:, -1:])
     if rule.outputs != "weights":
-        change = rule.max_change * (1 + rule.early_change / jnp.sqrt(t))
-        log_alpha = log_alpha + change * jnp.tanh(outputs[:, :1])
+        change, kept = rule.max_change * (1 + rule.early_change / jnp.sqrt(t)), log_alpha
+        log_alpha = kept + change * jnp.tanh(outputs[:, :1])
+        if rule.brake is not None:
+            most, brakes = jnp.maximum(kept - change, log_alpha_0 + began), trends.rises(trend, rule.brake)
+            log_alpha = jnp.where(brakes, jnp.minimum(log_alpha, most), log_alpha)
+            gain = jnp.where(brakes, jnp.minimum(gain, 0.0), gain)
     most = jnp.full_like(log_theta, LOG_ALPHA_RANGE[1])
     if rule.bound is not None:
         most = jnp.minimum(most, math.log(rule.bound) + jnp.maximum(log_theta, log_alpha_0))
     log_alpha = jnp.clip(log_alpha, LOG_ALPHA_RANGE[0], most)
     used = log_alpha
     if rule.gain:
-        used = jnp.clip(log_alpha + rule.gain * jnp.tanh(outputs[:, -1:]), LOG_ALPHA_RANGE[0], most)
+        used = jnp.clip(log_alpha + gain, LOG_ALPHA_RANGE[0], most)
     bias = meta_params["output"]["bias"] if rule.outputs == "alpha" else outputs
     weights = jax.nn.softmax(SHARPNESS * jnp.broadcast_to(bias, outputs.shape)[:, 1 : 1 + len(rule.bank)], axis=1)
     # Without a gradient no step: of a loss that has reached 0 memory alone would carry θ on, ever faster, to infinity.
@@ -413,7 +426,7 @@ def _update(
     along_new = b1 * along + (1 - b1) * square  # with the momenta as they are now
     slope = -jnp.sum(size * step * jnp.concatenate([along_own, along_new], axis=1), axis=1)
     after = TensorState(seconds, squares, step, slope, log_alpha[:, 0] - log_alpha_0, hidden)
-    return steps, ControllerState(count, first, second, after, trend, state.network)
+    return steps, ControllerState(count, first, second, after, trend, began, state.network)
 
 
 def _log_ratio(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a controller keeps of the loss that it is told: whether it falls, and whether as its slopes foretold."""
+"""What a controller keeps of the loss that it is told: whether it falls, and as its slopes foretold, or rises."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from metaopt.optimizers.tensors import TINY, inverse_root
 
 Kind = Literal["spread", "log"]
 SHARES = (0.2, 0.03)  # of a new loss in the fast and the slow average
-FAST, SLOW, VARIANCE, LAST, CHANGE, FORETOLD, SINCE = range(7)
+FAST, SLOW, VARIANCE, LAST, CHANGE, FORETOLD, LOWEST, NOISE, SEEN, SINCE = range(10)
+FEWEST = 10  # losses before any is judged to have risen
 
 
 def unseen(dtype: Any) -> jax.Array:
-    """[7] fast and slow average of the loss, its variance about the slow one (below 0: none seen), the last one, fast
-    averages of its change and of what was foretold of it, and what is foretold since the last one."""
-    return jnp.zeros(7, dtype).at[VARIANCE].set(-1.0)
+    """[10] fast and slow average of the loss, its variance about the slow one (below 0: none seen), the last one, fast
+    averages of its change and of what was foretold of it, the lowest that the slow average has been, a mean of
+    |change|, how many losses were seen, and what is foretold since the last one."""
+    return jnp.zeros(10, dtype).at[VARIANCE].set(-1.0)
 
 
 def share(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -37,13 +39,19 @@ def polyak(trend: jax.Array, slope: jax.Array, log_alpha: jax.Array) -> jax.Arra
     return jnp.where(trend[VARIANCE] < 0, 0.0, length - log_alpha)
 
 
+def rises(trend: jax.Array, noise: float) -> jax.Array:
+    """Whether the loss's fast average lies above the lowest slow one by more than so many mean changes of a step."""
+    return (trend[SEEN] >= FEWEST) & (trend[FAST] > trend[LOWEST] + noise * trend[NOISE])
+
+
 def follow(
-    trend: jax.Array, value: jax.Array | None, foretold: jax.Array, kind: Kind
+    trend: jax.Array, value: jax.Array | None, foretold: jax.Array, kind: Kind, noise: float | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """What is kept of the loss with one more, whether it falls (below 0) or rises, and its changes [2]; 0s without.
 
     Args:
       foretold: the change of the loss by the last step to first order, of the part along the bank's own directions.
+      noise: as of `rises`; the mean change stays as it was while the loss does, for what explodes is noisy too.
     """
     foretold = trend[SINCE] + foretold
     if value is None:
@@ -51,23 +59,31 @@ def follow(
     value = jnp.asarray(value, trend.dtype)
     seen = jnp.isfinite(value)
     raw = value = jnp.where(seen, value, trend[LAST])
+    last = trend[LAST]
     if kind == "log":
-        value = jnp.log(jnp.maximum(jnp.abs(value), 1e-12))
+        value, last = (jnp.log(jnp.maximum(jnp.abs(loss), 1e-12)) for loss in (value, last))
     fast, slow, variance = trend[FAST], trend[SLOW], trend[VARIANCE]
-    change = raw - trend[LAST]
+    change, slower = raw - trend[LAST], slow + SHARES[1] * (value - slow)
+    noisy = jnp.maximum(SHARES[1], 1 / (trend[SEEN] + 1)) * (jnp.abs(value - last) - trend[NOISE])
+    if noise is not None:
+        noisy = jnp.where(rises(trend, noise), 0.0, noisy)
     new = jnp.stack(
         [
             fast + SHARES[0] * (value - fast),
-            slow + SHARES[1] * (value - slow),
+            slower,
             variance + SHARES[1] * (jnp.square(value - slow) - variance),
             raw,
             trend[CHANGE] + SHARES[0] * (change - trend[CHANGE]),
             trend[FORETOLD] + SHARES[0] * (foretold - trend[FORETOLD]),
+            jnp.minimum(trend[LOWEST], slower),
+            trend[NOISE] + noisy,
+            trend[SEEN] + 1,
             jnp.zeros_like(value),
         ]
     )
     zero = jnp.zeros_like(value)
-    new = jnp.where(variance < 0, jnp.stack([value, value, zero, raw, zero, zero, zero]), new)
+    first = [value, value, zero, raw, zero, zero, value, zero, zero + 1, zero]
+    new = jnp.where(variance < 0, jnp.stack(first), new)
     new = jnp.where(seen, new, trend.at[SINCE].set(foretold))
     difference = jnp.where(new[VARIANCE] < 0, 0.0, new[FAST] - new[SLOW])
     falling = difference if kind == "log" else difference * inverse_root(new[VARIANCE])

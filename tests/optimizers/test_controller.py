@@ -26,6 +26,7 @@ OPTIONS = {
     "mixture alone": dict(outputs="weights", features="all", weight_decay=0.2),
     "with a gain": dict(gain=2.0, max_change=0.5, early_change=3.0),
     "begins at a share of Polyak's step": dict(start="polyak", early_change=1.0),
+    "with a brake": dict(gain=2.0, brake=0.1, start="polyak"),
     "with a gain, bound": dict(gain=2.0, features="size,params,start", bound=0.02),
 }
 
@@ -78,6 +79,7 @@ def by_hand(phi, params, gradients, losses, options):
     log_alpha, hidden = [float(phi["log_alpha"])] * len(params), [np.zeros(hidden_size) for _ in params]
     averages, variance, out = None, 0.0, []
     slopes, raw, change, foretold = [0.0] * len(params), None, 0.0, 0.0
+    began, lowest, noise, brakes, told = log_alpha[0], np.inf, 0.0, False, None
 
     def share(a, b):
         return a / (abs(a) + abs(b)) if a or b else 0.0
@@ -98,6 +100,10 @@ def by_hand(phi, params, gradients, losses, options):
         else:
             variance += 0.03 * ((loss - averages[1]) ** 2 - variance)
             averages = [averages[0] + 0.2 * (loss - averages[0]), averages[1] + 0.03 * (loss - averages[1])]
+        if t > 1 and not brakes:
+            noise += max(0.03, 1 / t) * (abs(loss - told) - noise)
+        told, lowest = loss, min(lowest, averages[1])
+        brakes = "brake" in options and t >= 10 and averages[0] > lowest + options["brake"] * noise
         trend = averages[0] - averages[1]
         if options.get("loss_trend") != "log":
             trend = trend / np.sqrt(variance) if variance else 0.0
@@ -105,7 +111,8 @@ def by_hand(phi, params, gradients, losses, options):
         if t == 1 and options.get("start") == "polyak":
             slope = sum(x.size * np.sqrt(np.mean(np.asarray(x, np.float64) ** 2)) for x in gradient)
             length = np.log(abs(raw) / slope) - log_alpha[0]
-            log_alpha = [log_alpha[0] + float(phi["polyak"]) * np.clip(length, -4, 4)] * len(params)
+            began = log_alpha[0] + float(phi["polyak"]) * np.clip(length, -4, 4)
+            log_alpha = [began] * len(params)
         for i in tensors:
             g = np.asarray(gradient[i], np.float64)
             old = {name: x.copy() for name, x in m[i].items()}
@@ -143,13 +150,15 @@ def by_hand(phi, params, gradients, losses, options):
             output = hidden[i] @ kernel + bias
             if options.get("outputs") != "weights":
                 most = options.get("max_change", 0.3) * (1 + options.get("early_change", 0) / np.sqrt(t))
-                log_alpha[i] += most * np.tanh(output[0])
+                ahead = log_alpha[i] + most * np.tanh(output[0])
+                log_alpha[i] = min(ahead, max(log_alpha[i] - most, began)) if brakes else ahead
             most = np.inf
             if "bound" in options:
                 theta = np.log(np.mean(params[i] ** 2)) / 2
                 most = np.log(options["bound"]) + max(theta, float(phi["log_alpha"]))
             log_alpha[i] = min(log_alpha[i], most)
             gain = options.get("gain", 0.0) * np.tanh(output[-1])
+            gain = min(gain, 0.0) if brakes else gain
             alpha = np.exp(min(log_alpha[i] + gain, most))
             logits = 2 * (bias if options.get("outputs") == "alpha" else output)[1 : 1 + len(bank)]
             weights, step = np.exp(logits) / np.sum(np.exp(logits)), np.zeros_like(g)
@@ -167,7 +176,7 @@ def by_hand(phi, params, gradients, losses, options):
 @pytest.mark.parametrize("case", OPTIONS)
 def test_steps_equal_a_loop_in_numpy(case):
     optimizer = controller(**OPTIONS[case])
-    phi, (params, gradients, losses) = away(optimizer), trees()
+    phi, (params, gradients, losses) = away(optimizer), trees(12)
     found = looped(optimizer, phi, params, gradients, losses)
     for steps, wanted in zip(found, by_hand(phi, params, gradients, losses, OPTIONS[case]), strict=True):
         for a, b in zip(steps, wanted, strict=True):
@@ -269,6 +278,39 @@ def test_second_order_gradient_equals_finite_differences(x64):
     assert abs(unravel(gradient)["log_alpha"]) > 1e-6
 
 
+def test_a_brake_takes_alpha_back_to_where_it_began_while_the_loss_has_risen():
+    """And is not felt by noise about a mean, nor while the loss falls."""
+    free, held = controller(gain=1.0), controller(gain=1.0, brake=1.5)
+    phi = free.init(jax.random.key(0))
+    phi["output"]["bias"] = phi["output"]["bias"].at[0].set(1.0)  # ever longer steps
+    params, gradients, _ = trees(steps=1)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def log_changes(optimizer, losses):
+        tx = optimizer.bind(phi)
+
+        def body(state, loss):
+            _, state = tx.update(gradients[0], state, params, value=loss)
+            return state, state.tensors.log_change[0]
+
+        return jax.lax.scan(body, tx.init(params), losses)[1]
+
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=300), jnp.float32)
+    falls = noise - jnp.arange(300) / 50
+    for calm in (5 + noise, falls):
+        np.testing.assert_array_equal(log_changes(held, calm), log_changes(free, calm))
+    rises = falls.at[100:].add(jnp.arange(200.0) / 10)
+    changes = np.asarray(log_changes(held, rises))
+    assert changes[100] == log_changes(free, rises)[100] > 5
+    first = int(np.argmax(np.diff(changes) < 0))  # the first step back
+    assert 100 < first < 150
+    np.testing.assert_allclose(-np.diff(changes)[first : first + 10], 0.3, rtol=1e-4)
+    np.testing.assert_allclose(changes[-50:], 0.0, atol=1e-6)
+    # However noisy what explodes is.
+    wild = falls.at[100:].add(jnp.exp(jnp.arange(200.0) / 10) * jnp.abs(noise[:200]))
+    assert log_changes(held, wild)[-1] == 0
+
+
 @pytest.mark.parametrize("noise", ["per_step", "per_tensor"])
 def test_noise_on_the_step_length_is_drawn_where_asked_for(noise):
     quiet, (params, gradients, _), key = controller(), trees(), jax.random.key(7)
@@ -294,6 +336,8 @@ REFUSED = [
     (dict(hidden_size=0), "`hidden_size`"),
     (dict(beta2=1.0), "`beta2`"),
     (dict(bound=0.0), "`bound`"),
+    (dict(brake=0.0), "`brake`"),
+    (dict(brake=1.0, outputs="weights"), "`brake` is for a step length"),
     (dict(weight_decay=-1.0), "`weight_decay`"),
     (dict(gain=-1.0), "`gain`"),
     (dict(gain=1.0, outputs="weights"), "`gain` is for a step length"),
