@@ -72,8 +72,12 @@ def test_scores_on_the_suite_are_told_with_every_task_where_tuned_adam_is_ahead(
 
     bare = entry(0.1)
     bare["optimizers"] = {"mine": {**optimizer(1.0, 1.0), "failed": [True, False]}, "mine:guard=true": optimizer(0, 0)}
-    text = ship._scores("mine", {50: {"equilibrium": entry(0.08), "ordinal": entry(0.3)}, 5000: {"ordinal": bare}})
-    assert "At 5,000 steps, for which no baselines were tuned, 50.0% of runs failed, with the guard 0.0%" in text
+    both = {"equilibrium": entry(0.08), "ordinal": entry(0.3)}
+    text = ship._scores("mine", {50: both, 500: {**both, "ordinal": bare}, 5000: {"ordinal": bare}})
+    failed = "of the runs on all {}.0% failed, with the guard 0.0%."
+    assert f"At 5,000 steps baselines were tuned for 0 of 1 tasks; {failed.format(50)}" in text
+    assert f"At 500 steps baselines were tuned for 1 of 2 tasks, the table's; {failed.format(25)}" in text
+    assert "| 500 | mine | 0% [0%, 79%] |" in text and "| 5,000 |" not in text
     assert "of 2 kinds" in text and "At 50 steps tuned Adam is ahead on 1 of 2: ordinal (3)." in text
     assert "| 50 | mine | 0% [0%, 66%] | 50% [9%, 91%] | 1.5 [" in text
     assert "| 50 | with the guard | 0% [0%, 66%] | 0% [0%, 66%] | 2 [" in text
