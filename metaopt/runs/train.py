@@ -164,6 +164,8 @@ def _start(trainer: Trainer) -> MetaParams | None:
 
 
 def _warn_of_long_steps(trainer: Trainer, start: MetaParams | None) -> None:
+    if trainer.optimizer.stable_below is None:
+        return
     optimizer, key = trainer.optimizer, jax.random.key(trainer.experiment.seed)
     meta_params = optimizer.init(key) if start is None else start
     for family in trainer.alone().families:
