@@ -9,11 +9,10 @@ its φ then this: noise-reuse evolution strategies, one perturbation a task, whi
         --validation.every 0
     metaopt train controller --start runs/controller/start
 
-Horizons are drawn as runs begin, so that short and long ones are in every meta-step, and so that each doubling of a
-run's age has equally many windows. The floor of the objective keeps tasks whose loss goes to zero from deciding alone;
-the bound on differences makes families weigh alike, and a run that dies counts as much as it allows. What is validated
-and saved is an average of φ over about the last five hundred meta-steps, the best of them by validation at three times
-the longest horizon. Thirty-five minutes of one core with compilation.
+Horizons are drawn as runs begin, so that short and long ones are in every meta-step, more of them short. The floor of
+the objective keeps tasks whose loss goes to zero from deciding alone; the bound on differences makes families weigh
+alike, and a run that dies counts as much as it allows. What is validated and saved is an average of φ over about the
+last five hundred meta-steps, the best of them by validation at three times the longest horizon.
 """
 
 from metaopt import Experiment, choice
@@ -43,14 +42,14 @@ FAMILIES = (
 
 EXPERIMENT = Experiment(
     tasks=FAMILIES,
-    optimizer=choice("controller", start="polyak", bound=1.0, gain=2.0, early_change=2.0),
+    optimizer=choice("controller", start="polyak", bound=1.0, brake=1.5, gain=2.0, early_change=2.0),
     estimator=choice("noise_reuse_evolution_strategies", sigma=0.03, tasks_per_perturbation=1, clip_difference=0.1),
     objective="log_relative:floor=1e-6",
-    num_meta_steps=3000,
+    num_meta_steps=6000,
     num_tasks=95,
     horizon=2000,
     unroll_length=50,
-    curriculum=Curriculum(kind="log_uniform", power=2.0),
+    curriculum=Curriculum(kind="log_uniform", power=1.5),
     meta_optimizer=MetaOptimizer(learning_rate=5e-4, schedule="cosine", final_fraction=0.02, clip_norm=1.0, ema=0.998),
     validation=Validation(every=1000, num_tasks=6, multiples=(1, 3)),
     checkpoint_every=250,

@@ -24,7 +24,7 @@ from experiments.thesis.arms import FEATURES
 from metaopt.benchmark import running, scores
 from metaopt.choices import Choice, choice
 from metaopt.evaluation.statistics import jsonable
-from metaopt.experiment import Curriculum, Evaluation, Experiment, Validation
+from metaopt.experiment import Curriculum, Evaluation, Experiment, Validation, optimizer_of
 from metaopt.files import read_json, write_json
 from metaopt.runs.environment import provenance
 from metaopt.runs.folder import CONFIG, OPTIMIZER, STATE
@@ -86,18 +86,24 @@ ARMS = {
     POLICY: _varied(START, {"noise": "per_tensor"}, estimator=choice("reparameterised", clip_task_norm=0.5)),
 }
 SEEDS = {f"the recipe, meta-seed {seed}": seed for seed in range(3)}
-# φ of whole runs, one meta-seed each.
+# φ of whole runs, one meta-seed each, and what they are used with that they were meta-trained without.
+THIRD = "the recipe's third form, without a brake, power=2, 3,000 meta-steps in the second part"
 FIXED = "the recipe's second form, α begins at α_0, power=1.25"
-RUNS = {
-    "first form, 16,000 meta-steps": HERE / "nres_16000.safetensors",
-    "forerunner of that second form, picked by validation: 4,000": HERE / "forerunner_4000.safetensors",
-    "the forerunner, used with early_change=2: what is shipped": SHIPPED / "controller.safetensors",
-    f"{FIXED}, 6,000 meta-steps in the second part": HERE / "fixed_start_0.safetensors",
-    f"{FIXED}, early_change=4": HERE / "early_0.safetensors",
-    "evolution strategies alone, picked by validation: 6,000": HERE / "nineteen_6000.safetensors",
-    "evolution strategies alone, its end: 12,000": HERE / "nineteen_12000.safetensors",
-    "back-propagation alone, windows of 100, 4,000": HERE / "windows_4000.safetensors",
-    f"{FIXED}, its first part": HERE / "fixed_start_first_part.safetensors",
+FORERUNNER, FURTHER = HERE / "forerunner_4000.safetensors", HERE / "further_2000.safetensors"
+RUNS: dict[str, tuple[Path, dict[str, Any]]] = {
+    "what is shipped: the one below with its brake, meta-trained on, 4,000": (SHIPPED / "controller.safetensors", {}),
+    "the one below, used with brake=1.5": (FURTHER, {"brake": 1.5}),
+    "the forerunner, meta-trained on with start=polyak and early_change=2, power=1.5, 2,000": (FURTHER, {}),
+    "the forerunner, used with early_change=2": (FORERUNNER, {"early_change": 2.0}),
+    "the forerunner: the second form, picked by validation, 4,000": (FORERUNNER, {}),
+    **{f"{THIRD}, meta-seed {seed}": (HERE / f"third_form_{seed}.safetensors", {}) for seed in range(3)},
+    "first form, 16,000 meta-steps": (HERE / "nres_16000.safetensors", {}),
+    f"{FIXED}, 6,000 meta-steps in the second part": (HERE / "fixed_start_0.safetensors", {}),
+    f"{FIXED}, early_change=4": (HERE / "early_0.safetensors", {}),
+    "evolution strategies alone, picked by validation: 6,000": (HERE / "nineteen_6000.safetensors", {}),
+    "evolution strategies alone, its end: 12,000": (HERE / "nineteen_12000.safetensors", {}),
+    "back-propagation alone, windows of 100, 4,000": (HERE / "windows_4000.safetensors", {}),
+    f"{FIXED}, its first part": (HERE / "fixed_start_first_part.safetensors", {}),
 }
 # Whole runs, 3,000 meta-steps in the second part, of code that did not help and is gone: the commit that has it.
 GONE = {
@@ -125,8 +131,6 @@ def _whole(seed: int, place: Path) -> Path:
 
 
 def _phi(name: str, place: Path) -> Path:
-    if name in RUNS:
-        return RUNS[name]
     if name in ARMS:
         return _trained(ARMS[name], place) / OPTIMIZER
     kept = HERE / f"recipe_{SEEDS[name]}.safetensors"  # beside the scores, for runs/ is not committed
@@ -135,14 +139,15 @@ def _phi(name: str, place: Path) -> Path:
     return kept
 
 
-def _scored(phi: Path, path: Path) -> dict[str, Any]:
+def _scored(phi: Path, options: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """{horizon: {entry: logs of ratios, and the share that failed}}, for entries with tuned baselines.
 
     Args:
+      options: of the optimizer, beside its own.
       path: where the losses are kept.
     """
     trained, held = read_optimizer(phi), running.held_baselines(SUITE)
-    found = {LEARNED: (trained.optimizer, trained.meta_params)}
+    found = {LEARNED: (optimizer_of(_varied(trained.experiment, options)), trained.meta_params)}
 
     def work(entry: Any, horizon: int) -> dict[str, Any]:
         return running.measure(entry, horizon, found) if str(horizon) in held.get(entry.name, {}) else {}
@@ -172,9 +177,9 @@ def main() -> None:
     for name in sys.argv[1:] or known:
         if name not in _record():
             place = WORK / _folder(name)
-            phi = _phi(name, place)
+            phi, options = RUNS[name] if name in RUNS else (_phi(name, place), {})
             place.mkdir(parents=True, exist_ok=True)
-            found = {"scores": jsonable(_scored(phi, place / running.RECORDS)), "environment": provenance()}
+            found = {"scores": jsonable(_scored(phi, options, place / running.RECORDS)), "environment": provenance()}
             write_json(RECORD, {**_record(), name: found})  # read anew: another process may have added its own
             write_page()
 

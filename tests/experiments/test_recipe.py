@@ -21,7 +21,7 @@ def test_every_setting_is_an_experiment_in_whole_windows() -> None:
 def test_the_page_is_of_the_numbers_beside_it() -> None:
     record, held = (json.loads(path.read_text(encoding="utf-8")) for path in (write.RESULTS, write.ARMS))
     assert (write.HERE / "README.md").read_text(encoding="utf-8") == page(record, held)
-    assert all(phi.is_file() for phi in arms.RUNS.values())
+    assert all(phi.is_file() for phi, _ in arms.RUNS.values())
 
 
 def test_the_page_names_the_estimator_whose_single_meta_step_is_nearest() -> None:
