@@ -136,8 +136,9 @@ def controller(
       early_change: k, the most is c (1 + k/√t) at step t, for the right α may be a hundred times α_0.
       gain: g, a step's α is e^{g tanh o'} times the one that is kept, o' one more output; 0: there is none.
       bound: α is kept below this multiple of RMS(θ), of α_0 where that is larger; none: it is not.
-      brake: while the loss, on average, lies above the lowest that it was by more than so many of its mean changes from
-        step to step, α falls as fast as it may until it is where it began; none: the network alone decides.
+      brake: b, while a fast average of the loss lies above the lowest that a slow one has been by more than b mean
+        changes of the loss from step to step, α falls as fast as it may until it is where it began; none: the network
+        alone decides. Not under loss_trend=log, nor at steps where no loss is told.
       weight_decay: λ of decoupled decay, -α_t λ θ.
       noise: ξ_t ~ Gamma(2, 1) on α_t, `per_step` or `per_tensor`; drawn as that of `lstm`.
       noise_in_use: what stands for ξ_t in use: `one` (its mode), `two` (its mean), or it stays `on`.
@@ -160,6 +161,8 @@ def controller(
     for name, value in (("gain", gain), ("brake", brake)):
         if value and outputs == "weights":
             raise ValueError(f"`{name}` is for a step length that is set; take outputs=both or alpha, or leave it out.")
+    if brake is not None and loss_trend == "log":
+        raise ValueError("`brake` goes by the loss, not by its logarithm; take loss_trend=spread, or leave it out.")
     rule = _Rule(
         bank=tuple(BANK.get(name) for name in _names("bank", bank, {**BANK, NETWORK: None})),
         features=tuple(FEATURES) if features == "all" else _names("features", features, FEATURES),
@@ -402,7 +405,8 @@ def _update(
         change, kept = rule.max_change * (1 + rule.early_change / jnp.sqrt(t)), log_alpha
         log_alpha = kept + change * jnp.tanh(outputs[:, :1])
         if rule.brake is not None:
-            most, brakes = jnp.maximum(kept - change, log_alpha_0 + began), trends.rises(trend, rule.brake)
+            most = jnp.maximum(kept - change, log_alpha_0 + began)
+            brakes = trends.rises(trend, rule.brake) & (value is not None)
             log_alpha = jnp.where(brakes, jnp.minimum(log_alpha, most), log_alpha)
             gain = jnp.where(brakes, jnp.minimum(gain, 0.0), gain)
     most = jnp.full_like(log_theta, LOG_ALPHA_RANGE[1])

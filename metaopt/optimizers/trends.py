@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.optimizers.tensors import TINY, inverse_root
+from metaopt.trees import LARGEST
 
 Kind = Literal["spread", "log"]
 SHARES = (0.2, 0.03)  # of a new loss in the fast and the slow average
@@ -40,7 +41,10 @@ def polyak(trend: jax.Array, slope: jax.Array, log_alpha: jax.Array) -> jax.Arra
 
 
 def rises(trend: jax.Array, noise: float) -> jax.Array:
-    """Whether the loss's fast average lies above the lowest slow one by more than so many mean changes of a step."""
+    """Whether the loss's fast average lies above the lowest slow one by more than so many mean changes of a step.
+
+    The lowest is never forgotten: a loss that is higher for good, as where the data change, has risen for good.
+    """
     return (trend[SEEN] >= FEWEST) & (trend[FAST] > trend[LOWEST] + noise * trend[NOISE])
 
 
@@ -57,14 +61,13 @@ def follow(
     if value is None:
         return trend.at[SINCE].set(foretold), jnp.zeros((), trend.dtype), jnp.zeros(2, trend.dtype)
     value = jnp.asarray(value, trend.dtype)
-    seen = jnp.isfinite(value)
+    seen = jnp.abs(value) <= LARGEST  # whose squares are finite
     raw = value = jnp.where(seen, value, trend[LAST])
-    last = trend[LAST]
     if kind == "log":
-        value, last = (jnp.log(jnp.maximum(jnp.abs(loss), 1e-12)) for loss in (value, last))
+        value = jnp.log(jnp.maximum(jnp.abs(value), 1e-12))
     fast, slow, variance = trend[FAST], trend[SLOW], trend[VARIANCE]
     change, slower = raw - trend[LAST], slow + SHARES[1] * (value - slow)
-    noisy = jnp.maximum(SHARES[1], 1 / (trend[SEEN] + 1)) * (jnp.abs(value - last) - trend[NOISE])
+    noisy = jnp.maximum(SHARES[1], 1 / (trend[SEEN] + 1)) * (jnp.abs(change) - trend[NOISE])
     if noise is not None:
         noisy = jnp.where(rises(trend, noise), 0.0, noisy)
     new = jnp.stack(

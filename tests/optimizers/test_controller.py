@@ -238,11 +238,12 @@ def test_types_may_be_mixed_and_no_loss_given():
         steps, state = jax.jit(tx.update)(gradient, tx.init(mixed), mixed)
     assert [step.dtype for step in steps] == [jnp.bfloat16, jnp.float32]
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype("int32"), jnp.dtype("float32")}
-    # A loss that is no number leaves the averages as they were.
+    # A loss that is no number, or whose square is infinite, leaves the averages as they were.
     update = jax.jit(tx.update)
     one = update(gradients[0], tx.init(params), params, value=jnp.float32(2.0))[1]
-    two = update(gradients[1], one, params, value=jnp.float32(jnp.nan))[1]
-    np.testing.assert_array_equal(one.trend[:-1], two.trend[:-1])
+    for loss in (jnp.nan, 1e20):
+        two = update(gradients[1], one, params, value=jnp.float32(loss))[1]
+        np.testing.assert_array_equal(one.trend[:-1], two.trend[:-1])
     with pytest.raises(ValueError, match="reads the parameters"):
         tx.update(gradients[0], tx.init(params))
 
@@ -306,6 +307,13 @@ def test_a_brake_takes_alpha_back_to_where_it_began_while_the_loss_has_risen():
     assert 100 < first < 150
     np.testing.assert_allclose(-np.diff(changes)[first : first + 10], 0.3, rtol=1e-4)
     np.testing.assert_allclose(changes[-50:], 0.0, atol=1e-6)
+    tx = held.bind(phi)
+    state, update = tx.init(params), jax.jit(tx.update)
+    for loss in rises:
+        state = update(gradients[0], state, params, value=loss)[1]
+    for step in range(1, 4):  # not where no loss is told
+        state = update(gradients[0], state, params)[1]
+        np.testing.assert_allclose(state.tensors.log_change, 0.3 * step * np.tanh(1.0), rtol=1e-4)
     # However noisy what explodes is.
     wild = falls.at[100:].add(jnp.exp(jnp.arange(200.0) / 10) * jnp.abs(noise[:200]))
     assert log_changes(held, wild)[-1] == 0
@@ -338,6 +346,7 @@ REFUSED = [
     (dict(bound=0.0), "`bound`"),
     (dict(brake=0.0), "`brake`"),
     (dict(brake=1.0, outputs="weights"), "`brake` is for a step length"),
+    (dict(brake=1.0, loss_trend="log"), "`brake` goes by the loss"),
     (dict(weight_decay=-1.0), "`weight_decay`"),
     (dict(gain=-1.0), "`gain`"),
     (dict(gain=1.0, outputs="weights"), "`gain` is for a step length"),
