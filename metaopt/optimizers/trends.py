@@ -1,4 +1,4 @@
-"""What a controller keeps of the loss that it is told: whether it falls, and as its slopes foretold, or rises."""
+"""What a controller keeps of the loss that it is told: whether it falls, and as foretold, and whether it has risen."""
 
 from __future__ import annotations
 
