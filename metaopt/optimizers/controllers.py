@@ -400,22 +400,9 @@ def _update(
     hidden = _gru(meta_params["gru"], x, before.hidden)
     outputs = hidden @ meta_params["output"]["kernel"] + meta_params["output"]["bias"]
 
-    gain = rule.gain * jnp.tanh(outputs[:, -1:])
-    if rule.outputs != "weights":
-        change, kept = rule.max_change * (1 + rule.early_change / jnp.sqrt(t)), log_alpha
-        log_alpha = kept + change * jnp.tanh(outputs[:, :1])
-        if rule.brake is not None:
-            most = jnp.maximum(kept - change, log_alpha_0 + began)
-            brakes = trends.rises(trend, rule.brake) & (value is not None)
-            log_alpha = jnp.where(brakes, jnp.minimum(log_alpha, most), log_alpha)
-            gain = jnp.where(brakes, jnp.minimum(gain, 0.0), gain)
-    most = jnp.full_like(log_theta, LOG_ALPHA_RANGE[1])
-    if rule.bound is not None:
-        most = jnp.minimum(most, math.log(rule.bound) + jnp.maximum(log_theta, log_alpha_0))
-    log_alpha = jnp.clip(log_alpha, LOG_ALPHA_RANGE[0], most)
-    used = log_alpha
-    if rule.gain:
-        used = jnp.clip(log_alpha + gain, LOG_ALPHA_RANGE[0], most)
+    brakes = trends.rises(trend, rule.brake) & (value is not None) if rule.brake is not None else None
+    largest = jnp.maximum(log_theta, log_alpha_0)
+    log_alpha, used = _lengths(rule, outputs, log_alpha, log_alpha_0 + began, largest, brakes, t)
     bias = meta_params["output"]["bias"] if rule.outputs == "alpha" else outputs
     weights = jax.nn.softmax(SHARPNESS * jnp.broadcast_to(bias, outputs.shape)[:, 1 : 1 + len(rule.bank)], axis=1)
     # Without a gradient no step: of a loss that has reached 0 memory alone would carry θ on, ever faster, to infinity.
@@ -431,6 +418,35 @@ def _update(
     slope = -jnp.sum(size * step * jnp.concatenate([along_own, along_new], axis=1), axis=1)
     after = TensorState(seconds, squares, step, slope, log_alpha[:, 0] - log_alpha_0, hidden)
     return steps, ControllerState(count, first, second, after, trend, began, state.network)
+
+
+def _lengths(
+    rule: _Rule,
+    outputs: jax.Array,
+    kept: jax.Array,
+    began: jax.Array,
+    largest: jax.Array,
+    brakes: jax.Array | None,
+    t: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """log α as it is kept and as it is used, [tensors, 1], from `kept` and the network's outputs.
+
+    Args:
+      began: log α as it was when the run began, down to which it is braked.
+      largest: the logarithm of what `bound` is a multiple of.
+    """
+    log_alpha, gain = kept, rule.gain * jnp.tanh(outputs[:, -1:])
+    if rule.outputs != "weights":
+        change = rule.max_change * (1 + rule.early_change / jnp.sqrt(t))
+        log_alpha = kept + change * jnp.tanh(outputs[:, :1])
+        if brakes is not None:
+            log_alpha = jnp.where(brakes, jnp.minimum(log_alpha, jnp.maximum(kept - change, began)), log_alpha)
+            gain = jnp.where(brakes, jnp.minimum(gain, 0.0), gain)
+    most = jnp.full_like(largest, LOG_ALPHA_RANGE[1])
+    if rule.bound is not None:
+        most = jnp.minimum(most, math.log(rule.bound) + largest)
+    log_alpha = jnp.clip(log_alpha, LOG_ALPHA_RANGE[0], most)
+    return log_alpha, jnp.clip(log_alpha + gain, LOG_ALPHA_RANGE[0], most) if rule.gain else log_alpha
 
 
 def _log_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
