@@ -15,19 +15,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from metaopt.choices import choice
 from metaopt.errors import UserError
-from metaopt.experiment import Evaluation, Experiment, Log, Validation
+from metaopt.experiment import Evaluation, Experiment, Log, Validation, optimizer_of
 from metaopt.experiment.plain import to_json
 from metaopt.files import write_json
 from metaopt.launch.machine import accelerator, shares
 from metaopt.runs import processes
 from metaopt.runs import train as train_module
 from metaopt.runs.folder import last_checkpoint
+from metaopt.runs.optimizer_file import save_optimizer
 from metaopt.runs.processes import Job, devices_each, find_job
 from metaopt.runs.train import resume, train
 
@@ -88,10 +90,22 @@ def hydra(index: int, job: int) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the experiments."""
-    place = tmp_path_factory.mktemp("processes")
-    write_json(place / "tiny.json", to_json(EXPERIMENT))
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def experiment(place: Path) -> Experiment:
+    """One that begins with the φ of a file."""
+    start = place / "start.safetensors"
+    save_optimizer(start, optimizer_of(EXPERIMENT).init(jax.random.key(9)), EXPERIMENT, {})
+    return dataclasses.replace(EXPERIMENT, start=str(start))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def written(place: Path, experiment: Experiment) -> None:
+    """The experiments as files."""
+    write_json(place / "tiny.json", to_json(experiment))
     write_json(place / "endless.json", to_json(ENDLESS))
-    return place
 
 
 @pytest.fixture(scope="module")
@@ -156,11 +170,11 @@ def two(place: Path, start: Start) -> tuple[Path, str, str]:
 
 
 @pytest.fixture(scope="module")
-def one(place: Path) -> Path:
+def one(place: Path, experiment: Experiment) -> Path:
     """The same run on one device, two meta-steps longer."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "_evaluate", lambda *args: None)
-        return train(dataclasses.replace(EXPERIMENT, num_meta_steps=8, num_devices=1), place / "one")
+        return train(dataclasses.replace(experiment, num_meta_steps=8, num_devices=1), place / "one")
 
 
 def test_two_processes_train_as_one_does_and_one_of_them_writes(two: tuple[Path, str, str], one: Path) -> None:
