@@ -25,6 +25,7 @@ TUNED_ON = {50: 8, 500: 8, 5000: 4}  # other tasks, by horizon
 TUNING = {50: "9x3", 500: "9x3", 5000: "9x1"}
 UNTUNED = ("prodigy", "schedule_free_adamw", "nadamw_calibrated")
 POINTS = 50  # of a curve
+DIGITS = 9  # of a loss, as many as float32 has: what matters is how far it lies above its bound, which may be near
 TASK_STREAM, TUNING_STREAM = 0x62656E, 0x74756E
 RECORDS = "benchmark.json"  # in the folder of a benchmark
 HELD = Path(__file__).parent / "baselines"
@@ -52,9 +53,9 @@ def measure(entry: Entry, horizon: int, optimizers: Mapping[str, loss_curves.Ent
             "failed": statistics.failed(curves.peak[name], scale),
             "test": None if test is None else test["loss"],
             "steps": curves.steps[kept],
-            "curve": np.array([statistics.log_losses(loss[:, at], scale).mean() for at in kept]),
+            "curve": np.round([statistics.log_losses(loss[:, at], scale).mean() for at in kept], 3),
         }
-    return statistics.jsonable(found)
+    return statistics.jsonable(found, DIGITS)
 
 
 def measure_baselines(entry: Entry, horizon: int) -> Record:

@@ -116,8 +116,9 @@ def score(records: Records, name: str) -> Score:
 def _reached(record: Mapping[str, Any], name: str) -> float:
     """The share of the horizon after which the curve stays at or below tuned Adam's end."""
     held, target = record["optimizers"][name], record["optimizers"][ADAM]["curve"][-1]
-    below = np.flatnonzero(np.array(held["curve"]) <= target)
-    return float("inf") if not len(below) else held["steps"][below[0]] / held["steps"][-1]
+    above = np.flatnonzero(np.array(held["curve"]) > target)
+    first = above[-1] + 1 if len(above) else 0
+    return float("inf") if first == len(held["steps"]) else held["steps"][first] / held["steps"][-1]
 
 
 def interquartile_mean(values: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,9 @@ def benchmark(arguments: BenchmarkArguments, console: Any = None) -> Path:
     _check(arguments)
     if arguments.baselines:
         return _baselines(arguments, console)
-    found = dict(map(find, arguments.optimizers))
+    found, identities = _found(arguments.optimizers)
     held = running.held_baselines(arguments.suite)
-    about = {
-        "suite": arguments.suite,
-        "optimizers": {name: _identity(name, entry) for name, entry in found.items()},
-        "environment": provenance(),
-    }
+    about = {"suite": arguments.suite, "optimizers": identities, "environment": provenance()}
     path = _place(arguments, found, about)
     say(console, f"results: {path}")
     asked = [(name, str(horizon)) for name in SUITES[arguments.suite] for horizon in arguments.horizons]
@@ -103,10 +99,23 @@ def _baselines(arguments: BenchmarkArguments, console: Any) -> Path:
     return path
 
 
-def _identity(name: str, entry: Any) -> str:
-    """Of the numbers in φ, and of what it is called."""
+def _found(texts: Sequence[str]) -> tuple[Found, dict[str, str]]:
+    """The optimizers by names of their own, none that of a baseline, and their identities."""
+    found, identities = {}, {}
+    for text in dict.fromkeys(texts):
+        name, entry, settings = find(text)
+        if name in found:  # another run of the same experiment
+            name = text
+        if name in (*running.BASELINES, *running.UNTUNED):
+            name = f"{name} as given"
+        found[name], identities[name] = entry, _identity(name, entry, settings)
+    return found, identities
+
+
+def _identity(name: str, entry: Any, settings: str) -> str:
+    """Of the numbers in φ, of what it is called, and of its settings."""
     _, meta_params = as_optimizer(entry, next(iter(SUITES["development"].values())).family, name)
-    digest = hashlib.sha256(name.encode())
+    digest = hashlib.sha256(f"{name}\n{settings}".encode())
     for leaf in jax.tree.leaves(meta_params):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()

@@ -45,7 +45,7 @@ def inspect(arguments: InspectArguments, console: Any = None) -> Path:
     console = console or make_console()
     if not 0 <= arguments.seed < 2**32:
         raise UserError(f"--seed ({arguments.seed}) must be at least 0 and below 2**32.")
-    name, entry = find(arguments.optimizer)
+    name, entry, _ = find(arguments.optimizer)
     run = Path(arguments.optimizer)
     where = place_for_results(run, arguments.out, Path("inspect") / folder.safe_name(name), folder.INSPECTION)
     with where as (path, own):
@@ -78,26 +78,29 @@ def _stop(signum: int) -> None:
     raise Interrupted(signum, "the inspection was stopped; nothing was written.")
 
 
-def find(text: str) -> tuple[str, Any]:
-    """(what it is called, (optimizer, φ) or an optax transformation) of a run, a name, a choice, or a function.
+def find(text: str) -> tuple[str, Any, str]:
+    """(what it is called, (optimizer, φ) or an optax transformation, its settings) of a run, a name or a function.
+
+    The last, with φ, tells it from others of its name: of a function it is the text of its module.
 
     Raises:
       UserError: it is none of these, or a function that makes no optax transformation.
     """
     bare, watched = without_guard(text)
     if watched:
-        _, entry = find(bare)
-        return text, guard(entry) if isinstance(entry, optax.GradientTransformation) else (guarded(entry[0]), entry[1])
+        _, entry, settings = find(bare)
+        plain = isinstance(entry, optax.GradientTransformation)
+        return text, guard(entry) if plain else (guarded(entry[0]), entry[1]), settings
     path, place = files.place(text), text.partition(":")[0]
     if path.exists() or path.suffix == ".safetensors" or text in pretrained():
         if path.is_file() and path.suffix != ".safetensors":
             raise _nothing(text)
         trained = find_optimizer(text)
         name = (folder.experiment_name(path) if path.is_dir() else None) or path.resolve().stem
-        return name, (trained.optimizer, trained.meta_params)
+        return name, (trained.optimizer, trained.meta_params), str(trained.experiment.optimizer)
     if place in OPTIMIZERS:
         optimizer = build_optimizer(parse_choice(text))
-        return text, (optimizer, optimizer.init(jax.random.key(0)))
+        return text, (optimizer, optimizer.init(jax.random.key(0))), text
     made, _, options = text[len(place) + 1 :].partition(":")
     if not made.isidentifier():
         raise _nothing(text)
@@ -105,7 +108,9 @@ def find(text: str) -> tuple[str, Any]:
     if place.endswith(".py") and not Path(place).is_file():
         raise UserError(f"there is no file {place}; give FILE.py:FUNCTION.")
     module = plugins.run_file(Path(place), what) if place.endswith(".py") else plugins.run_module(place, what)
-    return text, _transformation(text, getattr(module, made, None), parse_choice(f"{made}:{options}"))
+    transformation = _transformation(text, getattr(module, made, None), parse_choice(f"{made}:{options}"))
+    source = Path(module.__file__).read_text(encoding="utf-8", errors="replace") if module.__file__ else ""
+    return text, transformation, source
 
 
 def _nothing(text: str) -> UserError:

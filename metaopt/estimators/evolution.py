@@ -148,8 +148,15 @@ def _pairs_over_windows(
     settings.check(schedule.num_tasks)
     gradient = pair_gradient(optimizer, objective, settings, length=schedule.unroll_length, persistent=persistent)
     how = How(settings.explore and optimizer.explores, settings.objective_batch)
+    finish = None if settings.clip_difference is None else _over_all_that_count
     method = Method(
-        start_pairs(optimizer, settings), gradient, how, settings.group_size, sides=2, unrolls=both_sides(settings)
+        start_pairs(optimizer, settings),
+        gradient,
+        how,
+        settings.group_size,
+        sides=2,
+        unrolls=both_sides(settings),
+        finish=finish,
     )
     return windowed(method, schedule)
 
@@ -294,7 +301,8 @@ def pair_gradient(
     """`gradient` of a method: Σ_tasks (L⁺ - L⁻)/(2σ²) times σε, or times σε summed since the reset if `persistent`.
 
     A pair with a dead side is left out and counted, so that nothing non-finite reaches φ; under `clip_difference` one
-    with a single dead side counts as the most that a pair can, for as long as the other lives: dying costs.
+    with a single dead side counts as the most that a pair can, for as long as the other lives: dying costs. Their
+    number is `extra`.
     """
 
     def gradient(
@@ -308,15 +316,23 @@ def pair_gradient(
         )(pairs.task, pairs.state, sides)
         loss, alive = pair_losses(objective, final, trace)
         drift = pairs.drift + step if persistent else step
-        difference = jnp.where(alive, loss[:, 0] - loss[:, 1], 0.0)
+        difference, extra = jnp.where(alive, loss[:, 0] - loss[:, 1], 0.0), ()
         if (most := settings.clip_difference) is not None:
             died = final.alive[:, 1] * 1.0 - final.alive[:, 0] * 1.0  # 1: the plus side alone, -1: the minus side
             difference = jnp.where(died != 0, most * died, jnp.clip(difference, -most, most))
+            extra = jnp.sum(jnp.abs(died))
         difference = jnp.sum(difference, axis=1)  # [groups]
         total = (difference / (2 * settings.sigma**2)) @ drift
-        return pair_sums(alive, loss, trace)._replace(gradient=unravel(total)), Pairs(pairs.task, final, drift)
+        sums = pair_sums(alive, loss, trace)._replace(gradient=unravel(total), extra=extra)
+        return sums, Pairs(pairs.task, final, drift)
 
     return gradient
+
+
+def _over_all_that_count(sums: Sums, memory: tuple[()]) -> tuple[MetaParams, tuple[()]]:
+    """The mean over pairs that are alive or have one dead side."""
+    counted = jnp.maximum(sums.alive + sums.extra, 1.0)
+    return jax.tree.map(lambda leaf: leaf / counted, sums.gradient), memory
 
 
 def pair_losses(objective: Objective, final: UnrollState, trace: Trace) -> tuple[jax.Array, jax.Array]:

@@ -316,14 +316,14 @@ def thin(steps: np.ndarray, *, keep: tuple[int | None, ...] = (), limit: int = 2
     return np.unique(np.concatenate([even, geometric, wanted]).round().astype(int))
 
 
-def jsonable(value: Any) -> Any:
-    """Plain valid JSON: six significant digits, infinities as the string "inf" or "-inf", nan as null."""
+def jsonable(value: Any, digits: int = 6) -> Any:
+    """Plain valid JSON: so many significant digits, infinities as the string "inf" or "-inf", nan as null."""
     if isinstance(value, dict):
-        return {str(key): jsonable(entry) for key, entry in value.items()}
+        return {str(key): jsonable(entry, digits) for key, entry in value.items()}
     if isinstance(value, np.ndarray):
-        return jsonable(value.tolist())
+        return jsonable(value.tolist(), digits)
     if isinstance(value, (list, tuple)):
-        return [jsonable(entry) for entry in value]
+        return [jsonable(entry, digits) for entry in value]
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
     if isinstance(value, (int, np.integer)):
@@ -332,5 +332,5 @@ def jsonable(value: Any) -> Any:
         number = float(value)
         if np.isnan(number):
             return None
-        return float(f"{number:.6g}") if np.isfinite(number) else ("inf" if number > 0 else "-inf")
+        return float(f"{number:.{digits}g}") if np.isfinite(number) else ("inf" if number > 0 else "-inf")
     return value

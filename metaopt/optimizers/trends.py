@@ -67,7 +67,7 @@ def follow(
         value = jnp.log(jnp.maximum(jnp.abs(value), 1e-12))
     fast, slow, variance = trend[FAST], trend[SLOW], trend[VARIANCE]
     change, slower = raw - trend[LAST], slow + SHARES[1] * (value - slow)
-    noisy = jnp.maximum(SHARES[1], 1 / (trend[SEEN] + 1)) * (jnp.abs(change) - trend[NOISE])
+    noisy = jnp.maximum(SHARES[1], 1 / jnp.maximum(trend[SEEN], 1)) * (jnp.abs(change) - trend[NOISE])
     if noise is not None:
         noisy = jnp.where(rises(trend, noise), 0.0, noisy)
     new = jnp.stack(

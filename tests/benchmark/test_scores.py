@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import numpy as np
+import optax
 import pytest
 
-from metaopt.benchmark import scores
+from metaopt.benchmark import functions, running, scores
+from metaopt.benchmark.suites import Entry
 
 INF = "inf"
 
@@ -41,6 +45,10 @@ def test_one_optimizer_over_a_suite() -> None:
     # The end of tuned Adam is passed half-way on the first, and never on the second.
     assert scores.score({"won": WON}, "learned").to_target == 0.5
     assert scores.score({"lost": LOST}, "learned").to_target == np.inf
+    # What passes it and rises again has not reached it; what comes back has, where it stays.
+    for curve, share in (([0, -1, -0.5], np.inf), ([-1, 0, -1], 1.0), ([-1, -1, -1], 0.0)):
+        again = record(learned=([0.1, 0.1], curve), adam=([0.4, 0.4], [0, -0.5, -0.9]))
+        assert scores.score({"again": again}, "learned").to_target == share
     low, high = found.at_best_untold.interval
     assert 0 < low < 0.5 < high < 1
 
@@ -50,6 +58,22 @@ def test_what_differs_by_rounding_is_a_tie() -> None:
         near = record(learned=([0.1 * factor] * 2, [0, -1, -2]), adam=([0.1, 0.1], [0, -1, -2]))
         found = scores.score({"near": near}, "learned")
         assert found.at_best.count == ties and len(found.lost) == 1 - ties
+
+
+def test_a_record_tells_losses_near_a_bound_that_is_not_0_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many digits as float32 has: of fewer, what lies above the bound would be the rounding."""
+    entry = Entry("thomson", "particles", functions.thomson)
+    seen = []
+
+    def evaluate(*args, **options):
+        seen.append(evaluated(*args, **options))
+        return seen[-1]
+
+    evaluated = running.evaluate
+    monkeypatch.setattr(running, "evaluate", evaluate)
+    found = running.measure(entry, 50, MappingProxyType({"sgd": optax.sgd(0.01)}))
+    np.testing.assert_array_equal(np.float32(found["optimizers"]["sgd"]["final"]), seen[0].loss["sgd"][:, -1])
+    np.testing.assert_array_equal(np.float32(found["bound"]), seen[0].lower_bound)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import optax
 import pytest
 
 from metaopt.benchmark import functions, running
 from metaopt.benchmark.suites import SUITES, Entry
+from metaopt.cli import benchmark
 from metaopt.cli.entry import main
 
 TWO = [Entry("beale", "sum of squares", functions.beale), Entry("zakharov", "valley", functions.zakharov)]
@@ -63,6 +65,28 @@ def test_scores_are_printed_kept_and_gone_on_with(
     assert "50 steps" in out and "500 steps" not in out and 'id="steps-50"' in page and 'id="steps-500"' in page
     assert main(["benchmark", "adam:learning_rate=0.1", "--horizons", "50", "--out", "here"]) == 2
     assert "other optimizers or of another φ; give another --out" in capsys.readouterr().err
+
+
+def test_names_and_settings_tell_optimizers_apart(few: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """One's own Adam does not stand in for the tuned one, and an edited file is another optimizer."""
+    own = Path("mine.py")
+    own.write_text("import optax\n\ndef make():\n    return optax.sgd(0.1)\n")
+    words = ["benchmark", "adam", "mine.py:make", "--horizons", "50", "--out", "here"]
+    assert main(words) == 0
+    held = json.loads(Path("here/benchmark.json").read_text())["entries"]["beale"]["50"]["optimizers"]
+    assert set(held) == {"adam as given", "mine.py:make", "adam", "adamw:schedule=cosine", "dowg"}
+    assert "tuned" in held["adam"] and "tuned" not in held["adam as given"]
+    own.write_text(own.read_text().replace("0.1", "0.3"))
+    capsys.readouterr()
+    assert main(words) == 2
+    assert "other optimizers or of another φ; give another --out" in capsys.readouterr().err
+
+
+def test_two_runs_of_one_experiment_are_two_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    adam = optax.adam(0.1)
+    monkeypatch.setattr(benchmark, "find", lambda text: ("mine", adam, text))
+    found, identities = benchmark._found(["runs/mine/001", "runs/mine/002", "runs/mine/001"])
+    assert list(found) == ["mine", "runs/mine/002"] and len(set(identities.values())) == 2
 
 
 def test_baselines_that_come_with_the_package_are_not_measured_again(

@@ -101,7 +101,7 @@ def by_hand(phi, params, gradients, losses, options):
             variance += 0.03 * ((loss - averages[1]) ** 2 - variance)
             averages = [averages[0] + 0.2 * (loss - averages[0]), averages[1] + 0.03 * (loss - averages[1])]
         if t > 1 and not brakes:
-            noise += max(0.03, 1 / t) * (abs(loss - told) - noise)
+            noise += max(0.03, 1 / (t - 1)) * (abs(loss - told) - noise)
         told, lowest = loss, min(lowest, averages[1])
         brakes = "brake" in options and t >= 10 and averages[0] > lowest + options["brake"] * noise
         trend = averages[0] - averages[1]
