@@ -1,8 +1,8 @@
 """Which meta-gradient for the controller? `python -m experiments.recipe.write` (half an hour of one core, resumable).
 
 Meta-gradients of the same objective at the same φ, on the same tasks: their expectation beside that of noise-reuse
-evolution strategies, which is unbiased but for its smoothing, and their noise. Writes results.json part by part and
-README.md, with what experiments/recipe/arms.py found in it; with `--page` the page alone.
+evolution strategies, which is unbiased but for its smoothing and a bound on differences, and their noise. Writes
+results.json part by part and README.md, with what experiments/recipe/arms.py found in it; with `--page` the page alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ OBJECTIVE = "log_relative:floor=1e-6"
 OPTIMIZER = choice("controller", bound=1.0, gain=2.0)  # the recipe's when this was measured
 PHIS = {"fresh": None, "after the first part": HERE / "fixed_start_first_part.safetensors"}
 CLIP = "clip_task_norm=0.5"
-ES = "clip_difference=2.0,tasks_per_perturbation=1,sigma="
+ES = "clip_difference={},tasks_per_perturbation=1,sigma={}"
 
 
 class Setting(NamedTuple):
@@ -51,10 +51,13 @@ class Setting(NamedTuple):
     lives: int = 4
 
 
-REFERENCE = Setting(f"noise_reuse_evolution_strategies:{ES}0.03", 50, 80, 12)
+REFERENCE = Setting(f"noise_reuse_evolution_strategies:{ES.format(2.0, 0.03)}", 50, 80, 12)
 SETTINGS = {
     "NRES, σ = .03": REFERENCE,
-    "NRES, σ = .01": Setting(f"noise_reuse_evolution_strategies:{ES}0.01", 50, 80, 12),
+    "NRES, σ = .01": Setting(f"noise_reuse_evolution_strategies:{ES.format(2.0, 0.01)}", 50, 80, 12),
+    "NRES, σ = .03, differences up to .1": Setting(
+        f"noise_reuse_evolution_strategies:{ES.format(0.1, 0.03)}", 50, 80, 12
+    ),
     **{f"first order, windows of {window}": Setting(f"truncated_backprop:{CLIP}", window) for window in (50, 100, 250)},
     **{
         f"second order, windows of {window}": Setting(f"truncated_backprop:{CLIP},second_order=true", window)

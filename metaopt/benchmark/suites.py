@@ -1,7 +1,8 @@
 """Two suites of tasks, by name: recipes are chosen on `DEVELOPMENT`, and `TEST` is scored at the end.
 
-Of both, no kind and no data set is one of a meta-training family or of the other suite; none is registered, so that no
-experiment trains on them. Programs compile once an entry: its family is made when first asked for, and kept.
+No kind and no data set of one is in the other. None is registered, so that no experiment trains on them, and none is of
+a meta-training family or its data; a few are relatives of one (Poisson and logistic regression, autoencoders). Programs
+compile once an entry: its family is made when first asked for, and kept.
 """
 
 from __future__ import annotations

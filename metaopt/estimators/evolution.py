@@ -84,7 +84,8 @@ def persistent_evolution_strategies(
       persistent: False leaves the earlier windows' perturbations out: truncated ES, cheaper in variance and biased.
       clip_difference: the most that L⁺ - L⁻ counts for a task, either way, and what it counts where one side has
         died; none: as it is, and pairs with a dead side are left out. Where losses explode on one side, or are
-        logarithms of next to nothing, few tasks make the gradient otherwise; a bias, small where few are.
+        logarithms of next to nothing, few tasks make the gradient otherwise. A bias, small where few differences are
+        bounded; where most are, their signs count, and tasks of any scale weigh alike.
 
     Raises:
       ValueError: a horizon that is shorter than a window or no multiple of it, or settings out of range.

@@ -1,8 +1,9 @@
 """A learned controller: a small recurrent network a tensor says when to step how far, and along what.
 
 The directions are hand-designed ones, each normalised so that it neither grows with the gradient's scale nor is of
-length 1: as noise takes over, all of them shrink by themselves. What the network reads is free of the loss's scale and
-of any shift of it, and the network is one and the same for all tensors, so φ fits any pytree.
+length 1: as noise takes over, all of them shrink by themselves. What the network reads is free of the loss's scale, and
+of any shift of it but under `start=polyak` and `loss_trend=log`. It is one and the same for all tensors, so φ fits any
+pytree.
 """
 
 from __future__ import annotations

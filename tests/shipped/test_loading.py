@@ -251,7 +251,7 @@ def test_everything_of_optax_stands_around_it(name: str, guard: bool) -> None:
 def test_a_guard_by_name(words: str) -> None:
     if words.startswith("optax"):
         words = "optax:sgd:learning_rate=0.1,guard=true"
-    name, entry = find(words)
+    name, entry, _ = find(words)
     assert name == words
     tx = entry if isinstance(entry, optax.GradientTransformation) else entry[0].bind(entry[1])
     assert optax.tree.get(tx.init(PARAMS), "steps_guarded") == 0
