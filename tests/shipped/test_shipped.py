@@ -59,6 +59,12 @@ def test_a_card_is_written_from_that_alone(name: str, ship: Any, evaluated: dict
     assert all(f"`{task}`" in page for task in trained.experiment.tasks)
 
 
+def test_the_table_of_readme_and_docs_is_of_the_same_scores(ship: Any) -> None:
+    for place in ship.SHORT:
+        found = re.search(r"<!-- controller -->\n(.*?)\n<!-- end of controller -->", place.read_text("utf-8"), re.DOTALL)
+        assert found and found[1].splitlines() == ship.in_short(ship.suite_scores())
+
+
 def test_scores_on_the_suite_are_told_with_every_task_where_tuned_adam_is_ahead(ship: Any) -> None:
     def optimizer(*final: float, tuned: dict | None = None) -> dict[str, Any]:
         held = {"final": list(final), "failed": [False] * 2, "test": None, "steps": [0, 50], "curve": [0.0, -1.0]}
