@@ -96,6 +96,15 @@ RUNS: dict[str, tuple[Path, dict[str, Any]]] = {
     "the forerunner, meta-trained on with start=polyak and early_change=2, power=1.5, 2,000": (FURTHER, {}),
     "the forerunner, used with early_change=2": (FORERUNNER, {"early_change": 2.0}),
     "the forerunner: the second form, picked by validation, 4,000": (FORERUNNER, {}),
+    # Of `experiments.recipe.union`, in this order.
+    "a union of three, none meta-trained on: what is shipped, the recipe's meta-seed 0, the third form's 2": (
+        HERE / "union_of_three.safetensors",
+        {},
+    ),
+    "that union meta-trained on, its output alone for 1,000, then all of it for 4,500": (
+        HERE / "union_4500.safetensors",
+        {},
+    ),
     **{f"{THIRD}, meta-seed {seed}": (HERE / f"third_form_{seed}.safetensors", {}) for seed in range(3)},
     "first form, 16,000 meta-steps": (HERE / "nres_16000.safetensors", {}),
     f"{FIXED}, 6,000 meta-steps in the second part": (HERE / "fixed_start_0.safetensors", {}),

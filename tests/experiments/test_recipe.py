@@ -6,9 +6,17 @@ import dataclasses
 import json
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
 from experiments.recipe import arms, write
 from experiments.recipe.page import page
+from experiments.recipe.union import union
 from metaopt.experiment.checks import validate
+from metaopt.optimizers.controllers import controller
+from metaopt.runs.optimizer_file import SHIPPED, read_optimizer
 
 
 def test_every_setting_is_an_experiment_in_whole_windows() -> None:
@@ -22,6 +30,28 @@ def test_the_page_is_of_the_numbers_beside_it() -> None:
     record, held = (json.loads(path.read_text(encoding="utf-8")) for path in (write.RESULTS, write.ARMS))
     assert (write.HERE / "README.md").read_text(encoding="utf-8") == page(record, held)
     assert all(phi.is_file() for phi, _ in arms.RUNS.values())
+
+
+def test_a_union_acts_as_the_mean_of_what_its_parts_put_out() -> None:
+    """Of two alike as each does; and the one that is scored is that of its parts."""
+    files = [
+        SHIPPED / "controller.safetensors",
+        *(write.HERE / f"{name}.safetensors" for name in ("recipe_0", "third_form_2")),
+    ]
+    parts = [read_optimizer(file).meta_params for file in files]
+    held = read_optimizer(write.HERE / "union_of_three.safetensors").meta_params
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), union(parts), held)
+    moved = []
+    for phi, size in ((parts[0], 16), (union([parts[0]] * 2), 32)):
+        tx = controller(**arms.RECIPE.optimizer.options, hidden_size=size).bind(phi)
+        params = {"w": jnp.linspace(-1.0, 2.0, 6).reshape(2, 3), "b": jnp.ones(3)}
+        state = tx.init(params)
+        for _ in range(12):
+            loss, slope = jax.value_and_grad(lambda p: sum(jnp.sum((leaf - 3) ** 4) for leaf in p.values()))(params)
+            steps, state = tx.update(slope, state, params, value=loss)
+            params = optax.apply_updates(params, steps)
+        moved.append(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), *moved)
 
 
 def test_the_page_names_the_estimator_whose_single_meta_step_is_nearest() -> None:
