@@ -61,7 +61,8 @@ def test_a_card_is_written_from_that_alone(name: str, ship: Any, evaluated: dict
 
 def test_the_table_of_readme_and_docs_is_of_the_same_scores(ship: Any) -> None:
     for place in ship.SHORT:
-        found = re.search(r"<!-- controller -->\n(.*?)\n<!-- end of controller -->", place.read_text("utf-8"), re.DOTALL)
+        page = place.read_text(encoding="utf-8")
+        found = re.search(r"<!-- controller -->\n(.*?)\n<!-- end of controller -->", page, re.DOTALL)
         assert found and found[1].splitlines() == ship.in_short(ship.suite_scores())
 
 
