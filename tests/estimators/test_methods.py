@@ -102,6 +102,7 @@ CUT = [
     *((name, {}) for name in GENERAL),
     *((name, dict(tasks_per_perturbation=2)) for name in GENERAL if name.endswith("strategies")),
     ("mixture", dict(tasks_per_perturbation=2)),
+    ("noise_reuse_evolution_strategies", dict(clip_difference=0.01)),
     ("score_function", dict(baseline="leave_one_out", rollouts=2)),
 ]
 
