@@ -104,10 +104,8 @@ def _found(texts: Sequence[str]) -> tuple[Found, dict[str, str]]:
     found, identities = {}, {}
     for text in dict.fromkeys(texts):
         name, entry, settings = find(text)
-        if name in found:  # another run of the same experiment
-            name = text
-        if name in (*running.BASELINES, *running.UNTUNED):
-            name = f"{name} as given"
+        taken = {*running.BASELINES, *running.UNTUNED, *found}  # as by another run of the same experiment
+        name = next(one for one in (name, text, f"{text} as given") if one not in taken)
         found[name], identities[name] = entry, _identity(name, entry, settings)
     return found, identities
 

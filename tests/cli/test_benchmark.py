@@ -87,6 +87,9 @@ def test_two_runs_of_one_experiment_are_two_optimizers(monkeypatch: pytest.Monke
     monkeypatch.setattr(benchmark, "find", lambda text: ("mine", adam, text))
     found, identities = benchmark._found(["runs/mine/001", "runs/mine/002", "runs/mine/001"])
     assert list(found) == ["mine", "runs/mine/002"] and len(set(identities.values())) == 2
+    monkeypatch.setattr(benchmark, "find", lambda text: ("adam", adam, text))
+    assert list(benchmark._found(["runs/adam/001", "adam"])[0]) == ["runs/adam/001", "adam as given"]
+    assert list(benchmark._found(["adam", "runs/adam/001"])[0]) == ["adam as given", "runs/adam/001"]
 
 
 def test_baselines_that_come_with_the_package_are_not_measured_again(
