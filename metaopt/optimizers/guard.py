@@ -32,6 +32,10 @@ FIRST = 10  # NadamW's steps after the first trip
 # Their number doubles with each trip, unless the optimizer's own steps since the last were so many times as many; then
 # it is FIRST again. A rare fault costs less than a twentieth of all steps, and what always fails is soon NadamW.
 GOOD = 20
+# A step that alone led to where nothing is finite, or by |f| upwards, was too long: the optimizer's own are no longer
+# than half of it from then on, and twice as long after so many. For one that begins anew may grow again within a few
+# steps to the length that did the harm, and where the loss is steep a single step is too much.
+AGAIN = 50
 
 
 class GuardState(NamedTuple):
@@ -46,6 +50,7 @@ class GuardState(NamedTuple):
     length: jax.Array  # int32: how many they were to be
     since: jax.Array  # int32: the optimizer's own steps since it began, or began anew
     log_scale: jax.Array  # float32: running mean of log RMS of the optimizer's steps
+    longest: jax.Array  # float32: the RMS to which its steps are shortened
     # [4] float32: the loss where the optimizer began, `LARGEST` before; the last one; the mean fall; 1 once it exploded
     loss: jax.Array
 
@@ -65,9 +70,10 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
     Then come 10 steps of NadamW, with warm-up and cosine, at its calibrated rate or the scale of the optimizer's own
     steps, whichever is less: what was set for small networks might ruin a large one that is nearly trained. After them
     the optimizer begins anew, from its initial state: it was meta-trained from there, and the state that it went wrong
-    in is a part of what went wrong. The next time they are 20, then 40, unless it did well for long. A step is taken
-    back exactly where what stands after the guard in a chain scales every step alike; under a schedule or weight decay
-    nearly so.
+    in is a part of what went wrong. The next time they are 20, then 40, unless it did well for long. Where a single step
+    did the harm, the optimizer's own are shortened to half of its length, a bound that doubles every 50 of them. A step
+    is taken back exactly where what stands after the guard in a chain scales every step alike; under a schedule or weight
+    decay nearly so.
 
     `optax.tree.get(state, "steps_guarded")` and `"times_tripped"` read the counts from a state, wherever in a chain.
     Until it trips, steps are bitwise the transformation's own. An update takes one to two of optax.adam's more, and
@@ -82,7 +88,7 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
             return jnp.zeros((), jnp.int32)
 
         unknown = jnp.asarray([LARGEST, -LARGEST, 0.0, 0.0], jnp.float32)
-        numbers = {"log_scale": jnp.log(jnp.float32(RATE)), "loss": unknown}
+        numbers = {"log_scale": jnp.log(jnp.float32(RATE)), "longest": jnp.float32(LARGEST), "loss": unknown}
         counts = {name: count() for name in ("steps_guarded", "times_tripped", "left", "length", "since")}
         last = jax.tree.map(jnp.zeros_like, params)
         return vary_with(GuardState(tx.init(params), fallback.init(params), last, **counts, **numbers), params)
@@ -93,16 +99,23 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
     ) -> tuple[PyTree, GuardState]:
         like = updates if params is None else params
         own = state.left == 0  # the optimizer's turn
-        sound, loss, exploded = _usable((updates, value)), state.loss, jnp.zeros((), bool)
+        sound, loss = _usable((updates, value)), state.loss
+        exploded = abrupt = jnp.zeros((), bool)
         if value is not None:
             extra["value"] = value
             value = jnp.asarray(value, jnp.float32).reshape(())
-            exploded, loss = _watch_loss(loss, value, own, own & (state.since == 0))
+            exploded, abrupt, loss = _watch_loss(loss, value, own, own & (state.since == 0))
         back = ~sound | exploded
         turn = own & ~back
+        half = _rms(state.last) / 2
+        harm = own & (~sound | abrupt) & (state.since > 0) & (half > 0)  # of a step of its own, where it made any
+        longest = jnp.where(harm, jnp.minimum(half, state.longest), state.longest)
 
         def step() -> tuple[PyTree, PyTree]:
             steps, after = tx.update(updates, state.inner, params, **extra)
+            rms = _rms(steps)
+            shorter = jnp.where(rms > longest, longest / rms, 1.0)  # a step that is not finite stays so, and trips
+            steps = jax.tree.map(lambda leaf: jnp.where(rms > longest, shorter * leaf, leaf), steps)
             return vary_with((_as(steps, like), after), state)
 
         def begin() -> tuple[PyTree, PyTree]:
@@ -138,6 +151,7 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
             left=jnp.maximum(jnp.where(trips, length, state.left) - 1, 0),
             length=length,
             since=jnp.where(calm, state.since + 1, 0),
+            longest=jnp.minimum(longest * jnp.where(calm, 2 ** (1 / AGAIN), 1.0), LARGEST),
             log_scale=state.log_scale + jnp.where(calm & (rms > 0), change, 0.0),
             loss=jnp.where(sound, loss.at[1].set(jnp.where(back, -LARGEST, loss[1])), state.loss),
         )
@@ -158,8 +172,10 @@ def guarded(optimizer: Optimizer) -> Optimizer:
     )
 
 
-def _watch_loss(seen: jax.Array, value: jax.Array, own: jax.Array, begins: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Whether a loss explodes, and what is to be known of losses at the next."""
+def _watch_loss(
+    seen: jax.Array, value: jax.Array, own: jax.Array, begins: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Whether a loss explodes, whether the last step alone did it, and what is to be known of losses at the next."""
     first, last, fall, before = seen
     above = value > first + jnp.abs(first) + NOISE_FACTOR * fall
     # Who let it explode has to keep below twice the loss it begins anew at, if that is less: or it would climb to the
@@ -169,7 +185,7 @@ def _watch_loss(seen: jax.Array, value: jax.Array, own: jax.Array, begins: jax.A
     first, before = jnp.where(begins & moves, value, first), jnp.where(begins, 0.0, before)
     exploded = above & own & ~begins
     fall = fall + (jnp.maximum(last - value, 0.0) - fall) / MEMORY
-    return exploded, jnp.stack([first, value, fall, jnp.where(exploded, 1.0, before)])
+    return exploded, exploded & (value - last > jnp.abs(first)), jnp.stack([first, value, fall, jnp.where(exploded, 1.0, before)])
 
 
 def _inexact(tree: PyTree) -> list[jax.Array]:

@@ -16,8 +16,9 @@ import metaopt
 from metaopt.inner.step import bind_tasks, reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import controller, momentum, schedule_free_adamw
-from metaopt.optimizers.guard import FIRST, GOOD, guard, guarded
+from metaopt.optimizers.guard import AGAIN, FIRST, GOOD, guard, guarded
 from metaopt.tasks import quadratic, rosenbrock
+from metaopt.trees import LARGEST
 from metaopt.types import Optimizer
 from tests.toys import in_x64
 
@@ -88,6 +89,25 @@ def test_an_exploding_loss_is_taken_back_where_it_is_told() -> None:
     params, state, losses = run(guard(uphill), 200)
     assert losses[-1] < losses[0] and losses.max() < 5 * losses[0] and counts(state)[1] > 1
     assert not run(guard(uphill), 200, tell=False)[2][-1] < losses[0]
+
+
+def test_after_a_step_that_was_taken_back_its_own_are_half_as_long_and_grow_again() -> None:
+    tx = guard(faulty(None, 1.0))
+    lengths = []
+    params, state = PARAMS, tx.init(PARAMS)
+    for step in range(FIRST + 3 + 8 * AGAIN):
+        gradient = jax.tree.map(jnp.ones_like, params)
+        if step == 3:
+            gradient = jax.tree.map(lambda leaf: leaf * jnp.nan, gradient)
+        steps, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, steps)
+        lengths.append(float(jnp.abs(steps["b"][0])))
+    own = np.array(lengths[3 + FIRST :])
+    np.testing.assert_allclose(lengths[:3], 0.05, rtol=1e-6)
+    np.testing.assert_allclose(own[:AGAIN], 0.025 * 2 ** (np.arange(AGAIN) / AGAIN), rtol=1e-3)
+    np.testing.assert_allclose(own[AGAIN + 1 :], 0.05, rtol=1e-6)
+    # The first step of all has none before it to be taken back.
+    assert float(run(tx, 1, tell=False, spoilt=[0])[1].longest) == np.float32(LARGEST)
 
 
 def test_a_point_without_a_loss_is_left_by_the_step_that_led_there() -> None:
