@@ -240,6 +240,18 @@ def _lacking(studies: Mapping[str, Record]) -> Iterator[str]:
     lacking = [name for name in STUDIES if name not in studies]
     if lacking:
         yield f"\nNot run under this protocol yet: {', '.join(lacking)}."
+    fewer: dict[tuple[int, int, tuple[str, ...]], list[str]] = {}
+    for study, record in studies.items():
+        found: dict[tuple[int, int], list[str]] = {}
+        for arm in STUDIES[study].arms:
+            seeds = record["arms"].get(arm.name, {"seeds": 0})["seeds"]
+            if 0 < seeds < arm.seeds:
+                found.setdefault((seeds, arm.seeds), []).append(f"`{arm.name}`")
+        for numbers, arms in found.items():
+            fewer.setdefault((*numbers, tuple(arms)), []).append(study)
+    if fewer:
+        each = (f"{seeds} for {of} of {', '.join(arms)} ({', '.join(on)})" for (seeds, of, arms), on in fewer.items())
+        yield f"\nFewer meta-seeds than were meant, for time: {'; '.join(each)}."
 
 
 def _picks(studies: Mapping[str, Record]) -> Iterator[str]:
