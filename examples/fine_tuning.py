@@ -47,9 +47,9 @@ def fine_tune():
     digits = load_dataset("digits")
     images, labels = jnp.asarray(digits.train.inputs), jnp.asarray(digits.train.targets)
     old = labels < 5  # what the network is trained on first; the others come as new classes
-    before, _ = train(init(jax.random.key(0)), metaopt.load("networks_rl"), images[old], labels[old])
+    before, _ = train(init(jax.random.key(0)), metaopt.load("controller"), images[old], labels[old])
     before[-1] = init(jax.random.key(1))[-1]
-    parts = {"new": metaopt.load("networks_rl", guard=True), "slow": optax.adam(1e-3), "frozen": optax.set_to_zero()}
+    parts = {"new": metaopt.load("controller", guard=True), "slow": optax.adam(1e-3), "frozen": optax.set_to_zero()}
     tx = optax.multi_transform(parts, ["frozen", "slow", "new"])  # by layers
     after, loss = train(before, tx, images, labels)
     return float(loss_fn(before, images, labels)), loss, before, after

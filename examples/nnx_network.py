@@ -30,7 +30,7 @@ def loss_fn(network, images, labels):
 @nnx.jit
 def step(network, optimizer, images, labels):
     loss, gradients = nnx.value_and_grad(loss_fn)(network, images, labels)
-    optimizer.update(network, gradients, value=loss)  # by `value` the guard sees where the loss explodes
+    optimizer.update(network, gradients, value=loss)  # the optimizer reads the loss, and the guard watches it
     return loss
 
 
@@ -39,7 +39,7 @@ def train(steps=STEPS):
     digits = load_dataset("digits")
     images, labels = jnp.asarray(digits.train.inputs), jnp.asarray(digits.train.targets)
     tx = metaopt.load(
-        "networks_rl",  # or a run folder, or a .safetensors file
+        "controller",  # or a run folder, or a .safetensors file
         guard=True,
         learning_rate_multiplier=optax.cosine_decay_schedule(1.0, steps),
         weight_decay=1e-4,
