@@ -105,6 +105,10 @@ RUNS: dict[str, tuple[Path, dict[str, Any]]] = {
         HERE / "union_4500.safetensors",
         {},
     ),
+    "the recipe's first part, meta-seed 1, then 600 meta-steps of second order through windows of 100": (
+        HERE / "second_order_600.safetensors",
+        {},
+    ),
     **{f"{THIRD}, meta-seed {seed}": (HERE / f"third_form_{seed}.safetensors", {}) for seed in range(3)},
     "first form, 16,000 meta-steps": (HERE / "nres_16000.safetensors", {}),
     f"{FIXED}, 6,000 meta-steps in the second part": (HERE / "fixed_start_0.safetensors", {}),
