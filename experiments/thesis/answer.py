@@ -50,7 +50,7 @@ class Compared(NamedTuple):
 
 
 def in_short(records: Mapping[str, Record]) -> Iterator[str]:
-    """Sentences and the two tables; the same φ on other images is no further evidence, and left out."""
+    """Sentences and the two tables; the same φ on other networks is no further evidence, and left out."""
     records = {name: record for name, record in records.items() if name not in SAME_PHI}
     found = [one for record in records.values() for one in _compared(record)]
     if not found:

@@ -211,13 +211,21 @@ def _convex(name: str, title: str, rl: Experiment, bp: Experiment, tests: tuple[
     return Study(name, title, (*first, *more, *rest), tests)
 
 
-def _images(study: Study, data: str, num_tasks: int) -> Study:
-    """Figures 7 and 8 on larger images, one meta-seed; a family is drawn each meta-step, as in the thesis."""
+def _images(study: Study, data: str, num_tasks: int, depths: tuple[int, ...] = ()) -> Study:
+    """Figures 7 and 8 on larger images, one meta-seed; a family is drawn each meta-step, as in the thesis.
+
+    Args:
+      depths: of the networks that are tested; none: all of the study's.
+    """
 
     def on(task: Choice) -> Choice:
         return choice(task.name, **task.options, data=data) if task.name in ("classifier", "autoencoder") else task
 
-    tests = tuple(Test(on(test.task), num_tasks, test.multiples) for test in study.tests)
+    tests = tuple(
+        Test(on(test.task), num_tasks, test.multiples)
+        for test in study.tests
+        if not depths or test.task.options["hidden_layers"] in depths
+    )
     arms = tuple(
         picked(
             Arm(
@@ -237,17 +245,6 @@ def _images(study: Study, data: str, num_tasks: int) -> Study:
     return dataclasses.replace(
         study, name=f"networks_{data}", title=title, arms=arms, tests=tests, num_tuning_tasks=8, tuning="9x1"
     )
-
-
-def _other_images(study: Study, data: str, depths: tuple[int, ...]) -> Study:
-    """The same φ on networks of some depths and images of another data set."""
-    tests = tuple(
-        Test(choice(test.task.name, **{**test.task.options, "data": data}), test.num_tasks, test.multiples)
-        for test in study.tests
-        if test.task.options["hidden_layers"] in depths
-    )
-    title = f"Figures 7 and 8 on {data}, 28×28: the φ of {study.name}, which never saw these images"
-    return _same_phi(study, f"networks_{data}", title, tests)
 
 
 def _other_widths(study: Study, widths: tuple[int, ...], depths: tuple[int, ...]) -> Study:
@@ -330,9 +327,8 @@ def _studies() -> dict[str, Study]:
         tuning="5x3",
         num_tuning_tasks=16,
     )  # fmt: skip
-    images = _images(digits, "mnist_5k", 8)
-    same_phi = (_other_widths(digits, (10, 80), (1, 3)), _other_images(images, "fashion_mnist", (1, 3)))
-    studies = (quadratic, regression, digits, cross, images, *same_phi)
+    images = _images(digits, "mnist_5k", 8), _images(digits, "fashion_mnist", 8, depths=(1, 3))
+    studies = (quadratic, regression, digits, cross, *images, _other_widths(digits, (10, 80), (1, 3)))
     return {study.name: study for study in studies}
 
 

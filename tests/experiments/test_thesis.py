@@ -185,8 +185,7 @@ def test_parts_that_take_the_phi_of_others_come_after_them(queue: Any) -> None:
     everything = queue.parts([])
     assert everything[0] == ("quadratic", "baselines")
     phases = {part.study: part.phase for part in everything}
-    assert phases["networks_mnist_5k"] < phases["networks_fashion_mnist"] < phases["after"]
-    assert phases["networks_digits"] < phases["networks_widths"]
+    assert phases["networks_digits"] < phases["networks_widths"] < phases["after"]
     assert [part.phase for part in everything] == sorted(part.phase for part in everything)
     with pytest.raises(ValueError, match="no part"):
         queue.parts(["quadratic/nothing"])
