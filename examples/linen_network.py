@@ -36,8 +36,8 @@ def train(steps=STEPS):
     """The training loss, step by step."""
     digits = load_dataset("digits")
     images, labels = jnp.asarray(digits.train.inputs), jnp.asarray(digits.train.targets)
-    # TrainState tells an optimizer no loss, and `networks_rl` reads none. Gradients are clipped, and there is one step of
-    # it every two minibatches, of their mean gradient.
+    # TrainState tells an optimizer no loss, and `networks_rl` reads none. Gradients are clipped, and it makes a step
+    # every two minibatches, of their mean gradient.
     tx = optax.MultiSteps(optax.chain(optax.clip_by_global_norm(1.0), metaopt.load("networks_rl")), every_k_schedule=2)
     network = Network()
     params = network.init(jax.random.key(0), images[:1])["params"]

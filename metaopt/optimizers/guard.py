@@ -32,10 +32,11 @@ FIRST = 10  # NadamW's steps after the first trip
 # Their number doubles with each trip, unless the optimizer's own steps since the last were so many times as many; then
 # it is FIRST again. A rare fault costs less than a twentieth of all steps, and what always fails is soon NadamW.
 GOOD = 20
-# A step that alone led to where nothing is finite, or by |f| upwards, was too long: the optimizer's own are no longer
-# than half of it from then on, and twice as long after so many. For one that begins anew may grow again within a few
-# steps to the length that did the harm, and where the loss is steep a single step is too much.
-AGAIN = 50
+# A step that alone raised the loss by |f| was too long: the optimizer's own are shortened to half of it from then on, a
+# bound that doubles after so many. For one that begins anew grows again within a few steps to the length that did the
+# harm, and where the loss is steep a single step is too much. A gradient that is not finite is no reason: it may be the
+# batch's.
+AGAIN = 20
 
 
 class GuardState(NamedTuple):
@@ -70,10 +71,12 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
     Then come 10 steps of NadamW, with warm-up and cosine, at its calibrated rate or the scale of the optimizer's own
     steps, whichever is less: what was set for small networks might ruin a large one that is nearly trained. After them
     the optimizer begins anew, from its initial state: it was meta-trained from there, and the state that it went wrong
-    in is a part of what went wrong. The next time they are 20, then 40, unless it did well for long. Where a single step
-    did the harm, the optimizer's own are shortened to half of its length, a bound that doubles every 50 of them. A step
-    is taken back exactly where what stands after the guard in a chain scales every step alike; under a schedule or weight
-    decay nearly so.
+    in is a part of what went wrong. The next time they are 20, then 40, unless it did well for long.
+
+    Where a single step raised the loss by as much as explodes, the optimizer's own are shortened to half of its length,
+    a bound that doubles every 20 of them (`optax.tree.get(state, "longest")`). The optimizer is not told, and shortened
+    steps are not counted. A step is taken back exactly where what stands after the guard in a chain scales every step
+    alike; under a schedule or weight decay nearly so.
 
     `optax.tree.get(state, "steps_guarded")` and `"times_tripped"` read the counts from a state, wherever in a chain.
     Until it trips, steps are bitwise the transformation's own. An update takes one to two of optax.adam's more, and
@@ -108,14 +111,10 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
         back = ~sound | exploded
         turn = own & ~back
         half = _rms(state.last) / 2
-        harm = own & (~sound | abrupt) & (state.since > 0) & (half > 0)  # of a step of its own, where it made any
-        longest = jnp.where(harm, jnp.minimum(half, state.longest), state.longest)
+        longest = jnp.where(abrupt & (half > 0), jnp.minimum(half, state.longest), state.longest)
 
         def step() -> tuple[PyTree, PyTree]:
             steps, after = tx.update(updates, state.inner, params, **extra)
-            rms = _rms(steps)
-            shorter = jnp.where(rms > longest, longest / rms, 1.0)  # a step that is not finite stays so, and trips
-            steps = jax.tree.map(lambda leaf: jnp.where(rms > longest, shorter * leaf, leaf), steps)
             return vary_with((_as(steps, like), after), state)
 
         def begin() -> tuple[PyTree, PyTree]:
@@ -126,7 +125,10 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
         calm = turn & (rms <= LARGEST) & ((rms <= STEP_FACTOR * scale) | (rms <= RATE))
 
         def keep() -> tuple[PyTree, PyTree]:
-            return vary_with((steps, state.fallback), state)
+            too_long = rms > longest
+            share = jnp.where(too_long, longest / rms, 1.0)
+            made = jax.tree.map(lambda leaf: jnp.where(too_long, share * leaf, leaf), steps)
+            return vary_with((_as(made, like), state.fallback), state)
 
         def rescue() -> tuple[PyTree, PyTree]:
             made = state.length - state.left
@@ -185,7 +187,8 @@ def _watch_loss(
     first, before = jnp.where(begins & moves, value, first), jnp.where(begins, 0.0, before)
     exploded = above & own & ~begins
     fall = fall + (jnp.maximum(last - value, 0.0) - fall) / MEMORY
-    return exploded, exploded & (value - last > jnp.abs(first)), jnp.stack([first, value, fall, jnp.where(exploded, 1.0, before)])
+    seen = jnp.stack([first, value, fall, jnp.where(exploded, 1.0, before)])
+    return exploded, exploded & (value - last > jnp.abs(first)), seen
 
 
 def _inexact(tree: PyTree) -> list[jax.Array]:

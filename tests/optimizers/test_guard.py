@@ -91,23 +91,46 @@ def test_an_exploding_loss_is_taken_back_where_it_is_told() -> None:
     assert not run(guard(uphill), 200, tell=False)[2][-1] < losses[0]
 
 
-def test_after_a_step_that_was_taken_back_its_own_are_half_as_long_and_grow_again() -> None:
-    tx = guard(faulty(None, 1.0))
-    lengths = []
-    params, state = PARAMS, tx.init(PARAMS)
-    for step in range(FIRST + 3 + 8 * AGAIN):
-        gradient = jax.tree.map(jnp.ones_like, params)
-        if step == 3:
-            gradient = jax.tree.map(lambda leaf: leaf * jnp.nan, gradient)
-        steps, state = tx.update(gradient, state, params)
-        params = optax.apply_updates(params, steps)
-        lengths.append(float(jnp.abs(steps["b"][0])))
-    own = np.array(lengths[3 + FIRST :])
-    np.testing.assert_allclose(lengths[:3], 0.05, rtol=1e-6)
+def lengths(tx: Any, values: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lengths of steps on gradients of 1 where such losses are told, the bounds on them, how often it tripped."""
+
+    def body(state: Any, value: Any) -> Any:
+        steps, state = tx.update({"w": jnp.ones(3)}, state, {"w": jnp.ones(3)}, value=value)
+        return state, (jnp.sqrt(jnp.mean(jnp.square(steps["w"]))), state.longest, state.times_tripped)
+
+    made = jax.jit(lambda values: jax.lax.scan(body, tx.init({"w": jnp.ones(3)}), values)[1])(jnp.asarray(values))
+    return tuple(np.asarray(leaf) for leaf in made)  # type: ignore
+
+
+def test_after_a_step_that_raised_the_loss_at_once_its_own_are_half_as_long_and_grow_again() -> None:
+    tx, leap, climb = guard(faulty(None, 1.0)), [1.0, 0.9, 0.9, 4.0], [1.0, 1.5, 1.9, 2.1]
+    steps = lengths(tx, [*leap, *[0.9] * (FIRST + 3 * AGAIN)])[0]
+    own = steps[3 + FIRST :]
+    np.testing.assert_allclose(steps[:4], 0.05, rtol=1e-6)  # the last of these takes the one before it back
     np.testing.assert_allclose(own[:AGAIN], 0.025 * 2 ** (np.arange(AGAIN) / AGAIN), rtol=1e-3)
     np.testing.assert_allclose(own[AGAIN + 1 :], 0.05, rtol=1e-6)
-    # The first step of all has none before it to be taken back.
-    assert float(run(tx, 1, tell=False, spoilt=[0])[1].longest) == np.float32(LARGEST)
+    # Who climbs step by step made none that was too long; nor may he have whose batch has no gradient.
+    for values in (climb, [1.0, 0.9, np.nan], [np.nan]):
+        steps, bounds, _ = lengths(tx, [*values, *[0.9] * (FIRST + 3)])
+        assert (bounds == np.float32(LARGEST)).all()
+        np.testing.assert_allclose(steps[-2:], 0.05, rtol=1e-6)
+
+
+def test_the_bound_on_its_own_steps_only_falls_where_they_do_harm() -> None:
+    tx, between = guard(faulty(None, 1.0)), FIRST + AGAIN // 2
+    bounds = lengths(tx, [1.0, 0.9, 4.0, *[0.9] * between, 4.0, *[0.9] * 9])[1]
+    np.testing.assert_allclose(bounds[2], 0.025, rtol=1e-6)
+    after = bounds[3 + between]
+    assert 0.012 < after < 0.025  # half of one that was itself shortened
+    assert bounds[1 + FIRST] == bounds[2] and after == bounds[-1]  # while NadamW's are made it does not grow
+
+
+@pytest.mark.parametrize("factor", [1e3, 1e20, 1e30])
+def test_what_explodes_trips_it_under_a_bound_too(factor: float) -> None:
+    tx = guard(faulty(7, factor))
+    for values in ([0.9] * 60, [1.0, 0.9, 4.0, *[0.9] * 57]):
+        steps, _, trips = lengths(tx, values)
+        assert steps[:2].min() > 0.04 and steps.max() <= 0.1 and trips[-1] == 3
 
 
 def test_a_point_without_a_loss_is_left_by_the_step_that_led_there() -> None:
