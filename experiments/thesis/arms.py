@@ -211,8 +211,8 @@ def _convex(name: str, title: str, rl: Experiment, bp: Experiment, tests: tuple[
     return Study(name, title, (*first, *more, *rest), tests)
 
 
-def _images(study: Study, data: str, num_tasks: int, depths: tuple[int, ...] = ()) -> Study:
-    """Figures 7 and 8 on larger images, one meta-seed; a family is drawn each meta-step, as in the thesis.
+def _images(study: Study, data: str, num_tasks: int, seeds: int, depths: tuple[int, ...] = ()) -> Study:
+    """Figures 7 and 8 on larger images; a family is drawn each meta-step, as in the thesis.
 
     Args:
       depths: of the networks that are tested; none: all of the study's.
@@ -231,7 +231,7 @@ def _images(study: Study, data: str, num_tasks: int, depths: tuple[int, ...] = (
             Arm(
                 arm.name,
                 vary(arm.experiment, tasks=tuple(map(on, arm.experiment.tasks)), num_tasks=1),
-                1,
+                seeds,
                 "one function a meta-step",
             ),
             500,
@@ -327,7 +327,7 @@ def _studies() -> dict[str, Study]:
         tuning="5x3",
         num_tuning_tasks=16,
     )  # fmt: skip
-    images = _images(digits, "mnist_5k", 8), _images(digits, "fashion_mnist", 8, depths=(1, 3))
+    images = _images(digits, "mnist_5k", 8, FEW_SEEDS), _images(digits, "fashion_mnist", 8, 1, depths=(1, 3))
     studies = (quadratic, regression, digits, cross, *images, _other_widths(digits, (10, 80), (1, 3)))
     return {study.name: study for study in studies}
 

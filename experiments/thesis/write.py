@@ -184,7 +184,8 @@ def _filled(records: Mapping[str, Record]) -> dict[str, str]:
     }
     values = {"multiple": MULTIPLE, "further": FURTHER, "few": f"{100 * FEW:.0f}", "alike": f"{100 * (1 - ALIKE):.0f}"}
     values |= {"margin": f"{MARGIN:g}", "near": f"{claims.NEAR:g}"}
-    values["seeds"] = ", ".join(f"{_seeds(record)} meta-seeds on `{name}`" for name, record in new.items())
+    numbers = {name: _seeds(record) for name, record in new.items()}
+    values["seeds"] = ", ".join(f"{n} meta-seed{'s' * (n != 1)} on `{name}`" for name, n in numbers.items())
     values["defaults"] = ", ".join(f"`{name}={found[name]}`" for name in DEFAULTS)
     return {name: "\n".join(lines).strip() for name, lines in blocks.items()} | values
 
