@@ -34,8 +34,8 @@ FIRST = 10  # NadamW's steps after the first trip
 GOOD = 20
 # A step that alone raised the loss by |f| was too long: the optimizer's own are shortened to half of it from then on, a
 # bound that doubles after so many. For one that begins anew grows again within a few steps to the length that did the
-# harm, and where the loss is steep a single step is too much. A gradient that is not finite is no reason: it may be the
-# batch's.
+# harm, and where the loss is steep a single step is too much. A loss or gradient that is not finite is no reason: it
+# may be the batch's.
 AGAIN = 20
 
 
@@ -111,7 +111,7 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
         back = ~sound | exploded
         turn = own & ~back
         half = _rms(state.last) / 2
-        longest = jnp.where(abrupt & (half > 0), jnp.minimum(half, state.longest), state.longest)
+        longest = jnp.where(abrupt & sound & (half > 0), jnp.minimum(half, state.longest), state.longest)
 
         def step() -> tuple[PyTree, PyTree]:
             steps, after = tx.update(updates, state.inner, params, **extra)

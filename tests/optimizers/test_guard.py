@@ -110,7 +110,7 @@ def test_after_a_step_that_raised_the_loss_at_once_its_own_are_half_as_long_and_
     np.testing.assert_allclose(own[:AGAIN], 0.025 * 2 ** (np.arange(AGAIN) / AGAIN), rtol=1e-3)
     np.testing.assert_allclose(own[AGAIN + 1 :], 0.05, rtol=1e-6)
     # Who climbs step by step made none that was too long; nor may he have whose batch has no gradient.
-    for values in (climb, [1.0, 0.9, np.nan], [np.nan]):
+    for values in (climb, [1.0, 0.9, np.nan], [1.0, 0.9, np.inf], [np.nan]):
         steps, bounds, _ = lengths(tx, [*values, *[0.9] * (FIRST + 3)])
         assert (bounds == np.float32(LARGEST)).all()
         np.testing.assert_allclose(steps[-2:], 0.05, rtol=1e-6)
