@@ -315,6 +315,8 @@ def step(
     loss = jnp.where(alive, jnp.zeros_like(state.initial_loss), 0.0) if value is None else value
     if turn is not None:
         offset = jax.tree.map(lambda new: new - jax.lax.stop_gradient(new), kept)
+        # The Hessian of the dead may not be finite: what it makes of their zeros must not go back to θ.
+        offset = select_tasks(alive, offset, jax.tree.map(jnp.zeros_like, offset))
         turned = select_tasks(alive, jax.tree.map(jnp.add, estimate.gradient, turn(offset)), estimate.gradient)
         seen = None if estimate.value is None else _with_slope(estimate.value, estimate.gradient, kept)
         estimate = estimate._replace(gradient=turned, value=seen)

@@ -243,6 +243,28 @@ def test_an_exploding_run_is_counted_dead_and_its_meta_gradient_stays_finite():
     assert np.isfinite(gradient["learning_rate"])
 
 
+@pytest.mark.parametrize(("name", "second_order"), [("sgd", False), ("sgd", True), ("controller", True)])
+def test_the_derivatives_of_the_dead_are_nowhere_in_the_gradient(name, second_order):
+    """Neither their gradients nor, at second order, their Hessians are numbers where they die."""
+    family = dataclasses.replace(
+        cliff(), loss=lambda params, task, batch: jnp.sum(jnp.sqrt(params + jnp.where(task > 0.5, -0.95, 5.0)))
+    )
+    optimizer = OPTIMIZERS[name]()
+    phi = optimizer.init(jax.random.key(7)) if name == "controller" else {"learning_rate": jnp.log(0.1)}
+    task, state = reset(bind_tasks(optimizer, phi), family, jax.random.split(jax.random.key(0), 8))
+
+    def total(phi, task, state):
+        tx = bind_tasks(optimizer, phi)
+        end, trace = unroll(tx, family, task, state, length=6, second_order=second_order)
+        return jnp.sum(jnp.where(end.alive, jnp.mean(trace.loss, axis=0), 0.0)), end.alive
+
+    slope = jax.jit(jax.grad(total, has_aux=True))
+    gradient, alive = slope(phi, task, state)
+    assert state.alive.all() and 0 < alive.sum() < 8
+    survivors, _ = slope(phi, *jax.tree.map(lambda leaf: leaf[alive], (task, state)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, survivors)
+
+
 def test_optax_transformations_run_as_they_are():
     family = bowl()
     tx = optax.with_extra_args_support(optax.chain(optax.clip(1.0), optax.sgd(0.3, momentum=0.9)))
