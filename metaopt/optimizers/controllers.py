@@ -9,8 +9,7 @@ pytree.
 from __future__ import annotations
 
 import functools
-import math
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,9 @@ from metaopt.optimizers import mlps, trends
 from metaopt.optimizers.coordinatewise import from_rows, rows_of
 from metaopt.optimizers.noise import NoiseInUse, gamma_noise
 from metaopt.optimizers.placement import explicit_mesh, laid_out_by_xla, last_axis_over, shardings, spread, vary_with
+from metaopt.optimizers.steering import ControllerState, Noise, Outputs, Rule, Start, TensorState, one_update
 from metaopt.optimizers.step_rules import LOG_ALPHA_RANGE
-from metaopt.optimizers.tensors import TINY, Layout, inverse_root, layout_of, over_tensors, sums, to_rows
+from metaopt.optimizers.tensors import Layout, layout_of
 from metaopt.registry import OPTIMIZERS
 from metaopt.trees import usual_rules
 from metaopt.types import Explore, Key, MetaParams, Optimizer, PyTree
@@ -56,37 +56,8 @@ FEATURES = {
     "change": 2,  # of the loss over it and what the slopes at the last step foretold, at once and on average; or 0
     "others": 0,
 }
-Outputs = Literal["both", "alpha", "weights"]
-Noise = Literal["none", "per_step", "per_tensor"]
-Start = Literal["fixed", "polyak"]
-
-LARGEST_FEATURE = 4.0
 NETWORK_SIZE = 8, 2  # units a layer, layers
-SHARPNESS = 2.0  # of the softmax over directions
 SHARE = 0.5  # of the way to Polyak's step at which α begins, before meta-training
-
-
-class TensorState(NamedTuple):
-    """What is kept of each tensor."""
-
-    second: jax.Array  # [tensors, 2] means of the fast and the slow second moment, not debiased
-    first: jax.Array  # [tensors, 3] mean squares of the momenta, not debiased
-    step: jax.Array  # [tensors, 6] the last step in terms of m/√v and m, see `_along`
-    slope: jax.Array  # [tensors] ∇ · the last step, at its start
-    log_change: jax.Array  # [tensors] log α since the start; log α_0 is a part of φ, and moves with it
-    hidden: jax.Array  # [tensors, hidden]
-
-
-class ControllerState(NamedTuple):
-    """Four numbers a coordinate, and a few a tensor."""
-
-    count: jax.Array  # [] int32, updates done
-    first: tuple[jax.Array, ...]  # [rows, width] each: the fast, the medium and the slow momentum
-    second: jax.Array  # [rows, width]
-    tensors: TensorState
-    trend: jax.Array  # [10] of the loss, see `trends.unseen`
-    began: jax.Array  # [] log α less log α_0 as the first step came
-    network: mlps.MLPState | tuple[()] = ()  # where the bank has one
 
 
 @OPTIMIZERS.register(shorter_steps=lambda options: "log_alpha")
@@ -164,7 +135,7 @@ def controller(
             raise ValueError(f"`{name}` is for a step length that is set; take outputs=both or alpha, or leave it out.")
     if brake is not None and loss_trend == "log":
         raise ValueError("`brake` goes by the loss, not by its logarithm; take loss_trend=spread, or leave it out.")
-    rule = _Rule(
+    rule = Rule(
         bank=tuple(BANK.get(name) for name in _names("bank", bank, {**BANK, NETWORK: None})),
         features=tuple(FEATURES) if features == "all" else _names("features", features, FEATURES),
         hidden_size=hidden_size,
@@ -197,28 +168,7 @@ def _names(option: str, text: str, known: dict[str, Any]) -> tuple[str, ...]:
     return names
 
 
-class _Rule(NamedTuple):
-    """The options, checked."""
-
-    bank: tuple[tuple[int, bool] | None, ...]  # None: the network's direction
-    features: tuple[str, ...]
-    hidden_size: int
-    outputs: Outputs
-    loss_trend: trends.Kind
-    start: Start
-    max_change: float
-    early_change: float
-    gain: float
-    bound: float | None
-    brake: float | None
-    weight_decay: float
-    noise: Noise
-    noise_in_use: NoiseInUse
-    betas: tuple[float, ...]
-    seconds: tuple[float, ...]
-
-
-def _init_params(rule: _Rule, log_alpha: float, key: Key) -> MetaParams:
+def _init_params(rule: Rule, log_alpha: float, key: Key) -> MetaParams:
     keys, hidden = jax.random.split(key, 3), rule.hidden_size
 
     def weights(key: Key, inputs: int, scale: float = 1.0) -> jax.Array:
@@ -249,7 +199,7 @@ def _init_params(rule: _Rule, log_alpha: float, key: Key) -> MetaParams:
 # ----- one update -----------------------------------------------------------------------------------------------------
 
 
-def _bind(rule: _Rule, meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
+def _bind(rule: Rule, meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:
     dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(meta_params))
 
     @usual_rules()
@@ -293,7 +243,7 @@ def _bind(rule: _Rule, meta_params: MetaParams) -> optax.GradientTransformationE
                 learned, _, network = mlps.directions(*given)
                 learned = mlps.of_length_one(layout, learned, layout.owners(dtype, network.count > 0))
                 state = state._replace(network=network)
-            steps, state = _update(rule, layout, meta_params, gradient, theta, learned, state, value, noise)
+            steps, state = one_update(rule, layout, meta_params, gradient, theta, learned, state, value, noise)
             return from_rows(layout.leaves(steps, gradients, state.count > 0), updates), state
 
         args = (meta_params, updates, state, params, key, value)
@@ -307,7 +257,7 @@ def _layout(leaves: list[jax.Array]) -> Layout:
     return layout_of([leaf.size for leaf in leaves])
 
 
-def _new_state(rule: _Rule, rows: list[jax.Array], dtype: Any) -> ControllerState:
+def _new_state(rule: Rule, rows: list[jax.Array], dtype: Any) -> ControllerState:
     layout = _layout(rows)
     tensors, momenta = len(layout.sizes), len(rule.betas)
 
@@ -332,163 +282,8 @@ def _new_state(rule: _Rule, rows: list[jax.Array], dtype: Any) -> ControllerStat
     )
 
 
-def _noise(rule: _Rule, layout: Layout, key: Key | None, explore: Explore, dtype: Any) -> jax.Array | float:
+def _noise(rule: Rule, layout: Layout, key: Key | None, explore: Explore, dtype: Any) -> jax.Array | float:
     """ξ_t, [tensors] or for all of them, or what stands for it."""
     if rule.noise != "none" and (explore or rule.noise_in_use == "on") and key is not None:
         return gamma_noise(key[None], len(layout.sizes) if rule.noise == "per_tensor" else 1, dtype)[0]
     return 2.0 if rule.noise != "none" and rule.noise_in_use == "two" else 1.0
-
-
-def _update(
-    rule: _Rule,
-    layout: Layout,
-    meta_params: MetaParams,
-    gradient: jax.Array,
-    theta: jax.Array,
-    learned: jax.Array | None,
-    state: ControllerState,
-    value: jax.Array | None,
-    noise: jax.Array | float,
-) -> tuple[jax.Array, ControllerState]:
-    """Steps [rows, width] and the next state, from gradients, parameters and the network's directions [rows, width]."""
-    dtype, count, before = gradient.dtype, state.count + 1, state.tensors
-    t = count.astype(dtype)
-    size, owners = jnp.asarray(layout.sizes, dtype)[:, None], layout.owners(dtype, count > 0)
-
-    first = tuple(b * m + (1 - b) * gradient for b, m in zip(rule.betas, state.first, strict=True))
-    second = rule.seconds[1] * state.second + (1 - rule.seconds[1]) * jnp.square(gradient)
-    inverse = inverse_root(second)
-    last = -_along(to_rows(owners, before.step), state.first, state.second)
-    terms = [*(gradient * m for m in state.first), *map(jnp.square, first), *(jnp.abs(m) * inverse for m in first)]
-    terms += [gradient * m * inverse for m in first]
-    terms += [gradient * last, jnp.square(gradient), jnp.square(last), jnp.square(theta)]
-    means = over_tensors(owners, jnp.stack(sums(*terms), axis=-1)) / size  # [tensors, terms]
-    along, squares, adams, along_own, rest = jnp.split(means, [3, 6, 9, 12], axis=1)
-    along_last, square, square_last, square_theta = jnp.split(rest, 4, axis=1)
-
-    b1, b2 = jnp.asarray(rule.betas, dtype), jnp.asarray(rule.seconds, dtype)
-    seconds = b2 * before.second + (1 - b2) * square
-    # 1 - β^t by expm1: where β is close to 1 few digits of the difference would be left.
-    debias1, debias2 = -1 / jnp.expm1(t * jnp.log(b1)), -1 / jnp.expm1(t * jnp.log(b2))
-    fast, slow = jnp.split(seconds * debias2, 2, axis=1)
-    log_alpha_0 = meta_params["log_alpha"].astype(dtype)
-    began = state.began
-    trend, falling, changed = trends.follow(state.trend, value, jnp.sum(before.slope), rule.loss_trend, rule.brake)
-    if rule.start == "polyak":
-        slope = jnp.sum(size * jnp.sqrt(jnp.maximum(fast, TINY)))
-        length = jnp.clip(trends.polyak(trend, slope, log_alpha_0), -LARGEST_FEATURE, LARGEST_FEATURE)
-        began = jnp.where(count == 1, meta_params["polyak"].astype(dtype) * length, began)
-    log_alpha = log_alpha_0 + jnp.where(count == 1, began, before.log_change[:, None])
-    log_theta = 0.5 * jnp.log(jnp.maximum(square_theta, 1e-12))
-    read = {
-        "size": _log_ratio(squares * debias1**2, slow),
-        "cosine": along * inverse_root(square) * inverse_root(before.first),
-        "ratio": adams * debias1 / jnp.sqrt(debias2[1]),
-        "last_step": along_last * inverse_root(square) * inverse_root(square_last),
-        "slope": trends.share(along_last * size, before.slope[:, None]),
-        "second": _log_ratio(fast, slow),
-        "gradient": _log_ratio(square, slow),
-        "params": jnp.tanh((log_theta - log_alpha) / 8),
-        "alpha": log_alpha / 8,
-        "time": jnp.full_like(square, jnp.log(t) / 8),
-        "start": jnp.full_like(square, 1 / jnp.sqrt(t)),
-        "coordinates": jnp.log(size) / 10,
-        "loss": jnp.full_like(square, falling),
-        "change": jnp.broadcast_to(changed, (square.shape[0], 2)),
-    }
-    inputs = [read[name] for name in rule.features if name in read]
-    x = jnp.clip(jnp.concatenate(inputs, axis=1), -LARGEST_FEATURE, LARGEST_FEATURE) if inputs else square[:, :0]
-    hidden = _gru(meta_params["gru"], x, before.hidden)
-    outputs = hidden @ meta_params["output"]["kernel"] + meta_params["output"]["bias"]
-
-    brakes = trends.rises(trend, rule.brake) & (value is not None) if rule.brake is not None else None
-    largest = jnp.maximum(log_theta, log_alpha_0)
-    log_alpha, used = _lengths(rule, outputs, log_alpha, log_alpha_0 + began, largest, brakes, t)
-    bias = meta_params["output"]["bias"] if rule.outputs == "alpha" else outputs
-    weights = jax.nn.softmax(SHARPNESS * jnp.broadcast_to(bias, outputs.shape)[:, 1 : 1 + len(rule.bank)], axis=1)
-    # Without a gradient no step: of a loss that has reached 0 memory alone would carry θ on, ever faster, to infinity.
-    alpha = jnp.exp(used) * jnp.reshape(jnp.asarray(noise, dtype), (-1, 1)) * (square > TINY)
-    step = _coefficients(rule, alpha * weights, debias1, inverse_root(slow), 1 / jnp.sqrt(debias2[1]))
-    steps = -_along(to_rows(owners, step), first, second, inverse)
-    if learned is not None:
-        which = rule.bank.index(None)
-        steps = steps - to_rows(owners, alpha * weights[:, which : which + 1]) * learned
-    if rule.weight_decay:
-        steps = steps - rule.weight_decay * to_rows(owners, alpha) * theta
-    along_new = b1 * along + (1 - b1) * square  # with the momenta as they are now
-    slope = -jnp.sum(size * step * jnp.concatenate([along_own, along_new], axis=1), axis=1)
-    after = TensorState(seconds, squares, step, slope, log_alpha[:, 0] - log_alpha_0, hidden)
-    return steps, ControllerState(count, first, second, after, trend, began, state.network)
-
-
-def _lengths(
-    rule: _Rule,
-    outputs: jax.Array,
-    kept: jax.Array,
-    began: jax.Array,
-    largest: jax.Array,
-    brakes: jax.Array | None,
-    t: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """log α as it is kept and as it is used, [tensors, 1], from `kept` and the network's outputs.
-
-    Args:
-      began: log α as it was when the run began, down to which it is braked.
-      largest: the logarithm of what `bound` is a multiple of.
-    """
-    log_alpha, gain = kept, rule.gain * jnp.tanh(outputs[:, -1:])
-    if rule.outputs != "weights":
-        change = rule.max_change * (1 + rule.early_change / jnp.sqrt(t))
-        log_alpha = kept + change * jnp.tanh(outputs[:, :1])
-        if brakes is not None:
-            log_alpha = jnp.where(brakes, jnp.minimum(log_alpha, jnp.maximum(kept - change, began)), log_alpha)
-            gain = jnp.where(brakes, jnp.minimum(gain, 0.0), gain)
-    most = jnp.full_like(largest, LOG_ALPHA_RANGE[1])
-    if rule.bound is not None:
-        most = jnp.minimum(most, math.log(rule.bound) + largest)
-    log_alpha = jnp.clip(log_alpha, LOG_ALPHA_RANGE[0], most)
-    return log_alpha, jnp.clip(log_alpha + gain, LOG_ALPHA_RANGE[0], most) if rule.gain else log_alpha
-
-
-def _log_ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-    return (jnp.log(jnp.maximum(a, TINY)) - jnp.log(jnp.maximum(b, TINY))) / 4
-
-
-def _coefficients(
-    rule: _Rule, weights: jax.Array, debias1: jax.Array, inverse: jax.Array, root: jax.Array
-) -> jax.Array:
-    """[tensors, 6] of m/√v and of m, for directions of `weights` [tensors, bank]."""
-    kinds = [(which, own) for own in (True, False) for which in range(len(rule.betas))]
-    columns = []
-    for which, own in kinds:
-        if (which, own) in rule.bank:
-            weight = weights[:, rule.bank.index((which, own))]
-            columns.append(weight * debias1[which] * (root if own else inverse[:, 0]))
-        else:
-            columns.append(jnp.zeros_like(weights[:, 0]))
-    return jnp.stack(columns, axis=1)
-
-
-def _along(
-    step: jax.Array, first: tuple[jax.Array, ...], second: jax.Array, inverse: jax.Array | None = None
-) -> jax.Array:
-    """Σ_k step_k m_k/√v + Σ_k step_{3+k} m_k of coefficients [rows, 6]."""
-    columns = jnp.split(step, step.shape[1], axis=1)
-    inverse = inverse_root(second) if inverse is None else inverse
-    own = sum(c * m for c, m in zip(columns[: len(first)], first, strict=True))
-    whole = sum(c * m for c, m in zip(columns[len(first) :], first, strict=True))
-    # A quotient, which XLA computes once, where it would compute a sum anew within every leaf.
-    root = jnp.where(inverse > 0, jnp.sqrt(jnp.where(inverse > 0, second, 1.0)), 1.0)  # a gradient of 0 at 0
-    return (own + whole * root) / root
-
-
-def _gru(weights: MetaParams, x: jax.Array, hidden: jax.Array) -> jax.Array:
-    """The next state [tensors, hidden] (Cho et al. 2014)."""
-    size = hidden.shape[1]
-    read, kept = x @ weights["input"] + weights["bias"], hidden @ weights["state"]
-    if "others" in weights:
-        others = jnp.sum(hidden, axis=0) - hidden
-        read = read + (others / max(hidden.shape[0] - 1, 1)) @ weights["others"]
-    keep, reset = jnp.split(jax.nn.sigmoid(read[:, : 2 * size] + kept[:, : 2 * size]), 2, axis=1)
-    new = jnp.tanh(read[:, 2 * size :] + reset * kept[:, 2 * size :])
-    return (1 - keep) * new + keep * hidden
