@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from metaopt.experiment import MetaOptimizer as MetaOptimizer
     from metaopt.experiment import Validation as Validation
     from metaopt.experiment import build_optimizer as build_optimizer
-    from metaopt.inner.step import bind_tasks as bind_tasks
+    from metaopt.inner.binding import bind_tasks as bind_tasks
     from metaopt.inner.step import reset as reset
     from metaopt.inner.step import step as step
     from metaopt.inner.unroll import unroll as unroll

@@ -22,8 +22,9 @@ import optax
 
 from metaopt.choices import Choice, build
 from metaopt.estimators import Schedule
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import compiler_options
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import sgd
 from metaopt.registry import ESTIMATORS, OBJECTIVES, OPTIMIZERS, EstimatorTraits

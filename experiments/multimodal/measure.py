@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import compiler_options, matmul_precision
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers.langevin import langevin
 from metaopt.types import Key, MetaParams, Optimizer, TaskFamily

@@ -16,8 +16,9 @@ import optax
 
 from metaopt.choices import parse_choice
 from metaopt.experiment import build_family
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import compiler_options
-from metaopt.inner.step import Seen, bind_tasks, reset
+from metaopt.inner.step import Seen, reset
 from metaopt.inner.unroll import unroll
 from metaopt.registry import ORACLES
 from metaopt.tasks import energy

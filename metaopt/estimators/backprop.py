@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import optax
 
 from metaopt.estimators.windows import How, Method, Run, Schedule, Sums, start_run, whole_chunk, windowed
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import pick_segment_lengths
-from metaopt.inner.step import ObjectiveBatch, StateGradient, bind_tasks
+from metaopt.inner.step import ObjectiveBatch, StateGradient
 from metaopt.inner.unroll import unroll
 from metaopt.registry import ESTIMATORS
 from metaopt.trees import FAILURE_FACTOR

@@ -12,7 +12,8 @@ from jax.flatten_util import ravel_pytree
 
 from metaopt.estimators.backprop import alive_sums
 from metaopt.estimators.windows import How, Method, Schedule, Sums, Unrolls, at_least, start_run, windowed
-from metaopt.inner.step import ObjectiveBatch, bind_tasks
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import ObjectiveBatch
 from metaopt.inner.unroll import unroll
 from metaopt.registry import ESTIMATORS
 from metaopt.types import Key, MetaGradient, MetaParams, Objective, Optimizer, Task, TaskFamily, Trace, UnrollState

@@ -21,7 +21,7 @@ from metaopt.estimators import bilevel
 from metaopt.estimators.backprop import alive_sums
 from metaopt.estimators.bilevel import Implicit, Problem, Solve
 from metaopt.estimators.windows import How, Method, Run, Schedule, Sums, start_run, whole_chunk, windowed
-from metaopt.inner.step import bind_tasks, judged_params
+from metaopt.inner.binding import bind_tasks, judged_params
 from metaopt.inner.unroll import unroll
 from metaopt.registry import ESTIMATORS
 from metaopt.tasks.hyper import with_hyper

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 
 from metaopt.estimators.backprop import alive_sums, segment_lengths
 from metaopt.estimators.windows import How, Method, Run, Schedule, Sums, at_least, start_run, whole_chunk, windowed
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import COLUMNS
-from metaopt.inner.step import ObjectiveBatch, bind_tasks
+from metaopt.inner.step import ObjectiveBatch
 from metaopt.inner.unroll import unroll
 from metaopt.registry import ESTIMATORS
 from metaopt.types import Key, MetaGradient, MetaParams, Objective, Optimizer, Scored, TaskFamily, Trace

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh
 
 from metaopt.experiment.checks import check_windows
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import pick_chunk_size, sum_over_chunks, task_mesh
-from metaopt.inner.step import ObjectiveBatch, bind_tasks, check_objective_batch, reset
+from metaopt.inner.step import ObjectiveBatch, check_objective_batch, reset
 from metaopt.numbers import divisors
 from metaopt.trees import leaf_sizes, usual_rules
 from metaopt.types import (

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metaopt.inner.binding import bind_tasks, judged_params
 from metaopt.inner.devices import compiler_options, matmul_precision
-from metaopt.inner.step import Seen, bind_tasks, judged_params, reset
+from metaopt.inner.step import Seen, reset
 from metaopt.inner.unroll import unroll
 from metaopt.trees import ravel_tasks, usual_rules
 from metaopt.types import Key, MetaParams, Optimizer, TaskFamily

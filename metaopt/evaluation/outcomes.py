@@ -14,8 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from metaopt.evaluation import early_stopping as stopping
 from metaopt.evaluation.early_stopping import EarlyStopping, Stopped, Watch
+from metaopt.inner.binding import bind_tasks, judged_params
 from metaopt.inner.devices import compiler_options, map_chunks, matmul_precision
-from metaopt.inner.step import bind_tasks, estimated_anew, judged_params, reset, step
+from metaopt.inner.step import estimated_anew, reset, step
 from metaopt.trees import usual_rules
 from metaopt.types import Key, MetaParams, Optimizer, Split, TaskFamily, UnrollState
 

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.errors import UserError
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.tasks.checks import explained
 from metaopt.types import (

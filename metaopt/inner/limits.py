@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from metaopt.errors import UserError
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import total_memory
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.step import reset
 from metaopt.types import Optimizer, TaskFamily
 
 # Inner steps of one program. None takes less than some microseconds, and a program cannot be stopped, saved or shown

@@ -26,8 +26,9 @@ from metaopt.errors import UserError
 from metaopt.experiment import Experiment, build_families, build_family, optimizer_of
 from metaopt.experiment.plain import from_json, to_json
 from metaopt.files import replacing
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import compiler_options
-from metaopt.inner.step import ObjectiveBatch, Seen, bind_tasks, reset
+from metaopt.inner.step import ObjectiveBatch, Seen, reset
 from metaopt.inner.unroll import unroll
 from metaopt.runs import own_entries
 from metaopt.trees import FAILURE_FACTOR

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from metaopt.inner.step import bind_tasks, reset, step
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import reset, step
 from metaopt.trees import ravel_tasks
 from metaopt.types import Key, MetaParams, Observe, Optimizer, TaskFamily, UnrollState
 

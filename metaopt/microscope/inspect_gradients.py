@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import matmul_precision
-from metaopt.inner.step import bind_tasks
 from metaopt.microscope.gradient_quality import QUICKLY_COMPILED
 from metaopt.types import Key, MetaParams, Optimizer
 

@@ -19,8 +19,9 @@ from metaopt.evaluation.recording import plan
 from metaopt.evaluation.statistics import jsonable
 from metaopt.evaluation.tuning import TUNED, tune_baselines
 from metaopt.experiment import build_family, build_optimizer
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import matmul_precision
-from metaopt.inner.step import Seen, bind_tasks, reset
+from metaopt.inner.step import Seen, reset
 from metaopt.inner.unroll import unroll
 from metaopt.microscope.gradient_quality import QUICKLY_COMPILED
 from metaopt.microscope.inspect_gradients import (

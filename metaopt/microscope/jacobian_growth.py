@@ -7,7 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.types import Key, MetaParams, Optimizer, PyTree, TaskFamily, UnrollState
 

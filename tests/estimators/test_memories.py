@@ -16,7 +16,8 @@ from metaopt.estimators import evolution_strategies, mixture, score_function
 from metaopt.estimators.evolution import PERTURBATION
 from metaopt.estimators.mixture import Variances
 from metaopt.estimators.score_function import _others_mean
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm, sgd
 from tests.toys import bowl, made, noisy_bowl, one_bowl

@@ -12,8 +12,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from metaopt.estimators import Schedule, reparameterised, truncated_backprop
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import pick_chunk_size, task_mesh
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm, sgd
 from metaopt.registry import ESTIMATORS, OBJECTIVES

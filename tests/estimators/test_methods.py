@@ -14,7 +14,8 @@ from jax.flatten_util import ravel_pytree
 
 from metaopt.estimators.evolution import PERTURBATION
 from metaopt.estimators.windows import group_mesh
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm, sgd
 from metaopt.registry import ESTIMATORS

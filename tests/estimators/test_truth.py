@@ -23,7 +23,8 @@ from metaopt.estimators import (
     score_function,
     truncated_backprop,
 )
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm
 from metaopt.registry import OBJECTIVES

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from metaopt.estimators import truncated_backprop
-from metaopt.inner.step import bind_tasks, estimated_anew, reset
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import estimated_anew, reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import sgd
 from metaopt.registry import OPTIMIZERS

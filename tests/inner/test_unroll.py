@@ -10,8 +10,9 @@ import numpy as np
 import optax
 import pytest
 
+from metaopt.inner.binding import bind_tasks, judged_params
 from metaopt.inner.devices import pick_segment_lengths
-from metaopt.inner.step import bind_tasks, judged_params, reset
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm, sgd
 from metaopt.oracles import minibatch

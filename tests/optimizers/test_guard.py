@@ -13,7 +13,8 @@ import optax
 import pytest
 
 import metaopt
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import controller, momentum, schedule_free_adamw
 from metaopt.optimizers.guard import AGAIN, FIRST, GOOD, guard, guarded

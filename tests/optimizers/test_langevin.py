@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from scipy.linalg import solve_discrete_lyapunov
 
-from metaopt.inner.step import bind_tasks
+from metaopt.inner.binding import bind_tasks
 from metaopt.optimizers import langevin as lv
 from metaopt.registry import OPTIMIZERS
 from metaopt.tasks import multimodal

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from metaopt.estimators import truncated_backprop
-from metaopt.inner.step import bind_tasks
+from metaopt.inner.binding import bind_tasks
 from metaopt.registry import OPTIMIZERS
 from metaopt.tasks import quadratic
 from tests.toys import made

@@ -11,7 +11,8 @@ import pytest
 from metaopt.choices import choice
 from metaopt.errors import UserError
 from metaopt.evaluation import evaluate, evaluate_run_on
-from metaopt.inner.step import bind_tasks, judged_params, reset
+from metaopt.inner.binding import bind_tasks, judged_params
+from metaopt.inner.step import reset
 from metaopt.optimizers import momo_adam, schedule_free_adamw, sgd
 from metaopt.registry import OPTIMIZERS
 from metaopt.shipped.loading import eval_params

@@ -17,7 +17,8 @@ import metaopt
 from metaopt import UserError, choice
 from metaopt.evaluation.curves import as_optimizer, evaluate
 from metaopt.experiment import build_family
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.oracles import family_of, impdiff, particles, pcd, sosmc, soul
 from metaopt.registry import ORACLES

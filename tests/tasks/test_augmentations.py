@@ -13,7 +13,8 @@ from scipy import stats
 from metaopt.choices import choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import build_family
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import sgd
 from metaopt.oracles import exact

@@ -64,7 +64,8 @@ def falls(family, steps=60, **options):
 
 
 def _run(optimizer, family, key, steps):
-    from metaopt.inner.step import bind_tasks, reset
+    from metaopt.inner.binding import bind_tasks
+    from metaopt.inner.step import reset
 
     tx = bind_tasks(optimizer, optimizer.init(key))
     task, state = reset(tx, family, jax.random.split(key, 3))

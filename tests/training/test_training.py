@@ -14,7 +14,8 @@ import pytest
 from metaopt.choices import choice, parse_choice
 from metaopt.errors import UserError
 from metaopt.experiment import Curriculum, Experiment, Log, MetaOptimizer, Validation, build_family, build_optimizer
-from metaopt.inner.step import bind_tasks, reset
+from metaopt.inner.binding import bind_tasks
+from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import sgd
 from metaopt.registry import ESTIMATORS

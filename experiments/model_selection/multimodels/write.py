@@ -29,8 +29,9 @@ from metaopt.evaluation.curves import as_optimizer
 from metaopt.evaluation.outcomes import task_keys
 from metaopt.evaluation.statistics import jsonable, thin, wilson_interval
 from metaopt.experiment import build_family
+from metaopt.inner.binding import bind_tasks
 from metaopt.inner.devices import matmul_precision
-from metaopt.inner.step import Seen, bind_tasks, reset
+from metaopt.inner.step import Seen, reset
 from metaopt.inner.unroll import unroll
 from metaopt.shipped.loading import load, pretrained
 from metaopt.tasks.expectation_maximisation import em, em_oracle
