@@ -22,7 +22,7 @@ from metaopt.experiment import Experiment
 from metaopt.inner.devices import compiler_options
 from metaopt.optimizers.network import LSTM, Head, forward, fuse, init_cells, init_params
 from metaopt.shipped.loading import save_optimizer
-from metaopt.training.loop import Trainer
+from metaopt.training.trainer import Trainer
 
 # ----- the meta-step --------------------------------------------------------------------------------------------------
 

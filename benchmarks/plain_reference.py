@@ -17,7 +17,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from metaopt.experiment import Experiment, build_families
-from metaopt.training.loop import Trainer
+from metaopt.training.trainer import Trainer
 from metaopt.types import Families, Key, MetaParams, TaskFamily
 
 # What the reference has; every other option of the optimizer must stay at its default.

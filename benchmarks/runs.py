@@ -22,7 +22,8 @@ from metaopt.microscope.capture import CapsuleKeeper
 from metaopt.runs.console import Progress
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.recorder import Recorder
-from metaopt.training.loop import Trainer, meta_train
+from metaopt.training.loop import meta_train
+from metaopt.training.trainer import Trainer
 from metaopt.types import MetaParams
 
 # ----- whole runs -----------------------------------------------------------------------------------------------------

@@ -29,10 +29,10 @@ _WHERE = {
     "Schedule": "estimators.windows",
     "TASKS": "registry",
     "TaskFamily": "types",
-    "Trainer": "training.loop",
+    "Trainer": "training.trainer",
     "UserError": "errors",
     "Validation": "experiment",
-    "bind_tasks": "inner.step",
+    "bind_tasks": "inner.binding",
     "build_optimizer": "experiment",
     "choice": "choices",
     "evaluate": "evaluation.curves",
@@ -83,8 +83,8 @@ if TYPE_CHECKING:
     from metaopt.shipped.loading import load as load
     from metaopt.shipped.loading import pretrained as pretrained
     from metaopt.tasks.own import make_task as make_task
-    from metaopt.training.loop import Trainer as Trainer
     from metaopt.training.loop import meta_train as meta_train
+    from metaopt.training.trainer import Trainer as Trainer
     from metaopt.types import Estimate as Estimate
     from metaopt.types import Hyper as Hyper
     from metaopt.types import Law as Law

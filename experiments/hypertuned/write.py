@@ -27,7 +27,8 @@ from metaopt.evaluation.outcomes import run_each, task_keys
 from metaopt.evaluation.recording import plan
 from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import Experiment, MetaOptimizer, Validation, build_family, build_optimizer
-from metaopt.training.loop import Diverged, Trainer, meta_train
+from metaopt.training.loop import Diverged, meta_train
+from metaopt.training.trainer import Trainer
 from metaopt.types import MetaParams, Optimizer, Split, TaskFamily
 
 HERE = Path(__file__).parent

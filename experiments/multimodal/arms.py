@@ -12,7 +12,7 @@ from metaopt.choices import Choice, choice
 from metaopt.experiment import Experiment, Log, MetaOptimizer, Validation
 from metaopt.registry import OBJECTIVES
 from metaopt.runs.optimizer_file import read_optimizer, save_optimizer
-from metaopt.training.loop import Trainer
+from metaopt.training.trainer import Trainer
 from metaopt.types import Objective, Trace
 
 HERE = Path(__file__).parent

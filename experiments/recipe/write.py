@@ -23,7 +23,7 @@ from metaopt.experiment import Curriculum, Experiment, build_families, optimizer
 from metaopt.files import write_json
 from metaopt.microscope.gradient_quality import Measured, Samples, assess, sample_gradients
 from metaopt.runs.optimizer_file import read_optimizer
-from metaopt.training.loop import build_estimator
+from metaopt.training.estimator import build_estimator
 
 HERE = Path(__file__).parent
 RESULTS, ARMS = HERE / "results.json", HERE / "arms.json"

@@ -17,7 +17,8 @@ from metaopt.evaluation import tune_baselines
 from metaopt.evaluation.outcomes import run_each, task_keys
 from metaopt.evaluation.recording import plan
 from metaopt.experiment import Experiment, MetaOptimizer, Validation, build_family, build_optimizer
-from metaopt.training.loop import Diverged, Trainer, meta_train
+from metaopt.training.loop import Diverged, meta_train
+from metaopt.training.trainer import Trainer
 from metaopt.types import MetaParams, Optimizer, TaskFamily
 
 TASK = parse_choice("tuned_mixture:target=asymmetric")

@@ -20,7 +20,7 @@ from metaopt.evaluation.statistics import jsonable
 from metaopt.experiment import build_families, build_optimizer
 from metaopt.microscope.gradient_quality import Samples, sample_gradients
 from metaopt.shipped.loading import read_optimizer
-from metaopt.training.loop import build_estimator
+from metaopt.training.estimator import build_estimator
 
 STUDIES_OF = ("quadratic", "linear_regression")
 ARM = "rl/noise=per_coordinate"

@@ -50,7 +50,8 @@ from metaopt.files import read_json, replacing, write_json
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.runs.environment import describe_environment
 from metaopt.shipped.loading import read_optimizer, save_optimizer
-from metaopt.training.loop import Diverged, Trainer, TrainState, meta_train
+from metaopt.training.loop import Diverged, meta_train
+from metaopt.training.trainer import Trainer, TrainState
 from metaopt.training.validation import Validator
 from metaopt.types import TaskFamily
 

@@ -30,7 +30,7 @@ from metaopt.runs.evaluations import place_for_results
 from metaopt.runs.experiments import load_experiment
 from metaopt.runs.interrupts import Interrupted, handling
 from metaopt.shipped.loading import find_optimizer, pretrained
-from metaopt.training.loop import Trainer
+from metaopt.training.trainer import Trainer
 from metaopt.trees import FAILURE_FACTOR, LARGEST
 from metaopt.types import MetaParams
 

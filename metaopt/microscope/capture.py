@@ -16,7 +16,7 @@ from metaopt.evaluation.outcomes import task_batches
 from metaopt.experiment import Experiment
 from metaopt.microscope.capsules import LIMIT, Batch, Setting, capsules_in, make_capsule, write_capsule
 from metaopt.runs.checkpoints import to_devices, to_host
-from metaopt.training.loop import Trainer, TrainState
+from metaopt.training.trainer import Trainer, TrainState
 from metaopt.types import Key, TaskFamily
 
 Say = Callable[[str], None]

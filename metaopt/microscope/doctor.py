@@ -50,7 +50,7 @@ from metaopt.microscope.inner_runs import InnerRuns, watch
 from metaopt.microscope.jacobian_growth import growth_along
 from metaopt.microscope.pipeline import Part, Progress, work_off
 from metaopt.registry import ESTIMATORS, OPTIMIZERS
-from metaopt.training.loop import build_estimator
+from metaopt.training.estimator import build_estimator
 from metaopt.training.meta_optimizer import follows_length, make_clips
 from metaopt.training.size import check_size
 from metaopt.types import Families, Key, MetaParams, TaskFamily

@@ -18,7 +18,7 @@ from metaopt.runs.environment import provenance
 from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.metrics import JsonLines, Row, cut_back, read_rows, train_rows
 from metaopt.runs.optimizer_file import read_optimizer, refuse_nonfinite, save_optimizer
-from metaopt.training.loop import Trainer, TrainState, averaged
+from metaopt.training.trainer import Trainer, TrainState, averaged
 from metaopt.training.validation import Stage, Validator, after_validation
 from metaopt.types import MetaParams
 

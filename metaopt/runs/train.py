@@ -28,7 +28,8 @@ from metaopt.runs.interrupts import Interrupted, SignalGuard
 from metaopt.runs.optimizer_file import start_of
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.state import told, write_state
-from metaopt.training.loop import Diverged, Trainer, TrainState, meta_train
+from metaopt.training.loop import Diverged, meta_train
+from metaopt.training.trainer import Trainer, TrainState
 from metaopt.types import MetaParams
 
 EVALUATION_SEED = 0  # the same for every run, so that runs can be compared

@@ -10,7 +10,7 @@ import numpy as np
 
 from metaopt.evaluation import Curves, evaluate, statistics
 from metaopt.experiment import build_families
-from metaopt.training.loop import Trainer
+from metaopt.training.trainer import Trainer
 from metaopt.types import MetaParams, TaskFamily
 
 FLOOR = 1e-6  # of a family's share of its loss at θ_0: what is below it is as good as nothing

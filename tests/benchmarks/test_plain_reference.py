@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from benchmarks.plain_reference import PlainTrainer
 from metaopt.choices import Choice, choice
 from metaopt.experiment import Experiment, Log
-from metaopt.training.loop import Trainer
+from metaopt.training.trainer import Trainer
 
 BP: dict[str, Any] = {
     "optimizer": choice("lstm", hidden_size=5, features="all", step_rule="recursive", noise="none"),

@@ -24,7 +24,8 @@ from metaopt.registry import ESTIMATORS, OBJECTIVES, TASKS
 from metaopt.tasks import ridge_features
 from metaopt.tasks.checks import check_family
 from metaopt.tasks.hyper import free_starts, with_hyper, with_task
-from metaopt.training.loop import Trainer, meta_train
+from metaopt.training.loop import meta_train
+from metaopt.training.trainer import Trainer
 from metaopt.types import Hyper, TaskFamily
 from tests.toys import TINY
 

@@ -19,7 +19,7 @@ from metaopt.experiment import Experiment
 from metaopt.optimizers import sgd
 from metaopt.registry import TASKS
 from metaopt.tasks import quadratic, rescaled
-from metaopt.training.loop import Trainer
+from metaopt.training.trainer import Trainer
 from metaopt.types import TaskFamily
 
 BASELINES = ("sgd", "momentum", "adam")

@@ -25,7 +25,8 @@ from metaopt.choices import choice
 from metaopt.experiment.checks import validate
 from metaopt.optimizers.lstms import lstm
 from metaopt.shipped.loading import read_optimizer
-from metaopt.training.loop import Trainer, meta_train
+from metaopt.training.loop import meta_train
+from metaopt.training.trainer import Trainer
 from metaopt.training.validation import Validator
 from tests.toys import TINY, script
 

@@ -24,7 +24,8 @@ from metaopt.microscope.capture import CapsuleKeeper, keep_failures, training_ba
 from metaopt.microscope.last_steps import first_cause, look_closely
 from metaopt.registry import TASKS
 from metaopt.runs.evaluations import evaluate_all
-from metaopt.training.loop import Trainer, meta_train
+from metaopt.training.loop import meta_train
+from metaopt.training.trainer import Trainer
 from metaopt.types import TaskFamily
 from tests.toys import bowl, cliff
 

@@ -15,7 +15,7 @@ from metaopt.errors import UserError
 from metaopt.experiment import Experiment
 from metaopt.inner.devices import task_mesh
 from metaopt.runs.checkpoints import Checkpoints
-from metaopt.training.loop import Trainer, TrainState
+from metaopt.training.trainer import Trainer, TrainState
 
 
 class State(NamedTuple):

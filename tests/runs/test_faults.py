@@ -44,7 +44,7 @@ from metaopt.runs.interrupts import SignalGuard
 from metaopt.runs.metrics import JsonLines, read_rows, train_rows
 from metaopt.runs.train import resume, train
 from metaopt.shipped.loading import read_optimizer, save_optimizer
-from metaopt.training.loop import Trainer
+from metaopt.training.trainer import Trainer
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 PACKAGE = Path(metaopt.__file__).parent

@@ -30,7 +30,8 @@ from metaopt.runs.metrics import Digest
 from metaopt.runs.recorder import Recorder
 from metaopt.runs.train import resume, train
 from metaopt.shipped.loading import read_optimizer
-from metaopt.training.loop import Trainer, meta_train
+from metaopt.training.loop import meta_train
+from metaopt.training.trainer import Trainer
 from metaopt.training.validation import Validator
 from tests.toys import begun_with
 
@@ -574,7 +575,7 @@ def test_a_real_process_stopped_in_the_middle(
 def rows_up_to_last_checkpoint(path: Path, rows: Rows) -> list[dict[str, Any]]:
     from metaopt.runs.folder import open_run
     from metaopt.runs.interrupts import SignalGuard
-    from metaopt.training.loop import Trainer
+    from metaopt.training.trainer import Trainer
 
     trainer = Trainer(open_run(path)[1])
     recorder = Recorder(path, trainer, SignalGuard())

@@ -20,7 +20,7 @@ from metaopt.microscope.jacobian_growth import growth_along
 from metaopt.registry import ESTIMATORS
 from metaopt.runs.checkpoints import Checkpoints
 from metaopt.training import loop
-from metaopt.training.loop import Trainer
+from metaopt.training.trainer import Trainer
 from tests.toys import GENERAL, OF_TASK, TINY, in_x64
 
 LSTM = choice("lstm", hidden_size=2, num_layers=1, noise="per_coordinate", step_rule="recursive")

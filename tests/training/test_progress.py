@@ -17,7 +17,7 @@ from metaopt.experiment import Experiment, build_family
 from metaopt.progress import Bar
 from metaopt.runs.console import Progress
 from metaopt.training import loop
-from metaopt.training.loop import Trainer
+from metaopt.training.trainer import Trainer
 from metaopt.training.validation import Validator
 
 

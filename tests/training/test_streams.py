@@ -21,7 +21,8 @@ from metaopt.experiment import Experiment
 from metaopt.registry import TASKS
 from metaopt.runs.train import EVALUATION_SEED
 from metaopt.training import validation
-from metaopt.training.loop import Trainer, meta_train
+from metaopt.training.loop import meta_train
+from metaopt.training.trainer import Trainer
 from metaopt.training.validation import Validator
 from metaopt.types import TaskFamily
 

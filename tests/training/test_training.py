@@ -19,8 +19,9 @@ from metaopt.inner.step import reset
 from metaopt.inner.unroll import unroll
 from metaopt.optimizers import sgd
 from metaopt.registry import ESTIMATORS
-from metaopt.training.loop import Diverged, Trainer, _check_alive, averaged, meta_train
+from metaopt.training.loop import Diverged, _check_alive, meta_train
 from metaopt.training.meta_optimizer import make_meta_optimizer
+from metaopt.training.trainer import Trainer, averaged
 
 BASE = Experiment(
     tasks=(choice("quadratic", dim=3),),

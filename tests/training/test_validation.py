@@ -13,7 +13,7 @@ from metaopt.choices import choice
 from metaopt.evaluation import evaluate
 from metaopt.experiment import Experiment, Validation
 from metaopt.registry import TASKS
-from metaopt.training.loop import Trainer
+from metaopt.training.trainer import Trainer
 from metaopt.training.validation import STREAM, Stage, Validator, after_validation
 from tests.evaluation.test_protocol import OFFSETS, told_apart
 

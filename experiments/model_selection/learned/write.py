@@ -25,7 +25,7 @@ from metaopt.experiment import Experiment, Log, MetaOptimizer, Validation, optim
 from metaopt.report.panels import INK, frame, set_log_ticks
 from metaopt.report.svg import save_png
 from metaopt.runs.optimizer_file import read_optimizer, save_optimizer
-from metaopt.training.loop import Trainer, averaged
+from metaopt.training.trainer import Trainer, averaged
 
 HERE = Path(__file__).parent
 HORIZON, SEEDS, SCORED = 100, (0, 1, 2), 128
