@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 NAMES = metaopt.pretrained()
 if not NAMES:
     pytest.skip("no optimizer comes with this version", allow_module_level=True)
-LSTMS = [name for name in NAMES if read_optimizer(SHIPPED / f"{name}.safetensors").experiment.optimizer.name == "lstm"]
+THESIS = ["networks_rl", "networks_bp"]
 
 
 def test_both_models_of_the_thesis_are_shipped() -> None:
-    picked = [read_optimizer(SHIPPED / f"{name}.safetensors").experiment.optimizer for name in NAMES]
-    assert {one.options["step_rule"] for one in picked if one.name == "lstm"} == {"direct", "recursive"}
+    picked = [read_optimizer(SHIPPED / f"{name}.safetensors").experiment.optimizer for name in THESIS]
+    assert [one.options["step_rule"] for one in picked] == ["direct", "recursive"]
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +45,23 @@ def evaluated(ship: Any) -> dict[str, Any]:
 
 
 def test_what_was_evaluated_is_what_is_shipped(ship: Any, evaluated: dict[str, Any]) -> None:
-    assert evaluated["sha256"] == {name: ship.sha256(name) for name in LSTMS}
+    assert evaluated["sha256"] == {name: ship.sha256(name) for name in THESIS}
     done = {(result["task"], result["horizon"] // result["train_horizon"]) for result in evaluated["results"]}
     planned = {(task, m) for task, _, largest in ship.PLAN for m in ship.MULTIPLES if m <= largest}
     assert done == planned and {multiple for _, multiple in planned} == {1, 10, 100}
+
+
+@pytest.mark.parametrize("name", sorted({*NAMES} - {*THESIS}))
+def test_what_was_scored_is_what_is_shipped(name: str, ship: Any) -> None:
+    held = json.loads(ship.suite_file(name).read_text(encoding="utf-8"))
+    assert held["sha256"] == ship.sha256(name) and held["suite"] == "test" and held["scored"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_is_written_from_that_alone(name: str, ship: Any, evaluated: dict[str, Any]) -> None:
     trained = read_optimizer(SHIPPED / f"{name}.safetensors")
     page = (SHIPPED / f"{name}.md").read_text(encoding="utf-8")
-    assert page == ship.card(name, trained, evaluated, ship.suite_scores())
+    assert page == ship.card(name, trained, evaluated, ship.suite_scores(name))
     assert all(f"`{task}`" in page for task in trained.experiment.tasks)
 
 
@@ -63,7 +69,7 @@ def test_the_table_of_readme_and_docs_is_of_the_same_scores(ship: Any) -> None:
     for place in ship.SHORT:
         page = place.read_text(encoding="utf-8")
         found = re.search(r"<!-- controller -->\n(.*?)\n<!-- end of controller -->", page, re.DOTALL)
-        assert found and found[1].splitlines() == ship.in_short(ship.suite_scores())
+        assert found and found[1].splitlines() == ship.in_short(ship.suite_scores("controller"))
 
 
 def test_scores_on_the_suite_are_told_with_every_task_where_tuned_adam_is_ahead(ship: Any) -> None:
@@ -90,7 +96,7 @@ def test_scores_on_the_suite_are_told_with_every_task_where_tuned_adam_is_ahead(
     assert "| 50 | with the guard | 0% [0%, 66%] | 0% [0%, 66%] | 2 [" in text
 
 
-@pytest.mark.parametrize("name", LSTMS)
+@pytest.mark.parametrize("name", THESIS)
 @pytest.mark.parametrize("task", ["classifier", "linear_regression"])
 def test_a_row_comes_out_again(name: str, task: str, evaluated: dict[str, Any]) -> None:
     trained = read_optimizer(SHIPPED / f"{name}.safetensors")
