@@ -21,6 +21,7 @@ from metaopt.registry import ESTIMATORS, OBJECTIVES
 from metaopt.types import MetaGradient, Optimizer, TaskFamily
 
 ROOT = Path(__file__).resolve().parent.parent
+OLDER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"  # what the tests' own programs are compiled with
 
 
 def script(place: str) -> Any:

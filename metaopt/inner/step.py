@@ -12,6 +12,7 @@ import optax
 from metaopt.inner.binding import Bound, as_set
 from metaopt.oracles.gradient import minibatch
 from metaopt.tasks.checks import check_family
+from metaopt.tasks.hyper import with_hyper
 from metaopt.trees import LARGEST, inner_product, save_residuals, select_tasks, task_norm, usable_tasks, usual_rules
 from metaopt.types import (
     Estimate,
@@ -53,15 +54,59 @@ def check_objective_batch(name: str) -> None:
 
 
 def _estimates(
-    family: TaskFamily, task: Task, params: Params, oracle_state: OracleState, keys: Key
+    family: TaskFamily, task: Task, params: Params, oracle_state: OracleState, keys: Key, free: PyTree = None
 ) -> tuple[Estimate, OracleState]:
-    """The oracle's word on every task, at `params` [tasks, ...]."""
+    """The oracle's word on every task, at `params` and under free hyperparameters, if any, both [tasks, ...]."""
     oracle = family.oracle or minibatch()
 
-    def one(task: Task, params: Params, oracle_state: OracleState, key: Key) -> tuple[Estimate, OracleState]:
-        return oracle.estimate(family, task, params, oracle_state, key)
+    def one(
+        task: Task, params: Params, oracle_state: OracleState, key: Key, free: PyTree
+    ) -> tuple[Estimate, OracleState]:
+        return oracle.estimate(with_hyper(family, free), task, params, oracle_state, key)
 
-    return jax.vmap(one)(task, params, oracle_state, keys)
+    return jax.vmap(one)(task, params, oracle_state, keys, free)
+
+
+def _free_of_each(tx: optax.GradientTransformationExtraArgs, family: TaskFamily, num_tasks: int) -> PyTree:
+    """[tasks, ...] a copy of the family's hyperparameters in φ for every task; None where φ holds none of its."""
+    if not isinstance(tx, Bound) or as_set(tx, family) is family:
+        return None
+    return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_tasks, *jnp.shape(leaf))), tx.hyper)
+
+
+# (alive [tasks], an estimate, what moves) -> the estimate, differentiable in what moves
+Turn = Callable[[jax.Array, Estimate, dict[str, PyTree]], Estimate]
+
+
+def _turning(
+    run: Callable[[dict[str, PyTree]], tuple[Estimate, OracleState]], moving: dict[str, PyTree]
+) -> tuple[Estimate, OracleState, Turn]:
+    """`run(moving)`, and how its estimate turns with `moving`, leaves [tasks, ...], of which the dead are cut off.
+
+    Where a task dies little may be finite, and a derivative that is not would make nan of all it meets: of θ before,
+    and of hyperparameters that the tasks share.
+    """
+    if not moving:
+        return *run({}), lambda alive, found, live: found
+
+    def numbers(moving: dict[str, PyTree]) -> tuple[Any, tuple[Estimate, OracleState]]:
+        found, after = run(moving)
+        return (found.gradient, found.value), (found, after)
+
+    _, slope, (found, after) = jax.linearize(numbers, jax.lax.stop_gradient(moving), has_aux=True)
+
+    def turn(alive: jax.Array, found: Estimate, live: dict[str, PyTree]) -> Estimate:
+        still = jax.tree.map(jnp.zeros_like, live)
+        gradient, value = found.gradient, found.value
+        for name, leaves in live.items():
+            offset = jax.tree.map(lambda leaf: leaf - jax.lax.stop_gradient(leaf), leaves)
+            by_gradient, by_value = slope({**still, name: select_tasks(alive, offset, still[name])})
+            gradient = jax.tree.map(jnp.add, gradient, by_gradient)
+            if value is not None:  # whose slope in θ is the estimate's gradient, whatever the oracle makes it of
+                value = value + by_value if name == "free" else _with_slope(value, found.gradient, leaves)
+        return select_tasks(alive, found._replace(gradient=gradient, value=value), found)
+
+    return found, after, turn
 
 
 def _usable(estimate: Estimate) -> jax.Array:
@@ -157,13 +202,14 @@ def estimated_anew(
 
     It is that of the same batch, and differentiable in them. Other families' estimates stay as they are.
     """
-    bound = as_set(tx, family)
-    if bound is family:
+    free = _free_of_each(tx, family, state.alive.shape[0])
+    if free is None:
         return state
-    keys = step_keys(state.key, state.step - 1, 1).estimate[0]
-    estimate, _ = _estimates(bound, task, jax.lax.stop_gradient(state.params), state.oracle_state, keys)
+    keys, here = step_keys(state.key, state.step - 1, 1).estimate[0], jax.lax.stop_gradient(state.params)
+    moving = {"free": free}
+    estimate, _, turn = _turning(lambda at: _estimates(family, task, here, state.oracle_state, keys, **at), moving)
     alive = state.alive & _usable(estimate)
-    return state._replace(estimate=_of_the_alive(alive, estimate), alive=alive)
+    return state._replace(estimate=turn(alive, _of_the_alive(alive, estimate), moving), alive=alive)
 
 
 # ----- one step -------------------------------------------------------------------------------------------------------
@@ -216,7 +262,7 @@ def step(
     if keys is None:
         keys = StepKeys(*(stream[0] for stream in step_keys(state.key, state.step, 1)))
     params, known = state.params, state.estimate
-    given, family = family, as_set(tx, family)
+    free = _free_of_each(tx, family, state.alive.shape[0])
     if state_gradient == "stopped":
         params, known = jax.lax.stop_gradient((params, known))
     updates, opt_state = tx.update(
@@ -230,38 +276,38 @@ def step(
     # the reverse pass meets numbers that were checked, and never the inside of a loss that overflowed.
     here = jax.lax.stop_gradient(moved)
     sound = usable_tasks(here)
-    if family is not given:  # the reverse pass goes through the loss, towards its hyperparameters
-        here = select_tasks(sound, here, jax.lax.stop_gradient(params))
-    turn: Callable[[Params], Params] | None = None
-    if second_order:
-        found, oracle_state, turn = _linearised(family, task, here, state.oracle_state, keys.estimate)
-    else:
-        found, oracle_state = _estimates(family, task, here, state.oracle_state, keys.estimate)
+
+    # What the estimate is differentiated in, beside f itself in θ.
+    moving = {} if free is None else {"free": free}
+    moving |= {"params": here} if second_order else {}
+
+    def estimated(at: dict[str, PyTree]) -> tuple[Estimate, OracleState]:
+        return _estimates(family, task, at.get("params", here), state.oracle_state, keys.estimate, at.get("free"))
+
+    found, oracle_state, turn = _turning(estimated, moving)
     alive = state.alive & sound & _usable(found)
     elsewhere, judged = None, moved
     if objective_batch != "fresh":
         judged = tx.at(opt_state, moved) if isinstance(tx, Bound) and tx.at is not None else moved
-        elsewhere = _on_split(family, task, jax.lax.stop_gradient(judged), _SPLITS[objective_batch])
+        elsewhere = _on_split(as_set(tx, family), task, jax.lax.stop_gradient(judged), _SPLITS[objective_batch])
         alive = alive & _usable(elsewhere)
         elsewhere = save_residuals(_of_the_alive(alive, elsewhere))
     estimate, alive = save_residuals((_of_the_alive(alive, found), alive))
     kept = select_tasks(alive, moved, params)
     at = kept if judged is moved else select_tasks(alive, judged, params)
-    slope, value, _ = elsewhere or estimate
+    turned = turn(alive, estimate, {**moving, "params": kept} if second_order else moving)
+    slope, value = estimate.gradient, turned.value
+    if elsewhere is not None:
+        slope, value, _ = elsewhere
     # Without a value 0, which over devices varies as `alive` does: its slope does, and jax 0.7 wants them alike.
     loss = jnp.where(alive, jnp.zeros_like(state.initial_loss), 0.0) if value is None else value
-    if turn is not None:
-        offset = jax.tree.map(lambda new: new - jax.lax.stop_gradient(new), kept)
-        # The Hessian of the dead may not be finite: what it makes of their zeros must not go back to θ.
-        offset = select_tasks(alive, offset, jax.tree.map(jnp.zeros_like, offset))
-        turned = select_tasks(alive, jax.tree.map(jnp.add, estimate.gradient, turn(offset)), estimate.gradient)
-        seen = None if estimate.value is None else _with_slope(estimate.value, estimate.gradient, kept)
-        estimate = estimate._replace(gradient=turned, value=seen)
+    if elsewhere is not None or not second_order or value is None:  # else it has its slope
+        loss = _with_slope(loss, slope, at)
     after = UnrollState(
         params=kept,
         opt_state=opt_state,
         oracle_state=oracle_state,
-        estimate=estimate,
+        estimate=turned,
         step=state.step + 1,
         key=state.key,
         alive=alive,
@@ -269,7 +315,7 @@ def step(
         lower_bound=state.lower_bound,
     )
     record = Record(
-        loss=jnp.where(alive, _with_slope(loss, slope, at), jnp.inf),
+        loss=jnp.where(alive, loss, jnp.inf),
         alive=alive,
         update_norm=jnp.where(alive, jax.lax.stop_gradient(task_norm(updates)), 0.0),
         log_prob=log_prob,
@@ -289,19 +335,6 @@ def _with_slope(value: jax.Array, slope: Params, params: Params) -> jax.Array:
 def _with_slope_jvp(primals: tuple[Any, Any, Any], tangents: tuple[Any, Any, Any]) -> tuple[jax.Array, jax.Array]:
     value, slope, _ = primals
     return value, inner_product(slope, tangents[2]).astype(value.dtype)  # losses may be wider than θ
-
-
-def _linearised(
-    family: TaskFamily, task: Task, here: Params, oracle_state: OracleState, keys: Key
-) -> tuple[Estimate, OracleState, Callable[[Params], Params]]:
-    """The estimate at θ, and how its gradient turns as θ moves: the Hessian's product with the move."""
-
-    def gradient(params: Params) -> tuple[Params, tuple[Estimate, OracleState]]:
-        found, after = _estimates(family, task, params, oracle_state, keys)
-        return found.gradient, (found, after)
-
-    _, turn, (found, after) = jax.linearize(gradient, here, has_aux=True)
-    return found, after, turn
 
 
 def _on_split(family: TaskFamily, task: Task, params: Params, split: Split) -> Estimate:

@@ -196,7 +196,7 @@ def _init_params(rule: Rule, log_alpha: float, key: Key) -> MetaParams:
     return found
 
 
-# ----- one update -----------------------------------------------------------------------------------------------------
+# ----- bound to φ -----------------------------------------------------------------------------------------------------
 
 
 def _bind(rule: Rule, meta_params: MetaParams) -> optax.GradientTransformationExtraArgs:

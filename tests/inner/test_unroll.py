@@ -17,7 +17,8 @@ from metaopt.inner.unroll import unroll
 from metaopt.optimizers import lstm, sgd
 from metaopt.oracles import minibatch
 from metaopt.registry import OPTIMIZERS, TASKS
-from metaopt.types import Estimate, Optimizer, Oracle
+from metaopt.tasks.hyper import with_task
+from metaopt.types import Estimate, Hyper, Optimizer, Oracle
 from tests.toys import bowl, cliff, noisy_bowl
 
 SMALL = {"classifier": {"width": 3}, "autoencoder": {"width": 3}, "linear_regression": {"dim": 4}}
@@ -244,25 +245,37 @@ def test_an_exploding_run_is_counted_dead_and_its_meta_gradient_stays_finite():
     assert np.isfinite(gradient["learning_rate"])
 
 
+@pytest.mark.parametrize("objective_batch", ["fresh", "validation"])
 @pytest.mark.parametrize(("name", "second_order"), [("sgd", False), ("sgd", True), ("controller", True)])
-def test_the_derivatives_of_the_dead_are_nowhere_in_the_gradient(name, second_order):
-    """Neither their gradients nor, at second order, their Hessians are numbers where they die."""
+def test_the_derivatives_of_the_dead_are_nowhere_in_the_gradient(name, second_order, objective_batch):
+    """Neither in φ of the optimizer nor in hyperparameters that tasks share, where no derivative is a number."""
+
+    def loss(params, task, batch, *, hyper=None):
+        return (hyper or {"scale": 1.0})["scale"] * jnp.sum(jnp.sqrt(params + jnp.where(task > 0.5, -0.95, 5.0)))
+
     family = dataclasses.replace(
-        cliff(), loss=lambda params, task, batch: jnp.sum(jnp.sqrt(params + jnp.where(task > 0.5, -0.95, 5.0)))
+        cliff(),
+        loss=loss,
+        validation_loss=lambda params, task, batch: jnp.sum(params**2),
+        hyper={"scale": Hyper(1.0)},
+        splits=("train", "validation"),
     )
-    optimizer = OPTIMIZERS[name]()
-    phi = optimizer.init(jax.random.key(7)) if name == "controller" else {"learning_rate": jnp.log(0.1)}
+    optimizer = with_task(OPTIMIZERS[name](), family)
+    phi = optimizer.init(jax.random.key(7))
+    if name == "sgd":
+        phi["optimizer"] = {"learning_rate": jnp.log(0.1)}
     task, state = reset(bind_tasks(optimizer, phi), family, jax.random.split(jax.random.key(0), 8))
 
     def total(phi, task, state):
-        tx = bind_tasks(optimizer, phi)
-        end, trace = unroll(tx, family, task, state, length=6, second_order=second_order)
+        tx, how = bind_tasks(optimizer, phi), {"second_order": second_order, "objective_batch": objective_batch}
+        end, trace = unroll(tx, family, task, state, length=6, **how)
         return jnp.sum(jnp.where(end.alive, jnp.mean(trace.loss, axis=0), 0.0)), end.alive
 
     slope = jax.jit(jax.grad(total, has_aux=True))
     gradient, alive = slope(phi, task, state)
     assert state.alive.all() and 0 < alive.sum() < 8
     survivors, _ = slope(phi, *jax.tree.map(lambda leaf: leaf[alive], (task, state)))
+    assert survivors["task"]["scale"] != 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient, survivors)
 
 

@@ -33,7 +33,7 @@ from metaopt.shipped.loading import read_optimizer
 from metaopt.training.loop import meta_train
 from metaopt.training.trainer import Trainer
 from metaopt.training.validation import Validator
-from tests.toys import begun_with
+from tests.toys import OLDER_EMITTERS, begun_with
 
 Rows = Callable[[Path], list[dict[str, Any]]]
 
@@ -545,6 +545,7 @@ def test_a_real_process_stopped_in_the_middle(
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": root}
     # Compiled as in this process, for the two are compared bit by bit.
     environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(jax.config.values["jax_disable_most_optimizations"]))
+    environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {OLDER_EMITTERS}".strip()
     command = [sys.executable, "-c", RUN, "train", "long.json", "--out", "run"]
     process = subprocess.Popen(
         ["timeout", "-k", "5", "1200", *command], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True,
