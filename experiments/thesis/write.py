@@ -59,6 +59,9 @@ def write_all(work: Path) -> list[str]:
             _write(RESULTS / f"{name}.json", json.loads((work / f"{name}.json").read_text(encoding="utf-8")))
             lines.append(f"results: {(RESULTS / name).relative_to(ROOT)}.json")
     records = read_results()
+    for name in [name for name, record in records.items() if not {"rl", "bp"} <= record["arms"].keys()]:
+        del records[name]
+        lines.append(f"not on the page: {name}, of which only one model is done")
     if records:
         lines += [f"picture: {path}" for path in _draw(records)]
         for name, words in pages(records).items():

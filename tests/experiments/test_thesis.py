@@ -354,6 +354,18 @@ def test_verifying_says_how_far_figures_move(
     assert "there are no losses of quadratic/rl" in capsys.readouterr().err
 
 
+def test_a_study_of_which_one_model_is_done_is_not_on_the_page_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = {"whole": {"arms": {"rl": {}, "bp": {}}}, "half": {"arms": {"rl": {}}}}
+    seen: list[set[str]] = []
+    monkeypatch.setattr(write, "read_results", lambda: dict(records))
+    monkeypatch.setattr(write, "_draw", lambda records: seen.append({*records}) or [])
+    monkeypatch.setattr(write, "pages", lambda records: seen.append({*records}) or {})
+    assert write.write_all(tmp_path) == ["not on the page: half, of which only one model is done"]
+    assert seen == [{"whole"}, {"whole"}]
+
+
 @pytest.mark.parametrize(("protocol", "seeds", "stays"), [(2, 5, True), (None, 5, True), (None, 1, False)])
 def test_a_part_of_the_work_takes_no_place_of_the_whole(
     protocol: int | None, seeds: int, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
