@@ -189,11 +189,13 @@ def healthy() -> dict[str, optax.GradientTransformation]:
 @pytest.mark.parametrize("name", ["adam", "networks_rl", "controller"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_steps_of_what_goes_well_are_bitwise_its_own(name: str, dtype: str) -> None:
+    """Compiled as users' programs are: the emitters that tests are compiled with fuse the two otherwise."""
     tx = optax.with_extra_args_support(healthy()[name])
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), PARAMS)
-    sides: list[Any] = [(params, tx.init(params), jax.jit(tx.update))]
+    compiled = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})
+    sides: list[Any] = [(params, tx.init(params), compiled(tx.update))]
     watched = guard(tx)
-    sides.append((params, watched.init(params), jax.jit(watched.update)))
+    sides.append((params, watched.init(params), compiled(watched.update)))
     for _ in range(30):
         for index, (params, state, update) in enumerate(sides):
             value, gradient = jax.value_and_grad(loss)(params)

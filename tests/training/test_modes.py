@@ -19,7 +19,7 @@ from metaopt.microscope.inner_runs import watch
 from metaopt.microscope.jacobian_growth import growth_along
 from metaopt.registry import ESTIMATORS
 from metaopt.runs.checkpoints import Checkpoints
-from metaopt.training import loop
+from metaopt.training import trainer as trainer_module
 from metaopt.training.trainer import Trainer
 from tests.toys import GENERAL, OF_TASK, TINY, in_x64
 
@@ -58,7 +58,9 @@ def experiment(estimator: str, task: str = "quadratic") -> Experiment:
 def test_meta_steps_keep_the_types_of_what_they_carry(
     setting: str, estimator: str, task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "compiler_options", lambda **_: None)  # on shapes alone, where nothing is compiled
+    monkeypatch.setattr(
+        trainer_module, "compiler_options", lambda **_: None
+    )  # on shapes alone, where nothing is compiled
     with SETTINGS[setting]():
         trainer = Trainer(experiment(estimator, task))
         state = jax.eval_shape(trainer.init)
