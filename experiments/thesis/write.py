@@ -59,9 +59,9 @@ def write_all(work: Path) -> list[str]:
             _write(RESULTS / f"{name}.json", json.loads((work / f"{name}.json").read_text(encoding="utf-8")))
             lines.append(f"results: {(RESULTS / name).relative_to(ROOT)}.json")
     records = read_results()
-    for name in [name for name, record in records.items() if not {"rl", "bp"} <= record["arms"].keys()]:
-        del records[name]
-        lines.append(f"not on the page: {name}, of which only one model is done")
+    for path in sorted(RESULTS.glob("*.json")):
+        if _waits(json.loads(path.read_text(encoding="utf-8"))):
+            lines.append(f"not on the page: {path.stem}, of which only one model is done")
     if records:
         lines += [f"picture: {path}" for path in _draw(records)]
         for name, words in pages(records).items():
@@ -96,13 +96,22 @@ def runs_in(record: Record) -> int:
 
 
 def read_results() -> dict[str, Record]:
-    """The committed records by study; with their losses, and figures of these, where they have any."""
+    """The committed records by study; with their losses, and figures of these, where they have any.
+
+    A study of which one model is done waits for the other, and is not among them.
+    """
     found = {}
     for path in sorted(RESULTS.glob("*.json")):
         record = json.loads(path.read_text(encoding="utf-8"))
+        if _waits(record):
+            continue
         held = record.get("protocol") == PROTOCOL
         found[path.stem] = described(record, raw.read(path.with_suffix(".npz"))) if held else record
     return found
+
+
+def _waits(record: Record) -> bool:
+    return "arms" in record and not {"rl", "bp"} <= record["arms"].keys()
 
 
 def for_choices(records: Mapping[str, Record]) -> dict[str, Record]:

@@ -357,13 +357,15 @@ def test_verifying_says_how_far_figures_move(
 def test_a_study_of_which_one_model_is_done_is_not_on_the_page_yet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records = {"whole": {"arms": {"rl": {}, "bp": {}}}, "half": {"arms": {"rl": {}}}}
+    for name, models in {"whole": ("rl", "bp"), "half": ("rl",)}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"arms": {model: {} for model in models}}))
+    (tmp_path / "variance.json").write_text("{}")
     seen: list[set[str]] = []
-    monkeypatch.setattr(write, "read_results", lambda: dict(records))
+    monkeypatch.setattr(write, "RESULTS", tmp_path)
     monkeypatch.setattr(write, "_draw", lambda records: seen.append({*records}) or [])
     monkeypatch.setattr(write, "pages", lambda records: seen.append({*records}) or {})
-    assert write.write_all(tmp_path) == ["not on the page: half, of which only one model is done"]
-    assert seen == [{"whole"}, {"whole"}]
+    assert write.write_all(tmp_path / "work") == ["not on the page: half, of which only one model is done"]
+    assert seen == [{"whole", "variance"}] * 2
 
 
 @pytest.mark.parametrize(("protocol", "seeds", "stays"), [(2, 5, True), (None, 5, True), (None, 1, False)])
