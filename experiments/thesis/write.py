@@ -111,6 +111,7 @@ def read_results() -> dict[str, Record]:
 
 
 def _waits(record: Record) -> bool:
+    """Whether it is of a study of which one model is not done yet."""
     return "arms" in record and not {"rl", "bp"} <= record["arms"].keys()
 
 

@@ -276,7 +276,6 @@ def step(
     # the reverse pass meets numbers that were checked, and never the inside of a loss that overflowed.
     here = jax.lax.stop_gradient(moved)
     sound = usable_tasks(here)
-
     # What the estimate is differentiated in, beside f itself in θ.
     moving = {} if free is None else {"free": free}
     moving |= {"params": here} if second_order else {}

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from metaopt.choices import Choice, build, parse_choice
 from metaopt.errors import UserError
-from metaopt.estimators.curriculum import check_curriculum, log_uniform, stages
-from metaopt.estimators.curriculum import with_curriculum as with_horizons
+from metaopt.estimators.curriculum import check_curriculum, log_uniform, stages, with_curriculum
 from metaopt.estimators.parts import of_part
 from metaopt.estimators.windows import Schedule
 from metaopt.experiment import Experiment
@@ -70,9 +69,9 @@ def curriculum_levels(experiment: Experiment) -> tuple[int, ...]:
     return levels
 
 
-def with_curriculum(estimator: MetaGradient, experiment: Experiment, levels: Sequence[int]) -> MetaGradient:
+def under_curriculum(estimator: MetaGradient, experiment: Experiment, levels: Sequence[int]) -> MetaGradient:
     """The estimator with the experiment's law of horizons: by `levels`, or drawn where there are none."""
     longest, window = experiment.horizon, experiment.unroll_length or experiment.horizon
     shortest = experiment.curriculum.shortest or window
     draw = stages(levels) if levels else log_uniform(shortest, longest, window, experiment.curriculum.power)
-    return with_horizons(estimator, draw, longest=longest, unroll_length=window)
+    return with_curriculum(estimator, draw, longest=longest, unroll_length=window)

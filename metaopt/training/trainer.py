@@ -20,7 +20,7 @@ from metaopt.inner.checks import check_estimator
 from metaopt.inner.devices import compiler_options, matmul_precision, task_mesh
 from metaopt.registry import ESTIMATORS
 from metaopt.training.checks import check_estimates, check_fits, check_own, check_own_parts
-from metaopt.training.estimator import build_estimator, curriculum_levels, with_curriculum
+from metaopt.training.estimator import build_estimator, curriculum_levels, under_curriculum
 from metaopt.training.meta_optimizer import make_clips, make_meta_optimizer, moving_average
 from metaopt.training.size import check_size
 from metaopt.trees import usual_rules
@@ -63,7 +63,7 @@ class Trainer:
         self.levels = curriculum_levels(experiment)
         self.level = 0  # of these; under a `validation` curriculum raised by whoever validates
         if experiment.curriculum.kind != "none":
-            self.estimator = with_curriculum(self.estimator, experiment, self.levels)
+            self.estimator = under_curriculum(self.estimator, experiment, self.levels)
         check_fits(
             self.estimator,
             experiment.estimator.name,
