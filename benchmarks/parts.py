@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import metaopt
 from benchmarks.cases import DIGITS_DIM, DIM, HIDDEN, HORIZON, chunks, digits, experiment, learned, outer_steps
@@ -186,22 +188,20 @@ class Updater(NamedTuple):
     traces: list[int]  # one entry a tracing
     temporary: float  # bytes, as a multiple of the parameters'
     state: float  # bytes of the optimizer's state, likewise
+    compilation: float  # s
 
 
 def inference(options: Options) -> Iterator[Row]:
-    """`metaopt.load(...)`'s update on a million parameters, as one leaf and as a thousand."""
+    """`metaopt.load(...)`'s update on a million parameters: an LSTM beside its bound, the controller beside Adam."""
     size = 100_000 if options.quick else 1_000_000
     key = jax.random.key(0)
-    trees: dict[str, Any] = {
-        "one": {"w": jax.random.normal(key, (size,))},
-        "1000": {f"w{i:03}": leaf for i, leaf in enumerate(jax.random.normal(key, (1000, size // 1000)))},
-    }
+    trees = {"one": _leaves(size, 1), "1000": _leaves(size, 1000)}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.safetensors"
         described = experiment("BP", 16, 1)
         optimizer = Trainer(described).optimizer
         save_optimizer(path, optimizer.init(key), described, {})
-        updaters = {name: _updater(path, tree, size) for name, tree in trees.items()}
+        updaters = {name: _updater(metaopt.load(path), tree, size) for name, tree in trees.items()}
     meter = BoundMeter(options={})  # a user's loop is compiled under XLA's defaults
     for updater in updaters.values():
         seconds(updater.run)
@@ -222,26 +222,55 @@ def inference(options: Options) -> Iterator[Row]:
         yield measured("inference", "optimizer state", settings, "times the parameters", [updater.state])
     ratios = [one / many for one, many in zip(speeds["one"], speeds["1000"], strict=True)]
     yield measured("inference", "time of 1000 leaves over that of one", {"parameters": size}, "times", ratios)
+    yield from _beside_adam(options, "controller", size)
 
 
-def _updater(path: Path, params: Any, size: int) -> Updater:
-    tx = metaopt.load(path)
+def _beside_adam(options: Options, name: str, size: int) -> Iterator[Row]:
+    """The update of what is shipped over `optax.adam`'s, both as a program of their own."""
+    both = {name: metaopt.load(name), "adam": optax.with_extra_args_support(optax.adam(1e-3))}
+    ours: dict[int, list[float]] = {}
+    for leaves in (10, 1000):
+        where = {"optimizer": name, "parameters": size, "leaves": leaves}
+        updaters = {one: _updater(tx, _leaves(size, leaves), size) for one, tx in both.items()}
+        for updater in updaters.values():
+            seconds(updater.run)
+        taken = [{one: seconds(updater.run) for one, updater in updaters.items()} for _ in range(3 * options.repeats)]
+        ours[leaves] = [turn[name] for turn in taken]
+        ratios = [turn[name] / turn["adam"] for turn in taken]
+        yield measured("inference", "update over optax.adam's", where, "times", ratios)
+        yield measured("inference", "update", where, "ms", [1e3 * turn for turn in ours[leaves]])
+        yield measured("inference", "optimizer state", where, "times the parameters", [updaters[name].state])
+        yield measured("inference", "compilation", where, "s", [updaters[name].compilation])
+    ratios = [many / few for few, many in zip(ours[10], ours[1000], strict=True)]
+    where = {"optimizer": name, "parameters": size}
+    yield measured("inference", "time of 1000 leaves over that of ten", where, "times", ratios)
+
+
+def _leaves(size: int, number: int) -> dict[str, jax.Array]:
+    parts = jax.random.normal(jax.random.key(0), (number, size // number))
+    return {f"w{index:03}": leaf for index, leaf in enumerate(parts)}
+
+
+def _updater(tx: optax.GradientTransformationExtraArgs, params: Any, size: int) -> Updater:
     traces: list[int] = []
 
     def update(gradients: Any, state: Any, params: Any) -> Any:
         traces.append(1)
-        return tx.update(gradients, state, params)
+        return tx.update(gradients, state, params, value=jnp.float32(1.0))
 
     jitted = jax.jit(update, donate_argnums=1)
     carried = [jax.tree.map(jnp.copy, tx.init(params))]  # its zeros may share a buffer, which cannot be given away
     state_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(carried[0]))
-    temporary = _temporary(jitted.lower(params, carried[0], params).compile())
+    lowered = jitted.lower(params, carried[0], params)
+    began = time.perf_counter()
+    temporary = _temporary(lowered.compile())
+    compilation = time.perf_counter() - began
 
     def run() -> object:
         updates, carried[0] = jitted(params, carried[0], params)
         return updates
 
-    return Updater(run, traces, temporary / (4 * size), state_bytes / (4 * size))
+    return Updater(run, traces, temporary / (4 * size), state_bytes / (4 * size), compilation)
 
 
 def _temporary(compiled: Any) -> int:

@@ -132,7 +132,7 @@ def _tells_most(row: Row) -> bool:
         ours = "recompute bound" in row.figure and row.settings.get("program") != "plain"
         return ours or row.figure.startswith("speed over")
     if row.part == "inference":
-        return row.figure.startswith(("update", "time of", "temporary"))
+        return row.figure != "compilations"
     if row.part == "whole_run":
         return "over metaopt's" in row.figure
     if row.part == "scale":  # how far cost is from linear, and what the settings for memory do

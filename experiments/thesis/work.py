@@ -316,9 +316,9 @@ def _baseline(
     curves = measure(tuned[:2], study, test, horizon)
     lower = lowered(tuned) if "tried" in tuned[2] else None
     if lower is not None and statistics.failed(curves.peak["it"], curves.scale).any():
-        # A rate at the edge of stability: the next lower one where it ends lower, to the baseline's advantage.
+        # A rate at the edge of stability: the next lower one where it ranks below, to the baseline's advantage.
         other = measure(lower[:2], study, test, horizon)
-        if other.loss["it"][:, -1].mean() < curves.loss["it"][:, -1].mean():
+        if statistics.ends_lower(other.loss["it"][:, -1], curves.loss["it"][:, -1], curves.scale):
             tuned, curves = lower, other
     record = {key: value for key, value in tuned[2].items() if key != "finalists"}
     save(path, tuned[:2], curves, study, test, began, record=np.array(json.dumps(statistics.jsonable(record))))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from metaopt.errors import UserError
 from metaopt.evaluation.intervals import Mean, mean_of
 from metaopt.evaluation.statistics import Scale, log_losses, scale, wilson_interval
 
@@ -48,8 +49,21 @@ class Score(NamedTuple):
 def joined(
     baselines: Mapping[str, Mapping[str, Any]], own: Mapping[str, Mapping[str, Any]], horizon: int
 ) -> dict[str, Any]:
-    """entry -> its record at one horizon, of one's own optimizers and of baselines, which one's own may hold too."""
+    """entry -> its record at one horizon, of one's own optimizers and of baselines, which one's own may hold too.
+
+    Raises:
+      UserError: the baselines of an entry began elsewhere, so that these are other tasks.
+    """
     at = str(horizon)
+    for entry, held in own.items():
+        other = baselines.get(entry, {}).get(at)
+        if at in held and other is not None:
+            starts = [np.array(record["initial"], float) for record in (held[at], other)]
+            if not np.allclose(*starts, rtol=1e-3, atol=0.0):
+                raise UserError(
+                    f"{entry}, {horizon:,} steps: the baselines of the package began at other losses than these runs, "
+                    "so their tasks were others; make both with one version of metaopt, jax and scikit-learn."
+                )
     return {
         entry: {
             **held[at],

@@ -227,8 +227,8 @@ def same_models(runs: Mapping[str, Sequence[Gaussian]], alpha: float = 0.05) -> 
     if not names:
         raise ValueError("there are no runs; give name -> laws.")
     laws = [_gaussians(runs[name]) for name in names]
-    sizes = {sum(map(dim_of, each)) for each in laws}
     statistics = np.zeros((len(names), len(names)))
+    far = statistics.copy()  # over the threshold of the pair, in units of it
     for i, first in enumerate(laws):
         for j, second in enumerate(laws[:i]):
             if len(first) == len(second):
@@ -237,6 +237,6 @@ def same_models(runs: Mapping[str, Sequence[Gaussian]], alpha: float = 0.05) -> 
             else:
                 statistics[i, j] = np.inf
             statistics[j, i] = statistics[i, j]
-    least = float(chdtri(max(sizes), alpha))
-    groups = _groups(statistics, least)
+            far[j, i] = far[i, j] = statistics[i, j] / chdtri(sum(map(dim_of, first)), alpha)
+    groups = _groups(far, 1.0)
     return SameModels(names, np.exp(-0.5 * statistics), tuple(tuple(names[i] for i in group) for group in groups))

@@ -137,10 +137,10 @@ def _num_tuning_tasks(family: TaskFamily, num_tasks: int) -> int:
 def _lower_what_failed(
     tuned: Mapping[str, Tuned], curves: Curves, run: Callable[[Mapping[str, Entry]], Curves]
 ) -> tuple[dict[str, Tuned], Curves]:
-    """A baseline whose rate fails on a reported task gets the next lower rate where that ends at a lower mean.
+    """A baseline whose rate fails on a reported task gets the next lower rate where that ranks below it.
 
     Failures are rare near the edge of stability, so that the tasks of the tuning may have held none. The choice looks
-    at the reported tasks, to the baseline's advantage.
+    at the reported tasks, by the measure of the ratios there, and so is to the baseline's advantage.
     """
     chosen = dict(tuned)
     for name, before in tuned.items():
@@ -148,7 +148,7 @@ def _lower_what_failed(
         if lower is None or not statistics.failed(curves.peak[name], curves.scale).any():
             continue
         other = run({name: lower[:2]})
-        if other.loss[name][:, -1].mean() < curves.loss[name][:, -1].mean():
+        if statistics.ends_lower(other.loss[name][:, -1], curves.loss[name][:, -1], curves.scale):
             chosen[name] = lower
             for field in ("loss", "peak", "alive", "final", "stopped"):
                 curves = curves._replace(**{field: {**getattr(curves, field), name: getattr(other, field)[name]}})

@@ -73,18 +73,20 @@ def rises(loss: np.ndarray, steps: np.ndarray, train_horizon: int | None, scale:
     """[tasks] bool: mean of the last 5% of the curve above twice f(θ_T), both less the bound; None where it does not go
     beyond T.
 
-    Without a bound: above f(θ_T) by a tenth of the largest fall seen.
+    What ratios take for nothing, 1e-6 (f(θ_0) - bound), is added to both sides: losses below it rise and fall by
+    rounding. Without a bound: above f(θ_T) by a tenth of the largest fall seen.
     """
     horizon = int(steps[-1])
     if train_horizon is None or horizon <= train_horizon:
         return None
     tail = loss[:, steps > (1 - TAIL) * horizon].mean(axis=1)
     at_train = at_step(loss, steps, train_horizon)
+    nothing = RATIO_FLOOR * scale.unit
     with np.errstate(invalid="ignore"):
         higher = np.where(
             np.isnan(scale.bound),
             tail - at_train > RISE_SHARE * scale.unit,
-            scale.above(tail) > RISE_FACTOR * scale.above(at_train),
+            scale.above(tail) + nothing > RISE_FACTOR * (np.maximum(scale.above(at_train), 0.0) + nothing),
         )
     # A run that was dead already at T has not risen since; it is counted as failed.
     return higher & np.isfinite(at_train)
@@ -208,6 +210,11 @@ def rank(values: np.ndarray, scale: Scale) -> tuple[str, np.ndarray]:
     if np.isnan(scale.bound).any():
         return "mean", np.asarray(values, np.float64)
     return "geometric mean", log_losses(values, scale)
+
+
+def ends_lower(values: np.ndarray, reference: np.ndarray, scale: Scale) -> bool:
+    """Whether final losses [tasks] are the better ones by what optimizers are ranked by."""
+    return bool(rank(values, scale)[1].mean() < rank(reference, scale)[1].mean())
 
 
 def paired_ratio(values: np.ndarray, reference: np.ndarray, scale: Scale) -> dict[str, Any]:

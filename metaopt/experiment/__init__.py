@@ -106,9 +106,7 @@ class Experiment:
     bfloat16: float = 0.0  # share of the tasks whose parameters and gradients are rounded to bfloat16
     chunk_size: int | None = None  # tasks whose residuals are held at once on a device; None: fitted to the cache
     num_devices: int | None = None  # None: as many as divide num_tasks
-    memory: float | None = (
-        None  # GiB on a device for what an unroll's reverse pass reads; None: chosen from what it has
-    )
+    memory: float | None = None  # GiB on a device for what an unroll's reverse pass reads; None: by what it has
     matmul_precision: Literal["highest", "high", "default"] = "highest"  # on accelerators; CPUs know one
     checkpoint_every: int = 500  # meta-steps
     meta_optimizer: MetaOptimizer = field(default_factory=MetaOptimizer)

@@ -18,6 +18,7 @@ from metaopt.types import Optimizer, PyTree
 # Without its decay, which is for who trains to choose (`weight_decay` and `mask` of `metaopt.load`).
 _FALLBACK = nadamw_calibrated(schedule="constant", weight_decay=0.0)
 RATE = 0.1  # its learning rate, and so the longest that its steps are, in RMS a coordinate
+_PLATEAU = optax.contrib.ReduceLROnPlateauState
 # Warm-up and cosine over each run of its steps, whose length is known where that of the training is not.
 _PIECES = 100
 _SHAPE = Schedule("warmup_cosine", steps=_PIECES)
@@ -68,10 +69,12 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
     * its step is not finite, or is 10 times as long as the running scale of its own and longer than NadamW's: it is not
       made.
 
-    Then come 10 steps of NadamW, with warm-up and cosine, at its calibrated rate or the scale of the optimizer's own
-    steps, whichever is less: what was set for small networks might ruin a large one that is nearly trained. After them
-    the optimizer begins anew, from its initial state: it was meta-trained from there, and the state that it went wrong
-    in is a part of what went wrong. The next time they are 20, then 40, unless it did well for long.
+    That step is the first of 10 that are not its own. The others are NadamW's, with warm-up and cosine, at its
+    calibrated rate or the scale of the optimizer's own steps, whichever is less: what was set for small networks might
+    ruin a large one that is nearly trained. After them the optimizer begins anew, from its initial state where the
+    parameters then are: it was meta-trained from there, and the state that it went wrong in is a part of what went
+    wrong. Schedules alone go on with the run, where they are optax's (`scale_by_schedule`, `reduce_on_plateau`). The
+    next time they are 20 steps, then 40, unless it did well for long.
 
     Where a single step raised the loss by as much as explodes, the optimizer's own are shortened to half of its length,
     a bound that doubles every 20 of them (`optax.tree.get(state, "longest")`). The optimizer is not told, and shortened
@@ -117,29 +120,31 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
             steps, after = tx.update(updates, state.inner, params, **extra)
             return vary_with((_as(steps, like), after), state)
 
-        def begin() -> tuple[PyTree, PyTree]:
-            return vary_with((jax.tree.map(jnp.zeros_like, like), tx.init(like)), state)
+        def wait() -> tuple[PyTree, PyTree]:
+            return vary_with((jax.tree.map(jnp.zeros_like, like), state.inner), state)
 
-        steps, inner = jax.lax.cond(turn, step, begin)
+        steps, inner = jax.lax.cond(turn, step, wait)
         rms, scale = _rms(steps), jnp.exp(state.log_scale)
         calm = turn & (rms <= LARGEST) & ((rms <= STEP_FACTOR * scale) | (rms <= RATE))
 
-        def keep() -> tuple[PyTree, PyTree]:
+        def keep() -> tuple[PyTree, PyTree, PyTree]:
             too_long = rms > longest
             share = jnp.where(too_long, longest / rms, 1.0)
             made = jax.tree.map(lambda leaf: jnp.where(too_long, share * leaf, leaf), steps)
-            return vary_with((_as(made, like), state.fallback), state)
+            return vary_with((_as(made, like), state.fallback, inner), state)
 
-        def rescue() -> tuple[PyTree, PyTree]:
+        def rescue() -> tuple[PyTree, PyTree, PyTree]:
             made = state.length - state.left
             moments = _select(made == 1, fallback.init(like), state.fallback)
             ahead, after = fallback.update(updates, moments, like)
             rate = _SHAPE.rate(1.0)(_PIECES * made / jnp.maximum(state.length, 1)) * jnp.minimum(1, scale / RATE)
             ahead = jax.tree.map(lambda leaf: jnp.where(own, 0, rate * leaf), ahead)
             steps = _select(back, jax.tree.map(jnp.negative, state.last), ahead)
-            return vary_with((_as(steps, like), _select(own | back, moments, after)), state)
+            steps = _as(steps, like)
+            anew = _in_place(tx.init(jax.tree.map(jnp.add, like, steps)), state.inner)
+            return vary_with((steps, _select(own | back, moments, after), anew), state)
 
-        steps, moments = jax.lax.cond(calm, keep, rescue)
+        steps, moments, inner = jax.lax.cond(calm, keep, rescue)
         trips = own & ~calm
         length = jnp.where(state.since >= GOOD * state.length, FIRST, 2 * state.length)
         length = jnp.where(trips, jnp.maximum(length, FIRST), state.length)
@@ -195,6 +200,17 @@ def _inexact(tree: PyTree) -> list[jax.Array]:
     """The leaves that have digits; what an optimizer says of others is its own affair."""
     leaves = jax.tree.leaves(tree)
     return [leaf for leaf in leaves if jnp.issubdtype(getattr(leaf, "dtype", jnp.float32), jnp.inexact)]
+
+
+def _in_place(new: PyTree, old: PyTree) -> PyTree:
+    """A state from the start, but for its schedules, which are one step further than in the old one."""
+
+    def one(begun: Any, held: Any) -> Any:
+        if isinstance(held, optax.ScaleByScheduleState):
+            return held._replace(count=optax.safe_increment(held.count))
+        return held if isinstance(held, _PLATEAU) else begun
+
+    return jax.tree.map(one, new, old, is_leaf=lambda node: isinstance(node, (optax.ScaleByScheduleState, _PLATEAU)))
 
 
 def _usable(tree: PyTree) -> jax.Array:

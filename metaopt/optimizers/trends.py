@@ -60,7 +60,7 @@ def follow(
     foretold = trend[SINCE] + foretold
     if value is None:
         return trend.at[SINCE].set(foretold), jnp.zeros((), trend.dtype), jnp.zeros(2, trend.dtype)
-    value = jnp.asarray(value, trend.dtype)
+    value = jnp.asarray(value, trend.dtype).reshape(())
     seen = jnp.abs(value) <= LARGEST  # whose squares are finite
     raw = value = jnp.where(seen, value, trend[LAST])
     if kind == "log":

@@ -48,6 +48,9 @@ def load(
     `examples/fine_tuning.py`. An optimizer that averages has its parameters judged elsewhere than where it takes
     gradients: see `eval_params`.
 
+    Parameters may be sharded under `jax.jit`, by XLA or by explicit meshes. Within `jax.shard_map` each device's part
+    is a problem of its own to an optimizer, which cannot see norms over all devices: shard no parameters there.
+
     Args:
       name_or_path: one of `pretrained()`, a run folder or what `load_run` gives (its best by validation), a
         .safetensors file, or a hand-designed optimizer with its options, `adam:learning_rate=0.001`.

@@ -10,6 +10,7 @@ import pytest
 
 from metaopt.benchmark import functions, running, scores
 from metaopt.benchmark.suites import Entry
+from metaopt.errors import UserError
 
 INF = "inf"
 
@@ -92,3 +93,6 @@ def test_profiles_and_joined_records() -> None:
     both = scores.joined({"won": {"50": WON}, "other": {"50": WON}}, {"won": {"50": apart, "500": apart}}, 50)
     assert list(both) == ["won"] and both["won"]["optimizers"]["adam"] == WON["optimizers"]["adam"]
     assert scores.joined({}, {"lost": {"50": LOST}}, 50) == {"lost": LOST}
+    moved = {**apart, "initial": [2 * value for value in apart["initial"]]}
+    with pytest.raises(UserError, match="won, 50 steps: the baselines of the package began at other losses"):
+        scores.joined({"won": {"50": WON}}, {"won": {"50": moved}}, 50)

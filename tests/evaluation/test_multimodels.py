@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,6 +114,16 @@ def test_runs_in_the_same_model_whatever_the_order_of_experts():
     found = same_models({"a": at(0, 5), "b": at(5.1, 0), "c": at(0, 9), "d": at(0)})
     assert found.groups == (("a", "b"), ("c",), ("d",))
     assert found.scores[0, 1] > 0.5 and found.scores[0, 3] == 0
+
+
+def test_a_pair_of_runs_is_judged_by_its_own_number_of_parameters():
+    """-2 log s = 5 is above χ² of one parameter at 5%, 3.84, whatever other runs there are; not above that of five."""
+    at = lambda *means: [Gaussian(m, 0.5) for m in means]  # noqa: E731
+    runs = {"a": at(0.0), "b": at(math.sqrt(5.0))}
+    other = at(*range(0, 50, 10))
+    assert same_models(runs).groups == (("a",), ("b",))
+    assert same_models({**runs, "c": other}).groups == (("a",), ("b",), ("c",))
+    assert same_models({"c": other, "d": at(math.sqrt(5.0), 10, 20, 30, 40)}).groups == (("c", "d"),)
 
 
 # ----- refusals -------------------------------------------------------------------------------------------------------

@@ -61,6 +61,12 @@ def test_rises_and_comparisons_without_a_bound() -> None:
     assert shares["mean"] == pytest.approx(0.25) and shares["median"] == pytest.approx(0.25)
 
 
+def test_what_is_nothing_in_ratios_does_not_rise() -> None:
+    loss = np.array([[1.0, 1e-12, 3e-12], [1.0, 1e-6, 1e-5], [1.0, -1e-9, 1e-9]])  # below a bound by rounding, too
+    rises = statistics.rises(loss, np.array([0, 10, 100]), 10, positive(3))
+    assert rises is not None and rises.tolist() == [False, True, False]
+
+
 def test_rises_compares_the_last_twentieth_with_twice_the_training_horizon() -> None:
     loss = np.concatenate([curve(5, 1, 1, 1, 1, 1, 1, 1, 1, 9, tail) for tail in (2.0, 2.1, 0.5, INF)])
     loss = np.concatenate([loss, curve(5, INF, INF, INF, INF, INF, INF, INF, INF, INF, INF)])

@@ -216,6 +216,20 @@ def test_a_rate_that_fails_on_reported_tasks_is_lowered(monkeypatch: pytest.Monk
     np.testing.assert_allclose(ends[~steep], starts[~steep] * (1 - 10**-0.5) ** 120, rtol=1e-3)
 
 
+def test_a_rate_that_fails_once_stands_where_the_lower_one_ranks_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 6 steps a rate of .1 is at 0 at curvature 10, and a failure counts as ten times the start, as in ratios."""
+    family = dataclasses.replace(
+        parabola(1.0),
+        sample=lambda key, data: jnp.where(jax.random.uniform(key) < 0.2, 25.0, 10.0),
+        loss=lambda params, task, batch: task * params**2 / 2,
+    )
+    monkeypatch.setattr(comparison, "build_family", lambda task, **how: family)
+    how: dict[str, Any] = {"horizon": 6, "num_tasks": 12, "num_tuning_tasks": 1, "baselines": ("sgd",)}
+    records = evaluate_run_on({"lower": optax.sgd(10**-1.5)}, choice("any"), **how)["optimizers"]
+    assert records["sgd"]["tuned"]["learning_rate"] == 0.1 and 0 < records["sgd"]["failed"] < 0.5
+    assert records["lower"]["failed"] == 0 and records["lower"]["ratio_to_best_baseline"]["geometric"] > 1
+
+
 def test_what_has_no_learning_rate_is_no_baseline() -> None:
     with pytest.raises(UserError, match="'lstm' has no learning rate"):
         tune_baselines(parabola(1.0), KEY, horizon=5, num_tasks=2, names=["lstm"])

@@ -158,6 +158,29 @@ def test_a_gradient_that_is_not_finite_reaches_no_state_and_the_step_before_is_t
     assert np.isfinite(run(tx, 5, tell=False, spoilt=range(5))[2]).all()
 
 
+def test_a_schedule_goes_on_where_it_would_have_been() -> None:
+    """One bad batch at step 80 of 100 does not bring back the rate of step 0."""
+    slopes = lambda params: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))  # noqa: E731
+    for tx in (
+        optax.sgd(optax.cosine_decay_schedule(0.1, 100)),
+        metaopt.load("sgd:learning_rate=0.1,schedule=cosine", horizon=100),
+    ):
+        plain, spoilt = ([run(t, steps, of=slopes, spoilt=at)[0] for steps in (95, 96)]
+                         for t, at in ((tx, ()), (guard(tx), [80])))  # fmt: skip
+        last = [float(after["b"][0] - before["b"][0]) for before, after in (plain, spoilt)]
+        assert last[1] == pytest.approx(last[0], rel=1e-3) and -0.001 < last[0] < 0
+    state = run(guard(optax.sgd(optax.cosine_decay_schedule(0.1, 100))), 95, of=slopes, spoilt=[80])[1]
+    assert counts(state) == (FIRST, 1) and int(optax.tree.get(state.inner, "count")) == 95
+
+
+def test_an_optimizer_begins_anew_where_the_parameters_are() -> None:
+    """The second sequence of schedule-free methods begins at θ."""
+    tx = guard(optax.contrib.schedule_free_sgd(0.01))
+    params, state, _ = run(tx, 5 + FIRST, tell=False, spoilt=[5])
+    assert counts(state) == (FIRST, 1)
+    jax.tree.map(np.testing.assert_array_equal, params, state.inner.z)
+
+
 def test_after_long_good_service_a_trip_costs_no_more_than_the_first() -> None:
     good = GOOD * FIRST
     tx = guard(faulty(None, 1.0))
