@@ -73,7 +73,8 @@ def networks(record: Record, batch_norm: bool, path: Path) -> None:
     for axes in panels[:, 0]:
         axes.set_ylabel("loss", color=INK, fontsize=9)
     handles, labels = panels[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize=9, frameon=False)
+    ncols = min(len(labels), int(figure.get_figwidth() / 1.6))  # of the longest label
+    figure.legend(handles, labels, loc="outside lower center", ncols=ncols, fontsize=9, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(figure, path)
 
