@@ -138,7 +138,7 @@ def _legend_columns(labels: Sequence[str], width: float) -> int:
     for columns in range(min(len(labels), 5), 1, -1):
         lengths = np.array_split([len(label) for label in labels], columns)  # as matplotlib fills them
         longest = [int(column.max()) for column in lengths]
-        if 0.09 * sum(longest) + 0.85 * len(longest) < width:  # a letter; the line and the gaps
+        if 0.08 * sum(longest) + 0.85 * len(longest) < width:  # a letter; the line and the gaps
             return columns
     return 1
 
