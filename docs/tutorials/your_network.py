@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Use it on your network
 #
-# A meta-trained optimizer is an ordinary optax transformation. Here the two that come with metaopt train a classifier
+# A meta-trained optimizer is an ordinary optax transformation. Here those that come with metaopt train a classifier
 # of real digits, written with flax, beside Adam.
 
 # %%
@@ -114,9 +114,10 @@ for name, (network, _) in found.items():
     print(f"{name:14} {train_loss:13.4f} {test_loss:10.4f} {right:14.1%}")
 
 # %% [markdown]
-# The controller was meta-trained on nineteen kinds of tasks for up to 2,000 steps:
-# [its card](../../metaopt/shipped/controller.md) has its scores on tasks of other kinds. The two LSTMs were, for runs
-# of 50 steps on small networks of this kind; [networks_rl](../../metaopt/shipped/networks_rl.md) and
+# The controller and the LSTM policy were meta-trained on nineteen settings of nine task families for up to 2,000 steps:
+# their cards, [controller](../../metaopt/shipped/controller.md) and [lstm_policy](../../metaopt/shipped/lstm_policy.md),
+# have their scores on tasks of other kinds. The other two were, for runs of 50 steps on small networks of this kind;
+# [networks_rl](../../metaopt/shipped/networks_rl.md) and
 # [networks_bp](../../metaopt/shipped/networks_bp.md) say how they did at 1, 10 and 100 times that on networks and on
 # other tasks, beside tuned baselines, which are mostly ahead.
 #
