@@ -92,6 +92,7 @@ FIXED = "the recipe's second form, α begins at α_0, power=1.25"
 FORERUNNER, FURTHER = HERE / "forerunner_4000.safetensors", HERE / "further_2000.safetensors"
 RUNS: dict[str, tuple[Path, dict[str, Any]]] = {
     "what is shipped: the one below with its brake, meta-trained on, 4,000": (SHIPPED / "controller.safetensors", {}),
+    "no controller but an LSTM policy (experiments/lstm_policy.py), 1,500": (SHIPPED / "lstm_policy.safetensors", {}),
     "the one below, used with brake=1.5": (FURTHER, {"brake": 1.5}),
     "the forerunner, meta-trained on with start=polyak and early_change=2, power=1.5, 2,000": (FURTHER, {}),
     "the forerunner, used with early_change=2": (FORERUNNER, {"early_change": 2.0}),
