@@ -1,8 +1,8 @@
-"""The thesis's LSTM as a policy with Gamma noise, meta-trained on nineteen families for up to 2,000 steps.
+"""The thesis's LSTM as a policy with Gamma noise, meta-trained as the controller was, to 2,000 steps.
 
-What `networks_rl` lacks: families of other scales and kinds, long horizons, a step length that can go anywhere (recursive,
-per coordinate as a root mean square in each tensor) and features free of scale. Reparameterised gradients in windows of
-50 steps, each task's clipped by itself.
+What `networks_rl` lacks: families of other scales and kinds, long horizons, a step length that can go anywhere
+(recursive, the root mean square of a tensor's coordinates) and features free of scale. Reparameterised gradients in
+windows of 50 steps, each task's clipped by itself.
 
     metaopt train lstm_policy
 """

@@ -115,9 +115,9 @@ for name, (network, _) in found.items():
 
 # %% [markdown]
 # The controller and the LSTM policy were meta-trained on nineteen settings of nine task families for up to 2,000 steps:
-# their cards, [controller](../../metaopt/shipped/controller.md) and [lstm_policy](../../metaopt/shipped/lstm_policy.md),
-# have their scores on tasks of other kinds. The other two were, for runs of 50 steps on small networks of this kind;
-# [networks_rl](../../metaopt/shipped/networks_rl.md) and
+# their cards, [controller](../../metaopt/shipped/controller.md) and
+# [lstm_policy](../../metaopt/shipped/lstm_policy.md), have their scores on tasks of other kinds. The other two were,
+# for runs of 50 steps on small networks of this kind; [networks_rl](../../metaopt/shipped/networks_rl.md) and
 # [networks_bp](../../metaopt/shipped/networks_bp.md) say how they did at 1, 10 and 100 times that on networks and on
 # other tasks, beside tuned baselines, which are mostly ahead.
 #

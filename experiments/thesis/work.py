@@ -316,7 +316,7 @@ def _baseline(
     curves = measure(tuned[:2], study, test, horizon)
     lower = lowered(tuned) if "tried" in tuned[2] else None
     if lower is not None and statistics.failed(curves.peak["it"], curves.scale).any():
-        # A rate at the edge of stability: the next lower one where it ranks below, to the baseline's advantage.
+        # A rate at the edge of stability: the next lower one where it does better, to the baseline's advantage.
         other = measure(lower[:2], study, test, horizon)
         if statistics.ends_lower(other.loss["it"][:, -1], curves.loss["it"][:, -1], curves.scale):
             tuned, curves = lower, other

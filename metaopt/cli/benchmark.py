@@ -52,7 +52,14 @@ def benchmark(arguments: BenchmarkArguments, console: Any = None) -> Path:
 
     def work(entry: Entry, horizon: int) -> running.Record:
         record = running.measure(entry, horizon, found)
-        if str(horizon) not in held.get(entry.name, {}):  # then they are measured here, which takes longer
+        known = held.get(entry.name, {}).get(str(horizon))
+        if known is not None and not scores.same_starts(record, known):
+            say(
+                console,
+                f"  warning: {entry.name} begins at other losses here than the package's baselines did, so its ratios "
+                f"are of different tasks; metaopt/benchmark/baselines/{arguments.suite}.json names their versions.",
+            )
+        if known is None:  # then they are measured here, which takes longer
             baselines = running.measure_baselines(entry, horizon)["optimizers"]
             record["optimizers"] = {**baselines, **record["optimizers"]}
         return record

@@ -137,10 +137,10 @@ def _num_tuning_tasks(family: TaskFamily, num_tasks: int) -> int:
 def _lower_what_failed(
     tuned: Mapping[str, Tuned], curves: Curves, run: Callable[[Mapping[str, Entry]], Curves]
 ) -> tuple[dict[str, Tuned], Curves]:
-    """A baseline whose rate fails on a reported task gets the next lower rate where that ranks below it.
+    """A baseline whose rate fails on a reported task gets the next lower rate where that does better.
 
     Failures are rare near the edge of stability, so that the tasks of the tuning may have held none. The choice looks
-    at the reported tasks, by the measure of the ratios there, and so is to the baseline's advantage.
+    at the reported tasks, by what optimizers are ranked by there, and so is to the baseline's advantage.
     """
     chosen = dict(tuned)
     for name, before in tuned.items():

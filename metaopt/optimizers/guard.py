@@ -71,10 +71,10 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
 
     That step is the first of 10 that are not its own. The others are NadamW's, with warm-up and cosine, at its
     calibrated rate or the scale of the optimizer's own steps, whichever is less: what was set for small networks might
-    ruin a large one that is nearly trained. After them the optimizer begins anew, from its initial state where the
-    parameters then are: it was meta-trained from there, and the state that it went wrong in is a part of what went
-    wrong. Schedules alone go on with the run, where they are optax's (`scale_by_schedule`, `reduce_on_plateau`). The
-    next time they are 20 steps, then 40, unless it did well for long.
+    ruin a large one that is nearly trained. After them the optimizer begins anew, from its initial state: it was
+    meta-trained from there, and the state that it went wrong in is a part of what went wrong. What alone goes on with
+    the run are learning rates that follow optax's `scale_by_schedule` or `reduce_on_plateau`, as those of `load` do.
+    The next time they are 20 steps, then 40, unless it did well for long.
 
     Where a single step raised the loss by as much as explodes, the optimizer's own are shortened to half of its length,
     a bound that doubles every 20 of them (`optax.tree.get(state, "longest")`). The optimizer is not told, and shortened
@@ -120,31 +120,29 @@ def guard(transformation: optax.GradientTransformation) -> optax.GradientTransfo
             steps, after = tx.update(updates, state.inner, params, **extra)
             return vary_with((_as(steps, like), after), state)
 
-        def wait() -> tuple[PyTree, PyTree]:
-            return vary_with((jax.tree.map(jnp.zeros_like, like), state.inner), state)
+        def begin() -> tuple[PyTree, PyTree]:
+            return vary_with((jax.tree.map(jnp.zeros_like, like), _in_place(tx.init(like), state.inner)), state)
 
-        steps, inner = jax.lax.cond(turn, step, wait)
+        steps, inner = jax.lax.cond(turn, step, begin)
         rms, scale = _rms(steps), jnp.exp(state.log_scale)
         calm = turn & (rms <= LARGEST) & ((rms <= STEP_FACTOR * scale) | (rms <= RATE))
 
-        def keep() -> tuple[PyTree, PyTree, PyTree]:
+        def keep() -> tuple[PyTree, PyTree]:
             too_long = rms > longest
             share = jnp.where(too_long, longest / rms, 1.0)
             made = jax.tree.map(lambda leaf: jnp.where(too_long, share * leaf, leaf), steps)
-            return vary_with((_as(made, like), state.fallback, inner), state)
+            return vary_with((_as(made, like), state.fallback), state)
 
-        def rescue() -> tuple[PyTree, PyTree, PyTree]:
+        def rescue() -> tuple[PyTree, PyTree]:
             made = state.length - state.left
             moments = _select(made == 1, fallback.init(like), state.fallback)
             ahead, after = fallback.update(updates, moments, like)
             rate = _SHAPE.rate(1.0)(_PIECES * made / jnp.maximum(state.length, 1)) * jnp.minimum(1, scale / RATE)
             ahead = jax.tree.map(lambda leaf: jnp.where(own, 0, rate * leaf), ahead)
             steps = _select(back, jax.tree.map(jnp.negative, state.last), ahead)
-            steps = _as(steps, like)
-            anew = _in_place(tx.init(jax.tree.map(jnp.add, like, steps)), state.inner)
-            return vary_with((steps, _select(own | back, moments, after), anew), state)
+            return vary_with((_as(steps, like), _select(own | back, moments, after)), state)
 
-        steps, moments, inner = jax.lax.cond(calm, keep, rescue)
+        steps, moments = jax.lax.cond(calm, keep, rescue)
         trips = own & ~calm
         length = jnp.where(state.since >= GOOD * state.length, FIRST, 2 * state.length)
         length = jnp.where(trips, jnp.maximum(length, FIRST), state.length)
@@ -203,7 +201,7 @@ def _inexact(tree: PyTree) -> list[jax.Array]:
 
 
 def _in_place(new: PyTree, old: PyTree) -> PyTree:
-    """A state from the start, but for its schedules, which are one step further than in the old one."""
+    """A state from the start, but for its schedules of learning rates, one step further than in the old one."""
 
     def one(begun: Any, held: Any) -> Any:
         if isinstance(held, optax.ScaleByScheduleState):

@@ -10,7 +10,6 @@ import pytest
 
 from metaopt.benchmark import functions, running, scores
 from metaopt.benchmark.suites import Entry
-from metaopt.errors import UserError
 
 INF = "inf"
 
@@ -93,6 +92,9 @@ def test_profiles_and_joined_records() -> None:
     both = scores.joined({"won": {"50": WON}, "other": {"50": WON}}, {"won": {"50": apart, "500": apart}}, 50)
     assert list(both) == ["won"] and both["won"]["optimizers"]["adam"] == WON["optimizers"]["adam"]
     assert scores.joined({}, {"lost": {"50": LOST}}, 50) == {"lost": LOST}
-    moved = {**apart, "initial": [2 * value for value in apart["initial"]]}
-    with pytest.raises(UserError, match="won, 50 steps: the baselines of the package began at other losses"):
-        scores.joined({"won": {"50": WON}}, {"won": {"50": moved}}, 50)
+
+
+def test_other_tasks_are_known_by_where_they_begin() -> None:
+    record = {"initial": [1.0, None]}
+    assert scores.same_starts(record, {"initial": [1.0001, None]})
+    assert not any(scores.same_starts(record, {"initial": other}) for other in ([1.01, None], [1.0], [1.0, 2.0]))

@@ -216,7 +216,7 @@ def test_a_rate_that_fails_on_reported_tasks_is_lowered(monkeypatch: pytest.Monk
     np.testing.assert_allclose(ends[~steep], starts[~steep] * (1 - 10**-0.5) ** 120, rtol=1e-3)
 
 
-def test_a_rate_that_fails_once_stands_where_the_lower_one_ranks_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rate_that_fails_stands_where_the_lower_one_does_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """In 6 steps a rate of .1 is at 0 at curvature 10, and a failure counts as ten times the start, as in ratios."""
     family = dataclasses.replace(
         parabola(1.0),

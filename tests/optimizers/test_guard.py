@@ -173,14 +173,6 @@ def test_a_schedule_goes_on_where_it_would_have_been() -> None:
     assert counts(state) == (FIRST, 1) and int(optax.tree.get(state.inner, "count")) == 95
 
 
-def test_an_optimizer_begins_anew_where_the_parameters_are() -> None:
-    """The second sequence of schedule-free methods begins at θ."""
-    tx = guard(optax.contrib.schedule_free_sgd(0.01))
-    params, state, _ = run(tx, 5 + FIRST, tell=False, spoilt=[5])
-    assert counts(state) == (FIRST, 1)
-    jax.tree.map(np.testing.assert_array_equal, params, state.inner.z)
-
-
 def test_after_long_good_service_a_trip_costs_no_more_than_the_first() -> None:
     good = GOOD * FIRST
     tx = guard(faulty(None, 1.0))
