@@ -95,7 +95,7 @@ def test_noise_needs_a_key_and_an_optimizer_that_has_some(tmp_path: Path) -> Non
 
 
 def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="file nowhere; .* 'nowhere' is unknown. Known: controller, networks_bp"):
+    with pytest.raises(UserError, match="file nowhere; .* 'nowhere' is unknown. Known: controller, lstm_policy"):
         metaopt.load("nowhere")
     with pytest.raises(UserError, match="is not a run folder"):
         metaopt.load(tmp_path)
