@@ -474,7 +474,7 @@ def test_losses_that_are_not_told_or_not_finite_change_nothing_that_is_kept():
     tx, (params, gradients, losses) = optimizer.bind(away(optimizer)), trees(steps=4)
     state, slopes = tx.init(params), 0.0
     for index, gradient in enumerate(gradients):
-        loss = {0: {"value": losses[0]}, 1: {"value": jnp.inf}, 2: {}, 3: {"value": losses[3]}}[index]
+        loss = {0: {"value": losses[0]}, 1: {"value": jnp.inf}, 2: {}, 3: {"value": jnp.array([losses[3]])}}[index]
         before, foretold = state.trend, jnp.sum(state.tensors.slope)
         steps, state = tx.update(gradient, state, params, **loss)
         slopes += foretold
