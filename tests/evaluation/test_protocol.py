@@ -17,7 +17,7 @@ from metaopt.evaluation import record as comparison
 from metaopt.evaluation.early_stopping import EarlyStopping
 from metaopt.evaluation.record import evaluation_keys
 from metaopt.types import TaskFamily
-from tests.evaluation.test_tuning import parabola
+from tests.evaluation.test_tuning import parabola, steep_or_not
 from tests.inner.test_deaths import TASKS, deaths, flaky
 
 KEY = jax.random.key(0)
@@ -102,15 +102,6 @@ def test_no_task_comes_back_from_where_the_data_are_infinite(every: int) -> None
     np.testing.assert_array_equal(found.alive["a"], ~lost)
     np.testing.assert_array_equal(np.isinf(found.final["a"]["train"]["loss"]), lost[:, -1])
     np.testing.assert_allclose(found.loss["a"][~lost], (places**2)[~lost], rtol=1e-4)
-
-
-def steep_or_not(share: float, steep: float) -> TaskFamily:
-    """c x²/2 with c = 10, and `steep` on a share of the tasks."""
-    return dataclasses.replace(
-        parabola(1.0),
-        sample=lambda key, data: jnp.where(jax.random.uniform(key) < share, steep, 10.0),
-        loss=lambda params, task, batch: task * params**2 / 2,
-    )
 
 
 def curvatures(key: jax.Array, family: TaskFamily, num_tasks: int) -> list[float]:

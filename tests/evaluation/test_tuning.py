@@ -38,6 +38,15 @@ def parabola(curvature: float) -> TaskFamily:
     )
 
 
+def steep_or_not(share: float, steep: float) -> TaskFamily:
+    """c x²/2 with c = 10, and `steep` on a share of the tasks."""
+    return dataclasses.replace(
+        parabola(1.0),
+        sample=lambda key, data: jnp.where(jax.random.uniform(key) < share, steep, 10.0),
+        loss=lambda params, task, batch: task * params**2 / 2,
+    )
+
+
 def tune(curvature: float, horizon: int = 10, budget: str = "9x1", **how: Any) -> tuple[float, dict]:
     given = {"horizon": horizon, "num_tasks": 3, "names": ["sgd"], "budget": budget} | how
     _, phi, record = tune_baselines(parabola(curvature), KEY, **given)["sgd"]
@@ -196,11 +205,7 @@ def test_rates_are_chosen_on_enough_tasks() -> None:
 
 def test_a_rate_that_fails_on_reported_tasks_is_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
     # The rate 0.1 is best at curvature 10 and grows without end at 25, which the only task of the tuning has not.
-    family = dataclasses.replace(
-        parabola(1.0),
-        sample=lambda key, data: jnp.where(jax.random.uniform(key) < 0.2, 25.0, 10.0),
-        loss=lambda params, task, batch: task * params**2 / 2,
-    )
+    family = steep_or_not(0.2, 25.0)
     monkeypatch.setattr(comparison, "build_family", lambda task, **how: family)
     how = {"horizon": 60, "num_tasks": 12, "num_tuning_tasks": 1, "baselines": ("sgd",)}
     said: list[str] = []
@@ -218,11 +223,7 @@ def test_a_rate_that_fails_on_reported_tasks_is_lowered(monkeypatch: pytest.Monk
 
 def test_a_rate_that_fails_stands_where_the_lower_one_does_worse(monkeypatch: pytest.MonkeyPatch) -> None:
     """In 6 steps a rate of .1 is at 0 at curvature 10, and a failure counts as ten times the start, as in ratios."""
-    family = dataclasses.replace(
-        parabola(1.0),
-        sample=lambda key, data: jnp.where(jax.random.uniform(key) < 0.2, 25.0, 10.0),
-        loss=lambda params, task, batch: task * params**2 / 2,
-    )
+    family = steep_or_not(0.2, 25.0)
     monkeypatch.setattr(comparison, "build_family", lambda task, **how: family)
     how: dict[str, Any] = {"horizon": 6, "num_tasks": 12, "num_tuning_tasks": 1, "baselines": ("sgd",)}
     records = evaluate_run_on({"lower": optax.sgd(10**-1.5)}, choice("any"), **how)["optimizers"]
