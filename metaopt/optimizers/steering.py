@@ -20,6 +20,7 @@ Start = Literal["fixed", "polyak"]
 
 LARGEST_FEATURE = 4.0
 SHARPNESS = 2.0  # of the softmax over directions
+SHORTEST = 1e-8  # a mixture of directions shorter than this counts as that long
 
 
 class Rule(NamedTuple):
@@ -129,10 +130,14 @@ def one_update(
     outputs = hidden @ meta_params["output"]["kernel"] + meta_params["output"]["bias"]
 
     brakes = trends.rises(trend, rule.brake) & (value is not None) if rule.brake is not None else None
-    largest = jnp.maximum(log_theta, log_alpha_0)
-    log_alpha, used = _lengths(rule, outputs, log_alpha, log_alpha_0 + began, largest, brakes, t)
     bias = meta_params["output"]["bias"] if rule.outputs == "alpha" else outputs
     weights = jax.nn.softmax(SHARPNESS * jnp.broadcast_to(bias, outputs.shape)[:, 1 : 1 + len(rule.bank)], axis=1)
+    most = jnp.full_like(log_alpha, LOG_ALPHA_RANGE[1])
+    if rule.bound is not None:
+        length = _length(rule, weights, read["ratio"], squares * inverse_root(squares) * debias1 * inverse_root(slow))
+        largest = jnp.maximum(log_theta, log_alpha_0) - jnp.log(jnp.maximum(length, SHORTEST))
+        most = jnp.minimum(most, math.log(rule.bound) + largest)
+    log_alpha, used = _lengths(rule, outputs, log_alpha, log_alpha_0 + began, most, brakes, t)
     # Without a gradient no step: of a loss that has reached 0 memory alone would carry θ on, ever faster, to infinity.
     alpha = jnp.exp(used) * jnp.reshape(jnp.asarray(noise, dtype), (-1, 1)) * (square > TINY)
     step = _coefficients(rule, alpha * weights, debias1, inverse_root(slow), 1 / jnp.sqrt(debias2[1]))
@@ -153,7 +158,7 @@ def _lengths(
     outputs: jax.Array,
     kept: jax.Array,
     began: jax.Array,
-    largest: jax.Array,
+    most: jax.Array,
     brakes: jax.Array | None,
     t: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
@@ -161,7 +166,7 @@ def _lengths(
 
     Args:
       began: log α as it was when the run began, down to which it is braked.
-      largest: the logarithm of what `bound` is a multiple of.
+      most: what it may be at most.
     """
     log_alpha, gain = kept, rule.gain * jnp.tanh(outputs[:, -1:])
     if rule.outputs != "weights":
@@ -170,11 +175,14 @@ def _lengths(
         if brakes is not None:
             log_alpha = jnp.where(brakes, jnp.minimum(log_alpha, jnp.maximum(kept - change, began)), log_alpha)
             gain = jnp.where(brakes, jnp.minimum(gain, 0.0), gain)
-    most = jnp.full_like(largest, LOG_ALPHA_RANGE[1])
-    if rule.bound is not None:
-        most = jnp.minimum(most, math.log(rule.bound) + largest)
     log_alpha = jnp.clip(log_alpha, LOG_ALPHA_RANGE[0], most)
     return log_alpha, jnp.clip(log_alpha + gain, LOG_ALPHA_RANGE[0], most) if rule.gain else log_alpha
+
+
+def _length(rule: Rule, weights: jax.Array, own: jax.Array, whole: jax.Array) -> jax.Array:
+    """[tensors, 1] Σ_j w_j times the length of d_j, of `own` (mean |m̂|/√v̂) and `whole` (RMS) [tensors, momenta]."""
+    kinds = [(1.0 if kind is None else (own if kind[1] else whole)[:, kind[0]]) for kind in rule.bank]
+    return sum(weights[:, index] * length for index, length in enumerate(kinds))[:, None]  # type: ignore[index]
 
 
 def _log_ratio(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -152,20 +152,28 @@ def by_hand(phi, params, gradients, losses, options):
                 most = options.get("max_change", 0.3) * (1 + options.get("early_change", 0) / np.sqrt(t))
                 ahead = log_alpha[i] + most * np.tanh(output[0])
                 log_alpha[i] = min(ahead, max(log_alpha[i] - most, began)) if brakes else ahead
+            logits = 2 * (bias if options.get("outputs") == "alpha" else output)[1 : 1 + len(bank)]
+            weights, step = np.exp(logits) / np.sum(np.exp(logits)), np.zeros_like(g)
+            directions = []
+            for direction in bank:
+                kind, _, which = direction.partition("_")
+                directions.append(m_hat[which] / np.sqrt(v_hat["slow"] if kind == "adam" else mean))
             most = np.inf
             if "bound" in options:
                 theta = np.log(np.mean(params[i] ** 2)) / 2
-                most = np.log(options["bound"]) + max(theta, float(phi["log_alpha"]))
+                adams = [kind.startswith("adam") for kind in bank]
+                lengths = [
+                    np.mean(np.abs(d)) if adam else np.sqrt(np.mean(d**2))
+                    for adam, d in zip(adams, directions, strict=True)
+                ]
+                largest = max(theta, float(phi["log_alpha"])) - np.log(weights @ lengths)
+                most = np.log(options["bound"]) + largest
             log_alpha[i] = min(log_alpha[i], most)
             gain = options.get("gain", 0.0) * np.tanh(output[-1])
             gain = min(gain, 0.0) if brakes else gain
             alpha = np.exp(min(log_alpha[i] + gain, most))
-            logits = 2 * (bias if options.get("outputs") == "alpha" else output)[1 : 1 + len(bank)]
-            weights, step = np.exp(logits) / np.sum(np.exp(logits)), np.zeros_like(g)
-            for weight, direction in zip(weights, bank, strict=True):
-                kind, _, which = direction.partition("_")
-                by = v_hat["slow"] if kind == "adam" else mean
-                step -= alpha * weight * m_hat[which] / np.sqrt(by)
+            for weight, direction in zip(weights, directions, strict=True):
+                step -= alpha * weight * direction
             last[i], slopes[i] = step, np.sum(g * step)
             steps.append(step - alpha * options.get("weight_decay", 0.0) * params[i])
         params = [x + step for x, step in zip(params, steps, strict=True)]
