@@ -42,7 +42,7 @@ FAMILIES = (
 
 EXPERIMENT = Experiment(
     tasks=FAMILIES,
-    optimizer=choice("controller", start="polyak", bound=1.0, brake=1.5, gain=2.0, early_change=2.0),
+    optimizer=choice("controller", start="polyak", bound=1.0, brake=1.5, surge=3.0, gain=2.0, early_change=2.0),
     estimator=choice("noise_reuse_evolution_strategies", sigma=0.03, tasks_per_perturbation=1, clip_difference=0.1),
     objective="log_relative:floor=1e-6",
     num_meta_steps=6000,

@@ -75,6 +75,7 @@ def controller(
     gain: float = 0.0,
     bound: float | None = None,
     brake: float | None = None,
+    surge: float | None = None,
     weight_decay: float = 0.0,
     noise: Noise = "none",
     noise_in_use: NoiseInUse = "one",
@@ -112,6 +113,8 @@ def controller(
       brake: b, while a fast average of the loss lies above the lowest that a slow one has been by more than b mean
         changes of the loss from step to step, α falls as fast as it may until it is where it began; none: the network
         alone decides. Not under loss_trend=log, nor at steps where no loss is told.
+      surge: s, the weighted directions together count as at most s times as long as they were on average of late: where
+        gradients have become small and α large, one gradient of the old size would carry θ away; none: they do not.
       weight_decay: λ of decoupled decay, -α_t λ θ.
       noise: ξ_t ~ Gamma(2, 1) on α_t, `per_step` or `per_tensor`; drawn as that of `lstm`.
       noise_in_use: what stands for ξ_t in use: `one` (its mode), `two` (its mean), or it stays `on`.
@@ -125,9 +128,16 @@ def controller(
     least, most = LOG_ALPHA_RANGE
     if not least <= log_alpha <= most:
         raise ValueError(f"`log_alpha` ({log_alpha:g}) must lie between {least:g} and {most:g}, where it is kept.")
-    for name, value in (("hidden_size", hidden_size), ("max_change", max_change), ("bound", bound), ("brake", brake)):
+    for name, value in (
+        ("hidden_size", hidden_size),
+        ("max_change", max_change),
+        ("bound", bound),
+        ("brake", brake),
+    ):
         if value is not None and value <= 0:
             raise ValueError(f"`{name}` ({value}) must be above 0.")
+    if surge is not None and surge < 1:
+        raise ValueError(f"`surge` ({surge}) must be at least 1.")
     for name, value in (("weight_decay", weight_decay), ("gain", gain), ("early_change", early_change)):
         if value < 0:
             raise ValueError(f"`{name}` ({value}) must be at least 0.")
@@ -148,6 +158,7 @@ def controller(
         gain=gain,
         bound=bound,
         brake=brake,
+        surge=surge,
         weight_decay=weight_decay,
         noise=noise,
         noise_in_use=noise_in_use,
@@ -276,6 +287,7 @@ def _new_state(rule: Rule, rows: list[jax.Array], dtype: Any) -> ControllerState
             slope=zeros(tensors),
             log_change=zeros(tensors),
             hidden=zeros(tensors, rule.hidden_size),
+            length=zeros(tensors),
         ),
         trend=trends.unseen(dtype),
         began=zeros(),

@@ -21,6 +21,7 @@ Start = Literal["fixed", "polyak"]
 LARGEST_FEATURE = 4.0
 SHARPNESS = 2.0  # of the softmax over directions
 SHORTEST = 1e-8  # a mixture of directions shorter than this counts as that long
+SHARE = 0.2  # of a new length in the mean of lengths of late
 
 
 class Rule(NamedTuple):
@@ -37,6 +38,7 @@ class Rule(NamedTuple):
     gain: float
     bound: float | None
     brake: float | None
+    surge: float | None
     weight_decay: float
     noise: Noise
     noise_in_use: NoiseInUse
@@ -53,6 +55,7 @@ class TensorState(NamedTuple):
     slope: jax.Array  # [tensors] ∇ · the last step, at its start
     log_change: jax.Array  # [tensors] log α since the start; log α_0 is a part of φ, and moves with it
     hidden: jax.Array  # [tensors, hidden]
+    length: jax.Array  # [tensors] mean length of the mixture of directions of late
 
 
 class ControllerState(NamedTuple):
@@ -132,14 +135,20 @@ def one_update(
     brakes = trends.rises(trend, rule.brake) & (value is not None) if rule.brake is not None else None
     bias = meta_params["output"]["bias"] if rule.outputs == "alpha" else outputs
     weights = jax.nn.softmax(SHARPNESS * jnp.broadcast_to(bias, outputs.shape)[:, 1 : 1 + len(rule.bank)], axis=1)
-    most = jnp.full_like(log_alpha, LOG_ALPHA_RANGE[1])
-    if rule.bound is not None:
+    most, shorter, mean_length = jnp.full_like(log_alpha, LOG_ALPHA_RANGE[1]), 1.0, before.length
+    if rule.bound is not None or rule.surge is not None:
         length = _length(rule, weights, read["ratio"], squares * inverse_root(squares) * debias1 * inverse_root(slow))
-        largest = jnp.maximum(log_theta, log_alpha_0) - jnp.log(jnp.maximum(length, SHORTEST))
-        most = jnp.minimum(most, math.log(rule.bound) + largest)
+        length = jnp.maximum(length, SHORTEST)
+        if rule.surge is not None:
+            mean_length = jnp.where(count == 1, length[:, 0], mean_length)
+            counted = jnp.minimum(length, rule.surge * mean_length[:, None])
+            mean_length = mean_length + SHARE * (counted[:, 0] - mean_length)
+            shorter, length = counted / length, counted
+        if rule.bound is not None:
+            most = jnp.minimum(most, math.log(rule.bound) + jnp.maximum(log_theta, log_alpha_0) - jnp.log(length))
     log_alpha, used = _lengths(rule, outputs, log_alpha, log_alpha_0 + began, most, brakes, t)
     # Without a gradient no step: of a loss that has reached 0 memory alone would carry θ on, ever faster, to infinity.
-    alpha = jnp.exp(used) * jnp.reshape(jnp.asarray(noise, dtype), (-1, 1)) * (square > TINY)
+    alpha = shorter * jnp.exp(used) * jnp.reshape(jnp.asarray(noise, dtype), (-1, 1)) * (square > TINY)
     step = _coefficients(rule, alpha * weights, debias1, inverse_root(slow), 1 / jnp.sqrt(debias2[1]))
     steps = -_along(to_rows(owners, step), first, second, inverse)
     if learned is not None:
@@ -149,7 +158,7 @@ def one_update(
         steps = steps - rule.weight_decay * to_rows(owners, alpha) * theta
     along_new = b1 * along + (1 - b1) * square  # with the momenta as they are now
     slope = -jnp.sum(size * step * jnp.concatenate([along_own, along_new], axis=1), axis=1)
-    after = TensorState(seconds, squares, step, slope, log_alpha[:, 0] - log_alpha_0, hidden)
+    after = TensorState(seconds, squares, step, slope, log_alpha[:, 0] - log_alpha_0, hidden, mean_length)
     return steps, ControllerState(count, first, second, after, trend, began, state.network)
 
 

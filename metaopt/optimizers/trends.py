@@ -14,6 +14,7 @@ Kind = Literal["spread", "log"]
 SHARES = (0.2, 0.03)  # of a new loss in the fast and the slow average
 FAST, SLOW, VARIANCE, LAST, CHANGE, FORETOLD, LOWEST, NOISE, SEEN, SINCE = range(10)
 FEWEST = 10  # losses before any is judged to have risen
+FORGOTTEN = 0.01  # a step, of how far the slow average lies above the lowest that it has been, while it has risen
 
 
 def unseen(dtype: Any) -> jax.Array:
@@ -43,7 +44,7 @@ def polyak(trend: jax.Array, slope: jax.Array, log_alpha: jax.Array) -> jax.Arra
 def rises(trend: jax.Array, noise: float) -> jax.Array:
     """Whether the loss's fast average lies above the lowest slow one by more than so many mean changes of a step.
 
-    The lowest is never forgotten: a loss that is higher for good, as where the data change, has risen for good.
+    Meanwhile the lowest is forgotten, in some hundred steps: a loss that is higher for good would have risen for good.
     """
     return (trend[SEEN] >= FEWEST) & (trend[FAST] > trend[LOWEST] + noise * trend[NOISE])
 
@@ -68,8 +69,11 @@ def follow(
     fast, slow, variance = trend[FAST], trend[SLOW], trend[VARIANCE]
     change, slower = raw - trend[LAST], slow + SHARES[1] * (value - slow)
     noisy = jnp.maximum(SHARES[1], 1 / jnp.maximum(trend[SEEN], 1)) * (jnp.abs(change) - trend[NOISE])
+    lowest = trend[LOWEST]
     if noise is not None:
-        noisy = jnp.where(rises(trend, noise), 0.0, noisy)
+        risen = rises(trend, noise)
+        noisy = jnp.where(risen, 0.0, noisy)
+        lowest = lowest + jnp.where(risen, FORGOTTEN * jnp.maximum(slower - lowest, 0.0), 0.0)
     new = jnp.stack(
         [
             fast + SHARES[0] * (value - fast),
@@ -78,7 +82,7 @@ def follow(
             raw,
             trend[CHANGE] + SHARES[0] * (change - trend[CHANGE]),
             trend[FORETOLD] + SHARES[0] * (foretold - trend[FORETOLD]),
-            jnp.minimum(trend[LOWEST], slower),
+            jnp.minimum(lowest, slower),
             trend[NOISE] + noisy,
             trend[SEEN] + 1,
             jnp.zeros_like(value),

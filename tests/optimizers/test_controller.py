@@ -28,6 +28,7 @@ OPTIONS = {
     "begins at a share of Polyak's step": dict(start="polyak", early_change=1.0),
     "with a brake": dict(gain=2.0, brake=0.1, start="polyak"),
     "with a gain, bound": dict(gain=2.0, features="size,params,start", bound=0.02),
+    "with a bound that is met late, directions of even lengths": dict(gain=1.0, bound=0.2, surge=1.02),
 }
 
 
@@ -77,6 +78,7 @@ def by_hand(phi, params, gradients, losses, options):
     v = [{name: np.zeros_like(x) for name in ("fast", "slow")} for x in params]
     last = [np.zeros_like(x) for x in params]
     log_alpha, hidden = [float(phi["log_alpha"])] * len(params), [np.zeros(hidden_size) for _ in params]
+    mean_length = [None] * len(params)
     averages, variance, out = None, 0.0, []
     slopes, raw, change, foretold = [0.0] * len(params), None, 0.0, 0.0
     began, lowest, noise, brakes, told = log_alpha[0], np.inf, 0.0, False, None
@@ -102,6 +104,7 @@ def by_hand(phi, params, gradients, losses, options):
             averages = [averages[0] + 0.2 * (loss - averages[0]), averages[1] + 0.03 * (loss - averages[1])]
         if t > 1 and not brakes:
             noise += max(0.03, 1 / (t - 1)) * (abs(loss - told) - noise)
+        lowest += 0.01 * max(averages[1] - lowest, 0.0) if brakes else 0.0
         told, lowest = loss, min(lowest, averages[1])
         brakes = "brake" in options and t >= 10 and averages[0] > lowest + options["brake"] * noise
         trend = averages[0] - averages[1]
@@ -158,20 +161,21 @@ def by_hand(phi, params, gradients, losses, options):
             for direction in bank:
                 kind, _, which = direction.partition("_")
                 directions.append(m_hat[which] / np.sqrt(v_hat["slow"] if kind == "adam" else mean))
-            most = np.inf
+            lengths = [
+                np.mean(np.abs(d)) if kind.startswith("adam") else np.sqrt(np.mean(d**2))
+                for kind, d in zip(bank, directions, strict=True)
+            ]
+            most, length = np.inf, weights @ lengths
+            mean_length[i] = length if t == 1 else mean_length[i]
+            counted = min(length, options.get("surge", np.inf) * mean_length[i])
+            mean_length[i] += 0.2 * (counted - mean_length[i])
             if "bound" in options:
                 theta = np.log(np.mean(params[i] ** 2)) / 2
-                adams = [kind.startswith("adam") for kind in bank]
-                lengths = [
-                    np.mean(np.abs(d)) if adam else np.sqrt(np.mean(d**2))
-                    for adam, d in zip(adams, directions, strict=True)
-                ]
-                largest = max(theta, float(phi["log_alpha"])) - np.log(weights @ lengths)
-                most = np.log(options["bound"]) + largest
+                most = np.log(options["bound"]) + max(theta, float(phi["log_alpha"])) - np.log(counted)
             log_alpha[i] = min(log_alpha[i], most)
             gain = options.get("gain", 0.0) * np.tanh(output[-1])
             gain = min(gain, 0.0) if brakes else gain
-            alpha = np.exp(min(log_alpha[i] + gain, most))
+            alpha = np.exp(min(log_alpha[i] + gain, most)) * counted / length
             for weight, direction in zip(weights, directions, strict=True):
                 step -= alpha * weight * direction
             last[i], slopes[i] = step, np.sum(g * step)
@@ -322,6 +326,11 @@ def test_a_brake_takes_alpha_back_to_where_it_began_while_the_loss_has_risen():
     for step in range(1, 4):  # not where no loss is told
         state = update(gradients[0], state, params)[1]
         np.testing.assert_allclose(state.tensors.log_change, 0.3 * step * np.tanh(1.0), rtol=1e-4)
+    # Until it has risen for good: a level that stays is one to go on from.
+    level = jnp.concatenate([falls[:100], *[5 + noise, 5 - noise] * 3])
+    changes = np.asarray(log_changes(held, level))
+    braked = np.diff(changes) < 0
+    assert changes[100:300].min() < 1e-6 and braked[100:200].mean() > 0.5 and braked[1000:].mean() < 0.02
     # However noisy what explodes is.
     wild = falls.at[100:].add(jnp.exp(jnp.arange(200.0) / 10) * jnp.abs(noise[:200]))
     assert log_changes(held, wild)[-1] == 0
@@ -352,6 +361,7 @@ REFUSED = [
     (dict(hidden_size=0), "`hidden_size`"),
     (dict(beta2=1.0), "`beta2`"),
     (dict(bound=0.0), "`bound`"),
+    (dict(surge=0.9), "`surge`"),
     (dict(brake=0.0), "`brake`"),
     (dict(brake=1.0, outputs="weights"), "`brake` is for a step length"),
     (dict(brake=1.0, loss_trend="log"), "`brake` goes by the loss"),
