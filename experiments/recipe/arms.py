@@ -90,8 +90,23 @@ SEEDS = {f"the recipe, meta-seed {seed}": seed for seed in range(3)}
 THIRD = "the recipe's third form, without a brake, power=2, 3,000 meta-steps in the second part"
 FIXED = "the recipe's second form, α begins at α_0, power=1.25"
 FORERUNNER, FURTHER = HERE / "forerunner_4000.safetensors", HERE / "further_2000.safetensors"
+STEP = "bound on the step"
 RUNS: dict[str, tuple[Path, dict[str, Any]]] = {
-    "what is shipped: the one below with its brake, meta-trained on, 4,000": (SHIPPED / "controller.safetensors", {}),
+    f"what is shipped: {STEP}, a brake that lets go, surge=3": (SHIPPED / "controller.safetensors", {}),
+    f"the same φ, {STEP}": (SHIPPED / "controller.safetensors", {"surge": None}),
+    "the same φ, bound=0.3 on the step": (SHIPPED / "controller.safetensors", {"surge": None, "bound": 0.3}),
+    "the same φ, bound=3 on the step": (SHIPPED / "controller.safetensors", {"surge": None, "bound": 3.0}),
+    f"the same, meta-trained on with {STEP}, floor=1e-9, 5,000": (HERE / "on_5000.safetensors", {}),
+    f"the union of three below, {STEP}": (HERE / "union_of_three.safetensors", {}),
+    f"the union meta-trained on below, {STEP}": (HERE / "union_4500.safetensors", {}),
+    f"the recipe, meta-seed 0, {STEP}": (HERE / "recipe_0.safetensors", {}),
+    f"the recipe's third form, meta-seed 2, {STEP}": (HERE / "third_form_2.safetensors", {}),
+    f"the first part, meta-seed 1, {STEP}": (HERE / "first_part_1.safetensors", {}),
+    f"the first part, bank=…,mlp: a network's direction a coordinate, {STEP}": (
+        HERE / "network_first_part.safetensors",
+        {},
+    ),
+    "what was shipped: the one below with its brake, meta-trained on, 4,000": (SHIPPED / "controller.safetensors", {}),
     "no controller but an LSTM policy (experiments/lstm_policy.py), 1,500": (SHIPPED / "lstm_policy.safetensors", {}),
     "the one below, used with brake=1.5": (FURTHER, {"brake": 1.5}),
     "the forerunner, meta-trained on with start=polyak and early_change=2, power=1.5, 2,000": (FURTHER, {}),
