@@ -111,8 +111,9 @@ def controller(
       bound: a step is kept below this multiple of RMS(θ), of α_0 where that is larger: α times the lengths of the
         directions, weighted (an RMS, of Adam's the mean absolute value); none: it is not.
       brake: b, while a fast average of the loss lies above the lowest that a slow one has been by more than b mean
-        changes of the loss from step to step, α falls as fast as it may until it is where it began; none: the network
-        alone decides. Not under loss_trend=log, nor at steps where no loss is told.
+        changes of the loss from step to step, α falls as fast as it may until it is where it began, and each step that
+        lowest comes by a hundredth nearer to the slow average; none: the network alone decides. Not under
+        loss_trend=log, nor at steps where no loss is told.
       surge: s, the weighted directions together count as at most s times as long as they were on average of late: where
         gradients have become small and α large, one gradient of the old size would carry θ away; none: they do not.
       weight_decay: λ of decoupled decay, -α_t λ θ.

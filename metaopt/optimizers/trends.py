@@ -19,7 +19,7 @@ FORGOTTEN = 0.01  # a step, of how far the slow average lies above the lowest th
 
 def unseen(dtype: Any) -> jax.Array:
     """[10] fast and slow average of the loss, its variance about the slow one (below 0: none seen), the last one, fast
-    averages of its change and of what was foretold of it, the lowest that the slow average has been, a mean of
+    averages of its change and of what was foretold of it, the lowest that the slow average has been of late, a mean of
     |change|, how many losses were seen, and what is foretold since the last one."""
     return jnp.zeros(10, dtype).at[VARIANCE].set(-1.0)
 
