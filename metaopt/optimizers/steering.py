@@ -55,7 +55,7 @@ class TensorState(NamedTuple):
     slope: jax.Array  # [tensors] ∇ · the last step, at its start
     log_change: jax.Array  # [tensors] log α since the start; log α_0 is a part of φ, and moves with it
     hidden: jax.Array  # [tensors, hidden]
-    length: jax.Array  # [tensors] mean length of the mixture of directions of late
+    length: jax.Array  # [tensors] mean length of the mixture of directions of late, 0 before the first gradient
 
 
 class ControllerState(NamedTuple):
@@ -140,9 +140,11 @@ def one_update(
         length = _length(rule, weights, read["ratio"], squares * inverse_root(squares) * debias1 * inverse_root(slow))
         length = jnp.maximum(length, SHORTEST)
         if rule.surge is not None:
-            mean_length = jnp.where(count == 1, length[:, 0], mean_length)
-            counted = jnp.minimum(length, rule.surge * mean_length[:, None])
-            mean_length = mean_length + SHARE * (counted[:, 0] - mean_length)
+            # Without a gradient, as where the layer behind begins as 0, a tensor has no length to go by.
+            of_late = jnp.where(before.length > 0, before.length, length[:, 0])
+            counted = jnp.minimum(length, rule.surge * of_late[:, None])
+            followed = of_late + SHARE * (counted[:, 0] - of_late)
+            mean_length = jnp.where(square[:, 0] > TINY, followed, before.length)
             shorter, length = counted / length, counted
         if rule.bound is not None:
             most = jnp.minimum(most, math.log(rule.bound) + jnp.maximum(log_theta, log_alpha_0) - jnp.log(length))

@@ -166,7 +166,7 @@ def by_hand(phi, params, gradients, losses, options):
                 for kind, d in zip(bank, directions, strict=True)
             ]
             most, length = np.inf, weights @ lengths
-            mean_length[i] = length if t == 1 else mean_length[i]
+            mean_length[i] = length if mean_length[i] is None else mean_length[i]
             counted = min(length, options.get("surge", np.inf) * mean_length[i])
             mean_length[i] += 0.2 * (counted - mean_length[i])
             if "bound" in options:
@@ -334,6 +334,22 @@ def test_a_brake_takes_alpha_back_to_where_it_began_while_the_loss_has_risen():
     # However noisy what explodes is.
     wild = falls.at[100:].add(jnp.exp(jnp.arange(200.0) / 10) * jnp.abs(noise[:200]))
     assert log_changes(held, wild)[-1] == 0
+
+
+def test_a_gradient_of_the_old_size_is_no_surge_and_one_after_none_is_none():
+    """Once gradients are a thousandth of the first; a tensor that had none at first, or for a while, goes at once."""
+    free, held = controller(), controller(surge=3.0)
+    phi = free.init(jax.random.key(0))
+    params, (one,), _ = trees(steps=1)
+    small, none = (jax.tree.map(lambda g, c=c: c * g, one) for c in (1e-3, 0.0))
+    fell = [one] * 3 + [small] * 60
+    for optimizer, least, most in ((free, 10, 1e4), (held, 2, 3.5)):
+        *_, before, after = looped(optimizer, phi, params, [*fell, one])
+        ratio = np.linalg.norm(after[0]) / np.linalg.norm(before[0])
+        assert least < ratio < most, ratio
+    for gradients in ([none, one, one], [one, *[none] * 40, one]):
+        steps = looped(held, phi, params, gradients)[-1]
+        jax.tree.map(np.testing.assert_array_equal, steps, looped(free, phi, params, gradients)[-1])
 
 
 @pytest.mark.parametrize("noise", ["per_step", "per_tensor"])
