@@ -108,8 +108,9 @@ def controller(
       max_change: c, the most that log α changes in a step, late in a run.
       early_change: k, the most is c (1 + k/√t) at step t, for the right α may be a hundred times α_0.
       gain: g, a step's α is e^{g tanh o'} times the one that is kept, o' one more output; 0: there is none.
-      bound: a step is kept below this multiple of RMS(θ), of α_0 where that is larger: α times the lengths of the
-        directions, weighted (an RMS, of Adam's the mean absolute value); none: it is not.
+      bound: α times the lengths of the directions, weighted, is kept below this multiple of RMS(θ), of α_0 where that
+        is larger; a length is an RMS, of Adam's directions the mean absolute value, so that a step on few coordinates may
+        be longer. Noise and weight decay are not counted. None: it is not.
       brake: b, while a fast average of the loss lies above the lowest that a slow one has been by more than b mean
         changes of the loss from step to step, α falls as fast as it may until it is where it began, and each step that
         lowest comes by a hundredth nearer to the slow average; none: the network alone decides. Not under
@@ -137,8 +138,8 @@ def controller(
     ):
         if value is not None and value <= 0:
             raise ValueError(f"`{name}` ({value}) must be above 0.")
-    if surge is not None and surge < 1:
-        raise ValueError(f"`surge` ({surge}) must be at least 1.")
+    if surge is not None and surge <= 1:  # at 1 a mean that has fallen could not rise again
+        raise ValueError(f"`surge` ({surge}) must be above 1; try 3.")
     for name, value in (("weight_decay", weight_decay), ("gain", gain), ("early_change", early_change)):
         if value < 0:
             raise ValueError(f"`{name}` ({value}) must be at least 0.")

@@ -377,7 +377,7 @@ REFUSED = [
     (dict(hidden_size=0), "`hidden_size`"),
     (dict(beta2=1.0), "`beta2`"),
     (dict(bound=0.0), "`bound`"),
-    (dict(surge=0.9), "`surge`"),
+    (dict(surge=1.0), "`surge`"),
     (dict(brake=0.0), "`brake`"),
     (dict(brake=1.0, outputs="weights"), "`brake` is for a step length"),
     (dict(brake=1.0, loss_trend="log"), "`brake` goes by the loss"),
