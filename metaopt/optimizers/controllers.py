@@ -108,8 +108,8 @@ def controller(
       max_change: c, the most that log α changes in a step, late in a run.
       early_change: k, the most is c (1 + k/√t) at step t, for the right α may be a hundred times α_0.
       gain: g, a step's α is e^{g tanh o'} times the one that is kept, o' one more output; 0: there is none.
-      bound: α times the lengths of the directions, weighted, is kept below this multiple of RMS(θ), of α_0 where that
-        is larger; a length is an RMS, of Adam's directions the mean absolute value, so that a step on few coordinates may
+      bound: α times the lengths of the directions, weighted, is kept below this multiple of RMS(θ), or of α_0 if
+        that is larger; a length is an RMS, of Adam's directions the mean absolute value: a step on few coordinates may
         be longer. Noise and weight decay are not counted. None: it is not.
       brake: b, while a fast average of the loss lies above the lowest that a slow one has been by more than b mean
         changes of the loss from step to step, α falls as fast as it may until it is where it began, and each step that
