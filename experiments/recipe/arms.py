@@ -92,7 +92,10 @@ FIXED = "the recipe's second form, α begins at α_0, power=1.25"
 FORERUNNER, FURTHER = HERE / "forerunner_4000.safetensors", HERE / "further_2000.safetensors"
 STEP = "bound on the step"
 RUNS: dict[str, tuple[Path, dict[str, Any]]] = {
-    f"what is shipped: {STEP}, a brake that lets go, surge=3": (SHIPPED / "controller.safetensors", {}),
+    f"what is shipped: the forerunner meta-trained on, twice, {STEP}, a brake that lets go, surge=3": (
+        SHIPPED / "controller.safetensors",
+        {},
+    ),
     f"the same φ, {STEP}": (SHIPPED / "controller.safetensors", {"surge": None}),
     "the same φ, bound=0.3 on the step": (SHIPPED / "controller.safetensors", {"surge": None, "bound": 0.3}),
     "the same φ, bound=3 on the step": (SHIPPED / "controller.safetensors", {"surge": None, "bound": 3.0}),
@@ -106,7 +109,6 @@ RUNS: dict[str, tuple[Path, dict[str, Any]]] = {
         HERE / "network_first_part.safetensors",
         {},
     ),
-    "what was shipped: the one below with its brake, meta-trained on, 4,000": (SHIPPED / "controller.safetensors", {}),
     "no controller but an LSTM policy (experiments/lstm_policy.py), 1,500": (SHIPPED / "lstm_policy.safetensors", {}),
     "the one below, used with brake=1.5": (FURTHER, {"brake": 1.5}),
     "the forerunner, meta-trained on with start=polyak and early_change=2, power=1.5, 2,000": (FURTHER, {}),
@@ -134,8 +136,9 @@ RUNS: dict[str, tuple[Path, dict[str, Any]]] = {
     "back-propagation alone, windows of 100, 4,000": (HERE / "windows_4000.safetensors", {}),
     f"{FIXED}, its first part": (HERE / "fixed_start_first_part.safetensors", {}),
 }
-# Whole runs, 3,000 meta-steps in the second part, of code that did not help and is gone: the commit that has it.
+# Of code that is gone, the last two whole runs with 3,000 meta-steps in the second part: the commit that has it.
 GONE = {
+    "what was shipped, its bound on α": "ab73ffc",
     "a feature for what of the loss's fall is lost, a family in factors": "3e1b834",
     "the same, differences bound by .02": "3e1b834",
 }

@@ -130,12 +130,7 @@ def controller(
     least, most = LOG_ALPHA_RANGE
     if not least <= log_alpha <= most:
         raise ValueError(f"`log_alpha` ({log_alpha:g}) must lie between {least:g} and {most:g}, where it is kept.")
-    for name, value in (
-        ("hidden_size", hidden_size),
-        ("max_change", max_change),
-        ("bound", bound),
-        ("brake", brake),
-    ):
+    for name, value in (("hidden_size", hidden_size), ("max_change", max_change), ("bound", bound), ("brake", brake)):
         if value is not None and value <= 0:
             raise ValueError(f"`{name}` ({value}) must be above 0.")
     if surge is not None and surge <= 1:  # at 1 a mean that has fallen could not rise again
